@@ -1,0 +1,182 @@
+//! The agent's HTTP servers for operators: administration on loopback (15000), metrics (15020) and
+//! readiness (15021), and the log that goes with them.
+//!
+//! Shows what the rest of the agent knows through [`AdminState`]; keeps no state but the log level and
+//! changes nothing but what its three POST paths say.
+
+mod certificate;
+mod config_dump;
+mod explain;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod layer7_dump;
+pub mod logging;
+mod metrics;
+mod routes;
+mod server;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(crate) use tests::sample_dump;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use userspace_l7::model::Snapshot;
+use userspace_l7::telemetry::Reporter;
+
+pub use certificate::{CertificateEntry, CertificateState, CertificateStatus, InvalidCertificate};
+pub use config_dump::{
+    AddressedWaypoint, CertificateDump, CertificateEntryDump, ConfigDump, ConnectionDump,
+    ConnectionsDump, EndpointDump, LoadBalancerDump, LocalityDump, MatchDump, PodInfoDump,
+    PolicyDump, ServiceAccountDump, ServiceDump, StringMatchDump, VersionDump, WorkloadDump,
+    WorkloadStateDump,
+};
+pub use explain::{
+    BackendStep, ClientStep, DestinationStep, EndpointStep, Expectation, Explanation, PolicyStep,
+    Question, RouteStep, Unanswerable, WaypointStep, explain,
+};
+pub use layer7_dump::{BackendDump, Layer7Dump, ListenerDump, RouteDump};
+pub use metrics::register;
+pub use server::{
+    ADMIN_PORT, AdminServer, BindError, Endpoints, METRICS_PORT, READINESS_PORT, Services,
+};
+
+/// A future that a trait object can return.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What the composition root lends to the servers. Called on the control plane's runtime: nothing here may
+/// block.
+pub trait AdminState: Send + Sync + 'static {
+    /// The mesh as the workers see it.
+    fn snapshot(&self) -> Arc<Snapshot>;
+
+    /// The certificates of this node's identities.
+    fn certificates(&self) -> Vec<CertificateStatus>;
+
+    /// Every connection that is carried now, asked of each worker.
+    fn connections(&self) -> BoxFuture<'_, Vec<LiveConnection>>;
+
+    /// The agent's own condition.
+    fn status(&self) -> AgentStatus;
+
+    /// The settings in force, for reading only; without keys or tokens.
+    fn config(&self) -> serde_json::Value;
+
+    /// Begins a graceful stop. Pods stay armed, so that the next agent finds them and nothing leaves in
+    /// the clear meanwhile.
+    fn shut_down(&self);
+
+    /// Releases every pod, removes all that the agent put into the kernel, then begins a stop. Resolves
+    /// when the removal is done.
+    fn unenrol(&self) -> BoxFuture<'_, Released>;
+}
+
+/// What `POST /unenrol` did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Released {
+    /// Uids of the pods that run without the mesh now.
+    pub pods: Vec<String>,
+    /// What could not be removed, one sentence each; empty if nothing is left behind.
+    pub failures: Vec<String>,
+}
+
+/// One carried connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveConnection {
+    /// The local workload.
+    pub workload_uid: String,
+    /// Outbound or inbound, seen from the workload.
+    pub reporter: Reporter,
+    /// The client's address.
+    pub source: SocketAddr,
+    /// What the client dialled.
+    pub original_destination: SocketAddr,
+    /// Hostname of the service that was dialled.
+    pub service: Option<String>,
+    /// Where the connection goes.
+    pub actual_destination: SocketAddr,
+    /// Whether the node-to-node part is HBONE rather than plain TCP.
+    pub hbone: bool,
+}
+
+/// The agent's own condition, as `GET /status` serves it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentStatus {
+    /// Node name.
+    pub node: String,
+    /// Generation of the snapshot in force.
+    pub generation: u64,
+    /// `io_uring` or `epoll`.
+    pub ring_backend: String,
+    /// Worker threads.
+    pub workers: usize,
+    /// Capabilities that the process still holds.
+    pub capabilities: Vec<String>,
+    /// What has to happen before the agent is ready; empty if it is.
+    pub pending: Vec<String>,
+    /// This node's pods.
+    pub pods: Vec<PodStatus>,
+    /// Manifests that could not be taken over; the last good state is in force.
+    pub problems: Vec<ManifestProblem>,
+    /// Manifests that are in force and probably not meant so: what they name is not there, or has no effect.
+    #[serde(default)]
+    pub warnings: Vec<ManifestProblem>,
+    /// Repairs of the kernel's state since the start, by kind.
+    pub repairs: BTreeMap<String, u64>,
+    /// Pods armed since the start.
+    pub pods_started: u64,
+    /// Pods released since the start.
+    pub pods_stopped: u64,
+}
+
+/// One pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStatus {
+    /// Workload uid.
+    pub uid: String,
+    /// Pod name.
+    pub name: String,
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Service account.
+    pub service_account: String,
+    /// Whether its traffic is captured.
+    pub state: PodState,
+    /// Why it is not, in one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Whether a pod's traffic is captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PodState {
+    /// Captured, both ways.
+    Up,
+    /// Not yet.
+    Pending,
+}
+
+/// What is wrong with a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestProblem {
+    /// The file.
+    pub path: String,
+    /// Line in the file, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
+    /// Kind and name of the object, `Service app/shop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// Path of the field, `spec.ports[0].port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// What is wrong, in one sentence.
+    pub message: String,
+}

@@ -1,0 +1,504 @@
+//! What policies say: each of them asked alone through the data path's own functions, then all together.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use hyper::StatusCode;
+use userspace_l7::model::{
+    Action, AuthorizationPolicy, Demands, Health, HttpPolicy, HttpPolicyAction, JwtKeys, Peer,
+    Scope, Service, ServiceLayer7, Snapshot, SpiffeId, TunnelProtocol, Workload,
+};
+use userspace_l7::policy::http::{HttpDecision, HttpRequest, HttpVerdict, judge_http};
+use userspace_l7::policy::jwt::{self, Claims, KeySet};
+use userspace_l7::policy::{self, Connection};
+use userspace_l7::route::{self, Towards};
+
+use super::routing::{Backend, BackendKind, Routing};
+use super::{BackendStep, EndpointStep, Expectation, Inquiry, PolicyStep, wording};
+
+/// What policies say, and of whom.
+pub(super) struct Judgement {
+    pub(super) backends: Vec<BackendStep>,
+    pub(super) policies: Vec<PolicyStep>,
+    /// Why layer 7 refuses; `None`: it lets the request pass.
+    denied: Option<Expectation>,
+    /// The sentence beside a request that passes.
+    allowed: String,
+}
+
+pub(super) fn walk(inquiry: &Inquiry<'_>, routing: &Routing<'_>) -> Judgement {
+    let mut judged = Judgement {
+        backends: Vec::new(),
+        policies: Vec::new(),
+        denied: None,
+        allowed: "the application answers".to_owned(),
+    };
+    let total: u64 = weights(routing).sum();
+    let mut servers: Vec<(Arc<Workload>, SocketAddr)> = Vec::new();
+    for backend in &routing.backends {
+        judged
+            .backends
+            .push(backend_step(inquiry, routing, backend, total, &mut servers));
+    }
+    let waypoint = routing.layer7.map(|layer7| &layer7.waypoint_identity);
+    layer4(inquiry, waypoint, &servers, &mut judged.policies);
+    if let Some((demands, waypoint)) = demands(inquiry, routing) {
+        layer7(inquiry, demands, waypoint, &servers, &mut judged);
+    }
+    judged
+}
+
+impl Judgement {
+    /// The first of: an answer without a backend, a refusal by layer 7, one by layer 4, delivery.
+    pub(super) fn expected(&self, routing: &Routing<'_>) -> Expectation {
+        if let Some(answered) = &routing.answered {
+            return answered.clone();
+        }
+        if let Some(denied) = &self.denied {
+            return denied.clone();
+        }
+        let endpoints = || self.backends.iter().flat_map(|backend| &backend.endpoints);
+        let takers = || endpoints().filter(|endpoint| endpoint.takes_requests);
+        if takers().next().is_none() {
+            return if routing.is_http {
+                let is_invalid = self.backends.iter().all(|backend| backend.port.is_none());
+                if is_invalid {
+                    Expectation::answered(
+                        StatusCode::INTERNAL_SERVER_ERROR,
+                        "no backend can be used",
+                    )
+                } else {
+                    Expectation::answered(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream")
+                }
+            } else {
+                Expectation::refused("the connection is refused: no healthy upstream")
+            };
+        }
+        let mut refusals = takers()
+            .filter(|endpoint| endpoint.verdict != ALLOWED)
+            .peekable();
+        match refusals.peek() {
+            Some(first) if takers().all(|endpoint| endpoint.verdict != ALLOWED) => {
+                let why = format!("layer 4 at the server's node refuses: {}", first.verdict);
+                if routing.is_http {
+                    Expectation::answered(StatusCode::SERVICE_UNAVAILABLE, why)
+                } else {
+                    Expectation::refused(format!("the connection is reset; {why}"))
+                }
+            }
+            Some(first) => Expectation::delivered(format!(
+                "{}, but {} refuses: {}",
+                self.allowed, first.workload, first.verdict
+            )),
+            None => Expectation::delivered(self.allowed.clone()),
+        }
+    }
+}
+
+const ALLOWED: &str = "allowed";
+
+fn weights<'a>(routing: &'a Routing<'_>) -> impl Iterator<Item = u64> + 'a {
+    let weights = routing.backends.iter().map(|backend| backend.weight);
+    weights.map(|weight| u64::from(weight.unwrap_or(1)))
+}
+
+fn backend_step(
+    inquiry: &Inquiry<'_>,
+    routing: &Routing<'_>,
+    backend: &Backend<'_>,
+    total: u64,
+    servers: &mut Vec<(Arc<Workload>, SocketAddr)>,
+) -> BackendStep {
+    let weight = u64::from(backend.weight.unwrap_or(1));
+    let per_mille = (weight * 1000).checked_div(total).unwrap_or_default();
+    let mut step = BackendStep {
+        name: String::new(),
+        port: None,
+        weight: backend.weight,
+        share: format!("{}.{}", per_mille / 10, per_mille % 10),
+        endpoints: Vec::new(),
+    };
+    match &backend.kind {
+        BackendKind::Invalid(why) => step.name = format!("invalid: {why}"),
+        BackendKind::Address(address) => {
+            step.name = address.to_string();
+            step.port = Some(address.port());
+            let workload = inquiry.snapshot.workload_at(address.ip());
+            if let Some(workload) = workload {
+                servers.push((Arc::clone(workload), *address));
+            }
+            step.endpoints.push(endpoint_step(
+                inquiry,
+                routing.layer7.map(|found| &**found),
+                workload,
+                *address,
+                (
+                    workload.is_none_or(|found| found.health == Health::Healthy),
+                    true,
+                ),
+            ));
+        }
+        BackendKind::Service {
+            service,
+            port,
+            subset,
+        } => {
+            step.name = subset.map_or_else(
+                || service.key.to_string(),
+                |subset| format!("{} (subset {subset})", service.key),
+            );
+            step.port = Some(*port);
+            let from = (&***service, *port, *subset);
+            step.endpoints = service_endpoints(inquiry, routing, from, servers);
+            step.endpoints.sort_by(|a, b| a.workload.cmp(&b.workload));
+        }
+    }
+    step
+}
+
+fn service_endpoints(
+    inquiry: &Inquiry<'_>,
+    routing: &Routing<'_>,
+    (service, port, subset): (&Service, u16, Option<&str>),
+    servers: &mut Vec<(Arc<Workload>, SocketAddr)>,
+) -> Vec<EndpointStep> {
+    let drawn = takers(inquiry, (service, port, subset));
+    let members = subset.and_then(|name| {
+        let traffic = inquiry.snapshot.traffic.get(&service.key)?;
+        Some(&traffic.subsets.get(name)?.members)
+    });
+    let mut steps = Vec::new();
+    for endpoint in inquiry.snapshot.endpoints_of(&service.key) {
+        let is_member = members.is_none_or(|members| members.contains(&endpoint.workload));
+        let workload = inquiry.snapshot.workloads.get(&endpoint.workload);
+        let target = endpoint.target_port(service, port);
+        let (true, Some(workload), Some(target)) = (is_member, workload, target) else {
+            continue;
+        };
+        let Some(ip) = workload.addresses.first() else {
+            continue;
+        };
+        let address = SocketAddr::new(*ip, target);
+        let is_drawn = drawn.contains(workload.uid.as_str());
+        if is_drawn {
+            servers.push((Arc::clone(workload), address));
+        }
+        let layer7 = routing.layer7.map(|found| &**found);
+        let state = (endpoint.health == Health::Healthy, is_drawn);
+        steps.push(endpoint_step(
+            inquiry,
+            layer7,
+            Some(workload),
+            address,
+            state,
+        ));
+    }
+    steps
+}
+
+/// The endpoints that the balancer may draw: it is asked once for each endpoint, with another draw each time.
+fn takers(
+    inquiry: &Inquiry<'_>,
+    (service, port, subset): (&Service, u16, Option<&str>),
+) -> BTreeSet<String> {
+    let endpoints = inquiry.snapshot.endpoints_of(&service.key);
+    let ip = service.vips.first().copied();
+    let subset = subset.map(Arc::from);
+    let towards = Towards {
+        service,
+        subset: subset.as_ref(),
+        address: SocketAddr::new(ip.unwrap_or_else(|| inquiry.dialled.ip()), port),
+    };
+    let draws = 0..u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
+    let plans = draws.filter_map(|draw| {
+        let mut choose = |bound: u32| draw.checked_rem(bound).unwrap_or_default();
+        route::targets(inquiry.snapshot, inquiry.client, &towards, &mut choose).ok()
+    });
+    plans
+        .flatten()
+        .filter_map(|target| Some(target.workload?.uid.to_string()))
+        .collect()
+}
+
+fn endpoint_step(
+    inquiry: &Inquiry<'_>,
+    layer7: Option<&ServiceLayer7>,
+    workload: Option<&Arc<Workload>>,
+    address: SocketAddr,
+    (is_healthy, takes_requests): (bool, bool),
+) -> EndpointStep {
+    let verdict = workload.map_or_else(
+        || ALLOWED.to_owned(),
+        |workload| layer4_verdict(inquiry, layer7, workload, address),
+    );
+    let carriage = workload.map_or(TunnelProtocol::Tcp, |found| found.protocol);
+    EndpointStep {
+        workload: workload
+            .map(|found| format!("{}/{}", found.namespace, found.name))
+            .unwrap_or_default(),
+        node: workload
+            .map(|found| found.node.to_string())
+            .unwrap_or_default(),
+        address: address.to_string(),
+        health: if is_healthy { "Healthy" } else { "Unhealthy" }.to_owned(),
+        carriage: match carriage {
+            TunnelProtocol::Hbone => "HBONE".to_owned(),
+            TunnelProtocol::Tcp => "TCP".to_owned(),
+        },
+        takes_requests,
+        verdict,
+    }
+}
+
+/// Layer 4 at the server. A policy that lets only the waypoint in is satisfied by what went through layer 7
+/// on the waypoint's behalf.
+fn layer4_verdict(
+    inquiry: &Inquiry<'_>,
+    layer7: Option<&ServiceLayer7>,
+    workload: &Workload,
+    address: SocketAddr,
+) -> String {
+    let client = proven(inquiry, workload);
+    let connection = Connection {
+        waypoint: layer7.map(|layer7| &layer7.waypoint_identity),
+        ..connection(inquiry, client.as_ref(), address)
+    };
+    let decision = policy::judge(inquiry.snapshot, workload, &connection).decision;
+    match decision {
+        Ok(_) => ALLOWED.to_owned(),
+        Err(denial) => denial.to_string(),
+    }
+}
+
+/// The client's identity as the server's node sees it: only a tunnel proves one.
+fn proven(inquiry: &Inquiry<'_>, workload: &Workload) -> Option<SpiffeId> {
+    let is_tunnel = workload.protocol == TunnelProtocol::Hbone
+        && inquiry.client.protocol == TunnelProtocol::Hbone;
+    is_tunnel.then(|| inquiry.client.identity())
+}
+
+fn connection<'a>(
+    inquiry: &Inquiry<'_>,
+    identity: Option<&'a SpiffeId>,
+    destination: SocketAddr,
+) -> Connection<'a> {
+    Connection {
+        source: client_address(inquiry),
+        identity,
+        waypoint: None,
+        destination,
+    }
+}
+
+fn client_address(inquiry: &Inquiry<'_>) -> IpAddr {
+    let first = inquiry.client.addresses.first().copied();
+    first.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
+}
+
+/// Every L4 policy of every server, each once.
+fn layer4(
+    inquiry: &Inquiry<'_>,
+    waypoint: Option<&SpiffeId>,
+    servers: &[(Arc<Workload>, SocketAddr)],
+    steps: &mut Vec<PolicyStep>,
+) {
+    let mut seen = BTreeSet::new();
+    for (workload, address) in servers {
+        let identity = proven(inquiry, workload);
+        for policy in inquiry.snapshot.policies_for(workload) {
+            if !seen.insert(policy.key.clone()) {
+                continue;
+            }
+            let connection = Connection {
+                waypoint,
+                ..connection(inquiry, identity.as_ref(), *address)
+            };
+            let rule = (0..policy.rules.len())
+                .find(|rule| is_l4_match(inquiry.snapshot, workload, policy, *rule, &connection));
+            steps.push(PolicyStep {
+                name: policy.key.to_string(),
+                action: match policy.action {
+                    Action::Allow => "ALLOW".to_owned(),
+                    Action::Deny => "DENY".to_owned(),
+                },
+                layer: "L4".to_owned(),
+                at: workload.node.to_string(),
+                verdict: verdict(rule, policy.dry_run),
+                is_match: rule.is_some() && !policy.dry_run,
+            });
+        }
+    }
+}
+
+/// Whether one rule alone matches: a mesh in which there is no other rule is asked.
+fn is_l4_match(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    policy: &AuthorizationPolicy,
+    rule: usize,
+    connection: &Connection<'_>,
+) -> bool {
+    let Some(rule) = policy.rules.get(rule) else {
+        return false;
+    };
+    let alone = AuthorizationPolicy {
+        key: policy.key.clone(),
+        scope: Scope::Global,
+        action: Action::Deny,
+        dry_run: false,
+        rules: vec![rule.clone()],
+    };
+    let mut only = Snapshot::empty((*snapshot.mesh).clone());
+    only.global_policies = Arc::new([Arc::new(alone)]);
+    policy::judge(&only, workload, connection).decision.is_err()
+}
+
+fn verdict(rule: Option<usize>, dry_run: bool) -> String {
+    let found = rule.map_or_else(
+        || "does not match".to_owned(),
+        |rule| format!("matches rule {rule}"),
+    );
+    if dry_run {
+        format!("{found} (dry run)")
+    } else {
+        found
+    }
+}
+
+/// What is demanded, and on whose behalf requests come.
+fn demands<'a>(
+    inquiry: &Inquiry<'a>,
+    routing: &Routing<'a>,
+) -> Option<(&'a Demands, &'a SpiffeId)> {
+    if let Some(layer7) = routing.layer7 {
+        return routing
+            .is_http
+            .then_some((&*layer7.demands, &layer7.waypoint_identity));
+    }
+    let workload = inquiry.snapshot.workload_at(inquiry.dialled.ip())?;
+    let own = inquiry.snapshot.workloads_layer7.get(&workload.uid)?;
+    Some((&*own.demands, &own.waypoint_identity))
+}
+
+fn layer7(
+    inquiry: &Inquiry<'_>,
+    demands: &Demands,
+    waypoint: &SpiffeId,
+    servers: &[(Arc<Workload>, SocketAddr)],
+    judged: &mut Judgement,
+) {
+    let server = servers.first();
+    let identity = inquiry.client.identity();
+    let is_proven = inquiry.client.protocol == TunnelProtocol::Hbone;
+    let token = match token(inquiry, demands) {
+        Ok(token) => token,
+        Err(error) => {
+            judged.denied = Some(Expectation::answered(
+                StatusCode::UNAUTHORIZED,
+                format!("the request's token is refused: {error}"),
+            ));
+            None
+        }
+    };
+    let request = HttpRequest {
+        head: inquiry.head(),
+        normalization: inquiry.snapshot.path_normalization,
+        identity: is_proven.then_some(&identity),
+        source: client_address(inquiry),
+        remote: client_address(inquiry),
+        destination: server.map_or(inquiry.dialled, |(_, address)| *address),
+        service_port: inquiry.dialled.port(),
+        token: token.as_ref(),
+        waypoint_identity: Some(waypoint),
+    };
+    let at = match server {
+        Some((workload, _)) if is_culvert(workload) => workload.node.to_string(),
+        Some(_) | None => "client's node".to_owned(),
+    };
+    for policy in &demands.authorization {
+        judged.policies.push(policy_step(policy, &request, &at));
+    }
+    if judged.denied.is_none() {
+        decide(demands, &request, judged);
+    }
+}
+
+fn is_culvert(workload: &Workload) -> bool {
+    workload.protocol == TunnelProtocol::Hbone && workload.peer == Peer::Culvert
+}
+
+/// Only keys that stand in the mesh's objects are at hand; others are with the workers.
+fn token(inquiry: &Inquiry<'_>, demands: &Demands) -> Result<Option<Claims>, jwt::TokenError> {
+    let keys = |keys: &JwtKeys| match keys {
+        JwtKeys::Inline(json) => KeySet::parse(json).ok().map(Arc::new),
+        JwtKeys::Remote { .. } => None,
+    };
+    jwt::authenticate(
+        &demands.authentication,
+        &keys,
+        &inquiry.head(),
+        SystemTime::now(),
+    )
+}
+
+fn policy_step(policy: &HttpPolicy, request: &HttpRequest<'_>, at: &str) -> PolicyStep {
+    let rule = (0..policy.rules.len()).find(|rule| is_l7_match(policy, *rule, request));
+    let action = match &policy.action {
+        HttpPolicyAction::Allow => "ALLOW".to_owned(),
+        HttpPolicyAction::Deny => "DENY".to_owned(),
+        HttpPolicyAction::Audit => "AUDIT".to_owned(),
+        HttpPolicyAction::Custom(_) => "CUSTOM".to_owned(),
+    };
+    PolicyStep {
+        name: policy.key.to_string(),
+        action,
+        layer: "L7".to_owned(),
+        at: at.to_owned(),
+        verdict: verdict(rule, policy.dry_run),
+        is_match: rule.is_some() && !policy.dry_run,
+    }
+}
+
+/// Whether one rule alone matches: as an ALLOW policy that stands alone it lets pass exactly what it matches.
+fn is_l7_match(policy: &HttpPolicy, rule: usize, request: &HttpRequest<'_>) -> bool {
+    let Some(rule) = policy.rules.get(rule) else {
+        return false;
+    };
+    let alone = HttpPolicy {
+        key: policy.key.clone(),
+        action: HttpPolicyAction::Allow,
+        dry_run: false,
+        rules: vec![rule.clone()],
+    };
+    let only = Demands {
+        authorization: vec![Arc::new(alone)],
+        ..Demands::default()
+    };
+    matches!(
+        judge_http(&only, request).decision,
+        HttpDecision::Allowed(_)
+    )
+}
+
+fn decide(demands: &Demands, request: &HttpRequest<'_>, judged: &mut Judgement) {
+    let mut verdict = judge_http(demands, request);
+    if let HttpDecision::Ask(ask) = verdict.decision {
+        let names: Vec<&str> = ask
+            .authorizers
+            .iter()
+            .map(|asked| &*asked.authorizer.name)
+            .collect();
+        judged.allowed = format!(
+            "the application answers, if {} lets the request pass",
+            names.join(" and ")
+        );
+        verdict = ask.then.judge(demands, request);
+    }
+    let HttpVerdict { decision, .. } = verdict;
+    if let HttpDecision::Denied(denial) = decision {
+        let why = wording::denial(&denial);
+        judged.denied = Some(Expectation::answered(denial.status(), why));
+    }
+}

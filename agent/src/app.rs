@@ -1,0 +1,335 @@
+//! The composition root: builds every part of the agent, wires them, and owns the order of start and stop.
+//!
+//! ```text
+//!  manifests ─▶ compiler ─▶ Arc<Snapshot> ─▶ workers          (threads: culvert-worker-N, rings)
+//!                   │                    └─▶ admin, DNS       (this thread: tokio)
+//!                   ├─▶ identities wanted ─▶ SVID keeper ─▶ Identities ─▶ workers
+//!                   └─▶ pods of this node ─▶ enrolment ─▶ listeners ─▶ workers   (thread: culvert-capture)
+//! ```
+
+mod dns;
+mod state;
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use prometheus_client::registry::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+use userspace_l7::model::{Snapshot, SpiffeId};
+use userspace_l7::pod;
+use userspace_l7::ring::{self, Backend};
+use userspace_l7::telemetry::Metrics;
+use userspace_l7::tls::Identities;
+use userspace_l7::worker::{self, Worker};
+
+use crate::admin::{self, AdminServer, Endpoints, Services, logging};
+use crate::capture::{self, Capture, Openings};
+use crate::config::{AgentArgs, IoUring};
+use crate::dns::DnsMetrics;
+use crate::enrolment::{self, Enrolment, Orders};
+use crate::identity::SvidKeeper;
+use crate::mesh::{Compiler, LocalPod, MeshOptions};
+use crate::privilege;
+use crate::sources::{ManifestWatch, Manifests, Problem, Severity, Update};
+use state::State;
+
+/// Where metrics and readiness are served, on every address of the node (ztunnel's ports).
+const METRICS_PORT: u16 = 15020;
+const READINESS_PORT: u16 = 15021;
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// Something that the agent cannot do without is missing; the sentence says what.
+pub fn run(args: &AgentArgs) -> Result<()> {
+    capture::give_memory_back_early();
+    raise_file_limit();
+    privilege::drop_to_kept()?;
+    let format = args.log_format.into();
+    let (log, _written_at_the_end) = logging::install(format, &args.log_level, std::io::stdout())
+        .context("cannot start the log")?;
+    let backend = backend(args.io_uring)?;
+    let cpus = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let workers = args.workers(cpus);
+    std::fs::create_dir_all(&args.run_dir)
+        .with_context(|| format!("cannot create the run directory {}", args.run_dir.display()))?;
+    let mut capture = Capture::load(&capture::Settings {
+        run_dir: args.run_dir.clone(),
+        workers: NonZeroUsize::new(workers).unwrap_or(NonZeroUsize::MIN),
+        heartbeat_lease: Duration::from_secs(args.lease),
+        pods_cgroup: args.pods_cgroup.clone(),
+    })
+    .context("cannot capture: `culvert doctor` says what this node lacks")?;
+    let openings = capture.hold_openings()?;
+    info!(node = %args.node, workers, ring = ?backend, "agent starting");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the control plane's runtime")?;
+    let proxy = Proxy {
+        backend,
+        workers,
+        openings,
+    };
+    runtime.block_on(Agent::start(args, proxy, capture)?.serve(args, log))
+}
+
+/// What the proxy threads begin with.
+struct Proxy {
+    backend: Backend,
+    workers: usize,
+    /// One for each worker, or none at all.
+    openings: Vec<Openings>,
+}
+
+/// The parts that run.
+struct Agent {
+    wanted: watch::Receiver<HashSet<SpiffeId>>,
+    manifests: ManifestWatch,
+    state: Arc<State>,
+    workers: Arc<[Worker]>,
+    enrolment: Enrolment,
+    keeper: SvidKeeper,
+    dns: dns::Pods,
+    registry: Registry,
+}
+
+/// The mesh, and everyone who is told when it changes.
+struct Mesh {
+    compiler: Compiler,
+    wanted: watch::Sender<HashSet<SpiffeId>>,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    workers: Arc<[Worker]>,
+    orders: Orders,
+    state: Arc<State>,
+}
+
+impl Agent {
+    fn start(args: &AgentArgs, proxy: Proxy, capture: Capture) -> Result<Self> {
+        let backend = proxy.backend;
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::new());
+        metrics.register(&mut registry);
+        let dns_metrics = DnsMetrics::new();
+        dns_metrics.register(&mut registry);
+
+        let identities = Arc::<Identities>::default();
+        let lifetime = Duration::from_secs(args.svid_ttl);
+        let keeper = SvidKeeper::open(
+            args.ca_dir(),
+            args.trust_domain.clone(),
+            lifetime,
+            Arc::clone(&identities),
+        )?;
+
+        let compiler = Compiler::new(MeshOptions {
+            mesh: args.mesh(),
+            node: args.node.as_str().into(),
+            root_namespace: args.root_namespace.as_str().into(),
+        });
+        let snapshot = watch::Sender::new(compiler.snapshot());
+        let channel = enrolment::channel();
+        let workers = start_workers(proxy, &snapshot, &identities, &metrics, &channel.0)?;
+        let (dns_pods, dns) = dns::channel(snapshot.subscribe(), dns_metrics);
+        let enrolment =
+            Enrolment::start(capture, Arc::clone(&workers), Box::new(dns_pods), channel)
+                .context("cannot start the capture thread")?;
+        let state = Arc::new(State::new(
+            args,
+            backend,
+            snapshot.subscribe(),
+            keeper.statuses(),
+            Arc::clone(&workers),
+            &enrolment,
+        ));
+        let mesh = Mesh {
+            compiler,
+            wanted: watch::Sender::new(HashSet::new()),
+            snapshot,
+            workers: Arc::clone(&workers),
+            orders: enrolment.orders(),
+            state: Arc::clone(&state),
+        };
+        let wanted = mesh.wanted.subscribe();
+        let manifests = mesh
+            .follow(&args.manifests)
+            .context("cannot watch the manifests")?;
+        Ok(Self {
+            wanted,
+            manifests,
+            state,
+            workers,
+            enrolment,
+            keeper,
+            dns,
+            registry,
+        })
+    }
+}
+
+fn start_workers(
+    proxy: Proxy,
+    snapshot: &watch::Sender<Arc<Snapshot>>,
+    identities: &Arc<Identities>,
+    metrics: &Arc<Metrics>,
+    orders: &Orders,
+) -> Result<Arc<[Worker]>> {
+    let orders = orders.clone();
+    let settings = worker::Settings {
+        backend: proxy.backend,
+        snapshot: Arc::clone(&snapshot.borrow()),
+        identities: Arc::clone(identities),
+        key_sets: Arc::default(),
+        traffic: Arc::default(),
+        metrics: Arc::clone(metrics),
+        listener_lost: Arc::new(move |uid| orders.listener_lost(uid)),
+    };
+    let mut openings = proxy.openings.into_iter();
+    let workers = (0..proxy.workers).map(|index| {
+        let openings = openings.next();
+        let openings = openings.map(|openings| Box::new(openings) as Box<dyn pod::Openings>);
+        Worker::start(index, settings.clone(), openings)
+    });
+    workers
+        .collect::<std::io::Result<_>>()
+        .context("cannot start a proxy thread")
+}
+
+impl Agent {
+    async fn serve(self, args: &AgentArgs, log: logging::LogControl) -> Result<()> {
+        let Self {
+            wanted,
+            manifests,
+            state,
+            workers,
+            enrolment,
+            keeper,
+            dns,
+            mut registry,
+        } = self;
+        let shown: Arc<dyn admin::AdminState> = Arc::<State>::clone(&state);
+        admin::register(&mut registry, Arc::clone(&shown));
+        let any = |port| {
+            [
+                SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+                (Ipv4Addr::UNSPECIFIED, port).into(),
+            ]
+        };
+        let endpoints = Endpoints {
+            admin: vec![args.admin],
+            metrics: any(METRICS_PORT).into(),
+            readiness: any(READINESS_PORT).into(),
+        };
+        let server = AdminServer::bind(&endpoints)?;
+        let services = Services {
+            state: shown,
+            registry: Arc::new(registry),
+            log,
+        };
+        let stopping = Arc::new(tokio::sync::Notify::new());
+        let stopped = Arc::clone(&stopping);
+        let admin = tokio::spawn(server.run(services, async move { stopped.notified().await }));
+        let keeper = tokio::spawn(keeper.run(wanted));
+        let dns = tokio::spawn(dns.run());
+
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            () = state.stop_requested() => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        drop(manifests);
+        info!("agent stopping: connections may end by themselves for a while");
+        workers.iter().for_each(|worker| worker.drain(args.drain()));
+        enrolment.stop();
+        while workers.iter().any(|worker| !worker.is_finished()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        stopping.notify_one();
+        admin.await.context("the admin server panicked")?;
+        keeper.abort();
+        dns.abort();
+        info!("agent stopped");
+        Ok(())
+    }
+}
+
+impl Mesh {
+    /// Follows a directory of manifests, on a thread of its own.
+    fn follow(mut self, directory: &Path) -> std::io::Result<ManifestWatch> {
+        ManifestWatch::start(directory.to_owned(), move |update, manifests| {
+            self.take(update, manifests);
+        })
+    }
+
+    /// Takes news of the mesh over: identities first, so that a pod is not captured before it can prove who
+    /// it is.
+    fn take(&mut self, update: Update, manifests: &Manifests) {
+        let snapshot = self.compiler.apply(update.changes);
+        let wanted: HashSet<_> = self.compiler.identities().into_iter().collect();
+        self.wanted.send_if_modified(|now| {
+            let changed = *now != wanted;
+            *now = wanted;
+            changed
+        });
+        self.workers
+            .iter()
+            .for_each(|worker| worker.publish(Arc::clone(&snapshot)));
+        self.snapshot.send_replace(snapshot);
+        let pods = self.compiler.local_pods().values();
+        self.orders
+            .want(pods.map(|pod| LocalPod::clone(pod)).collect());
+        self.report(manifests);
+    }
+
+    /// Shows what is wrong with the manifests, and logs what was not wrong before.
+    fn report(&self, manifests: &Manifests) {
+        let problems = Arc::new(manifests.problems(self.compiler.notices().cloned()));
+        let before = self.state.report(Arc::clone(&problems));
+        // Both lists are sorted.
+        let is_new = |problem: &&Problem| before.list.binary_search(problem).is_err();
+        for problem in problems.list.iter().filter(is_new) {
+            match problem.severity {
+                Severity::Error => {
+                    warn!(%problem, "manifests not taken over: the last good state stays");
+                }
+                Severity::Warning => warn!(%problem, "manifest"),
+                Severity::Info => debug!(%problem, "manifest"),
+            }
+        }
+    }
+}
+
+/// Chooses how workers wait for their sockets.
+fn backend(wanted: IoUring) -> Result<Backend> {
+    match (wanted, ring::probe()) {
+        (IoUring::Off, _) => Ok(Backend::Epoll),
+        (_, Ok(())) => Ok(Backend::Uring),
+        (IoUring::Auto, Err(unavailable)) => {
+            warn!(reason = %unavailable, "io_uring is not to be had: running on epoll");
+            Ok(Backend::Epoll)
+        }
+        (IoUring::Require, Err(unavailable)) => {
+            bail!("io_uring is required and not to be had: {unavailable}")
+        }
+    }
+}
+
+/// Every connection takes two descriptors, and the usual soft limit is made for select(2).
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "cannot raise the limit of open files");
+    }
+}

@@ -1,0 +1,218 @@
+//! What the admin servers may see of the running agent.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::json;
+use tokio::sync::{Notify, watch};
+use userspace_l7::model::Snapshot;
+use userspace_l7::ring::Backend;
+use userspace_l7::telemetry::Reporter;
+use userspace_l7::worker::{Carriage, Direction, Worker};
+
+use crate::admin::{
+    AdminState, AgentStatus, BoxFuture, CertificateEntry, CertificateState, CertificateStatus,
+    LiveConnection, ManifestProblem, Released,
+};
+use crate::config::AgentArgs;
+use crate::enrolment::{self, Enrolment, Ledger, Orders};
+use crate::identity::{SvidState, SvidStatus};
+use crate::privilege;
+use crate::sources::{Problems, Severity};
+
+/// Lent to the admin servers.
+pub(super) struct State {
+    args: AgentArgs,
+    backend: Backend,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    svids: watch::Receiver<Vec<SvidStatus>>,
+    workers: Arc<[Worker]>,
+    ledger: Arc<Mutex<Ledger>>,
+    orders: Orders,
+    problems: Mutex<Arc<Problems>>,
+    stop: Notify,
+}
+
+impl State {
+    pub(super) fn new(
+        args: &AgentArgs,
+        backend: Backend,
+        snapshot: watch::Receiver<Arc<Snapshot>>,
+        svids: watch::Receiver<Vec<SvidStatus>>,
+        workers: Arc<[Worker]>,
+        enrolment: &Enrolment,
+    ) -> Self {
+        Self {
+            args: args.clone(),
+            backend,
+            snapshot,
+            svids,
+            workers,
+            ledger: enrolment.ledger(),
+            orders: enrolment.orders(),
+            problems: Mutex::default(),
+            stop: Notify::new(),
+        }
+    }
+
+    /// Takes over what is wrong with the manifests now. Gives back what was wrong before.
+    pub(super) fn report(&self, problems: Arc<Problems>) -> Arc<Problems> {
+        let mut known = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut known, problems)
+    }
+
+    fn problems(&self) -> Arc<Problems> {
+        Arc::clone(&self.problems.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Resolves once someone asked the agent to stop.
+    pub(super) async fn stop_requested(&self) {
+        self.stop.notified().await;
+    }
+
+    fn pending(&self) -> Vec<String> {
+        let mut pending = enrolment::read(&self.ledger).pending();
+        let missing = |svid: &&SvidStatus| svid.state != SvidState::Available;
+        let svids = self.svids.borrow();
+        pending.extend(
+            svids
+                .iter()
+                .filter(missing)
+                .map(|svid| format!("certificate of {}", svid.id)),
+        );
+        if self.workers.iter().any(Worker::is_finished) {
+            pending.push("a worker thread, which has failed".to_owned());
+        }
+        pending
+    }
+}
+
+impl AdminState for State {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.borrow())
+    }
+
+    fn certificates(&self) -> Vec<CertificateStatus> {
+        self.svids.borrow().iter().map(certificate).collect()
+    }
+
+    fn connections(&self) -> BoxFuture<'_, Vec<LiveConnection>> {
+        Box::pin(async {
+            let mut all = Vec::new();
+            for worker in &*self.workers {
+                all.extend(worker.connections().await.into_iter().map(connection));
+            }
+            all
+        })
+    }
+
+    fn status(&self) -> AgentStatus {
+        let ledger = enrolment::read(&self.ledger).clone();
+        let problems = self.problems();
+        AgentStatus {
+            node: self.args.node.clone(),
+            generation: self.snapshot.borrow().generation,
+            ring_backend: match self.backend {
+                Backend::Uring => "io_uring".to_owned(),
+                Backend::Epoll => "epoll".to_owned(),
+            },
+            workers: self.workers.len(),
+            capabilities: privilege::held(),
+            pending: self.pending(),
+            pods: ledger.pods(),
+            problems: shown(&problems, Severity::Error),
+            warnings: shown(&problems, Severity::Warning),
+            repairs: ledger.repairs,
+            pods_started: ledger.started,
+            pods_stopped: ledger.stopped,
+        }
+    }
+
+    fn config(&self) -> serde_json::Value {
+        let args = &self.args;
+        json!({
+            "node": args.node,
+            "manifests": args.manifests,
+            "caDir": args.ca_dir(),
+            "trustDomain": args.trust_domain.as_str(),
+            "admin": args.admin.to_string(),
+            "runDir": args.run_dir,
+            "workers": self.workers.len(),
+            "cluster": args.cluster,
+            "clusterDomain": args.cluster_domain,
+            "rootNamespace": args.root_namespace,
+            "podsCgroup": args.pods_cgroup,
+            "leaseSeconds": args.lease,
+            "svidTtlSeconds": args.svid_ttl,
+            "drainSeconds": args.drain,
+        })
+    }
+
+    fn shut_down(&self) {
+        self.stop.notify_one();
+    }
+
+    fn unenrol(&self) -> BoxFuture<'_, Released> {
+        let released = self.orders.release_all();
+        Box::pin(async {
+            let released = released.await.unwrap_or_else(|_stopped| Released {
+                pods: Vec::new(),
+                failures: vec!["the capture thread has stopped".to_owned()],
+            });
+            self.stop.notify_one();
+            released
+        })
+    }
+}
+
+/// Problems of one severity, as people see them.
+fn shown(problems: &Problems, severity: Severity) -> Vec<ManifestProblem> {
+    let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+    let of_severity = problems.list.iter().filter(|one| one.severity == severity);
+    let shown = of_severity.map(|problem| ManifestProblem {
+        path: problem.place.file.to_string(),
+        line: problem.place.position.map(|position| position.line.into()),
+        object: text(&problem.object),
+        field: text(&problem.field),
+        message: problem.message.to_string(),
+    });
+    shown.collect()
+}
+
+fn certificate(svid: &SvidStatus) -> CertificateStatus {
+    // Certificates that we use ourselves can be decoded; one that cannot is left out of the picture.
+    let entries = |ders: Vec<&[u8]>| -> Vec<CertificateEntry> {
+        ders.into_iter()
+            .filter_map(|der| CertificateEntry::from_der(der).ok())
+            .collect()
+    };
+    let identity = svid.identity.as_deref();
+    CertificateStatus {
+        identity: svid.id.to_string(),
+        state: match &svid.state {
+            SvidState::Available => CertificateState::Available,
+            SvidState::Initializing => CertificateState::Initializing,
+            SvidState::Unavailable(reason) => CertificateState::Unavailable(reason.clone()),
+        },
+        chain: identity
+            .map(|identity| entries(identity.chain().collect()))
+            .unwrap_or_default(),
+        roots: identity
+            .map(|identity| entries(identity.roots().collect()))
+            .unwrap_or_default(),
+    }
+}
+
+fn connection(live: userspace_l7::worker::LiveConnection) -> LiveConnection {
+    LiveConnection {
+        workload_uid: live.workload.to_string(),
+        reporter: match live.direction {
+            Direction::Inbound => Reporter::Destination,
+            Direction::Outbound => Reporter::Source,
+        },
+        source: live.source,
+        original_destination: live.original_destination,
+        service: live.service,
+        actual_destination: live.destination,
+        hbone: live.carriage == Carriage::Hbone,
+    }
+}

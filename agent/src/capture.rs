@@ -1,0 +1,492 @@
+//! Capture: which pods' connections go to the proxy, and how they get there.
+//!
+//! Owns the eBPF programs, what is pinned of them, and everything the agent changes in a pod's network
+//! namespace. Knows nothing of meshes: it is told which pods to enrol and hands out listeners and
+//! sockets. See `docs/adr/0001` to `0003` for how it works and why.
+//!
+//! ```text
+//!   application ── connect ─▶ [cgroup/connect] mark ─▶ rule, local route ─▶ lo
+//!                                     │                                      │
+//!                              [sock_ops] tuple ─▶ [tcx] held SYN ─▶ agent dials, then ─▶ [sk_lookup] outbound listener ─▶ agent
+//!   wire ─▶ eth0 ─▶ [tcx] closed port? ─────────────────────▶ [sk_lookup] inbound listener ──▶ agent
+//!   agent ── leg, pod address to itself ─▶ application   [sock_ops, getpeername] shows the client
+//! ```
+
+mod answers;
+mod control;
+mod error;
+mod listeners;
+mod maps;
+mod netns;
+mod openings;
+mod packet;
+mod pins;
+mod pods;
+pub(crate) mod probe;
+mod programs;
+mod reconcile;
+mod routing;
+mod sock_diag;
+mod sockets;
+#[expect(unsafe_code, reason = "system calls that neither aya nor nix offer")]
+mod sys;
+
+use std::{
+    collections::BTreeMap,
+    fs, io, iter,
+    net::IpAddr,
+    num::NonZeroUsize,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use culvert_ebpf::Control;
+
+pub(crate) use self::{
+    answers::Answer,
+    error::{CaptureError, Operation},
+    listeners::{DnsSockets, WorkerListeners},
+    openings::Openings,
+    routing::Family,
+    sockets::Sockets,
+};
+use self::{
+    answers::Answers,
+    maps::Maps,
+    netns::Netns,
+    pins::{Record, Records},
+    pods::{ArmedPod, Shared},
+    programs::{CGROUP_HOOKS, Instance, PinnedLink},
+    sys::{AttachType, Target},
+};
+
+/// How an agent captures.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// The agent's own directory: agents with different ones never touch each other's pods.
+    pub(crate) run_dir: PathBuf,
+    /// How many workers get listeners in each pod.
+    pub(crate) workers: NonZeroUsize,
+    /// How long after the last [`Capture::beat`] applications' connections are refused.
+    pub(crate) heartbeat_lease: Duration,
+    /// The cgroup under which all pods run. A process in it is never taken for kubelet; `None` on a
+    /// machine whose pods have no cgroup of their own.
+    pub(crate) pods_cgroup: Option<PathBuf>,
+}
+
+/// A pod to be captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pod {
+    /// The pod's UID.
+    pub(crate) uid: String,
+    /// The path of its network namespace.
+    pub(crate) netns: PathBuf,
+    /// Its addresses. The first of a family is the source of its connections.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Whether its DNS queries go to the agent.
+    pub(crate) dns: bool,
+    /// Whether connections to it go to the agent.
+    pub(crate) inbound: bool,
+}
+
+/// What the proxy needs to serve an enrolled pod.
+#[derive(Debug)]
+pub(crate) struct Enrolled {
+    /// One set of listeners per worker.
+    pub(crate) listeners: Vec<WorkerListeners>,
+    /// The DNS proxy's sockets, if the pod's queries go to it.
+    pub(crate) dns: Option<DnsSockets>,
+    /// Sockets for the proxy's own connections.
+    pub(crate) sockets: Arc<Sockets>,
+}
+
+/// What [`Capture::reconcile`] found and did.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    /// Each repair made, by the `kind` label under which it is counted.
+    pub(crate) repairs: Vec<&'static str>,
+    /// Listeners that had to be opened anew, by pod UID; the old ones have to be closed, as in
+    /// [`Capture::enrol`].
+    pub(crate) listeners: Vec<(String, Vec<WorkerListeners>)>,
+    /// What could not be repaired; it is tried again next time.
+    pub(crate) failures: Vec<CaptureError>,
+}
+
+/// The agent's capture of a node's pods.
+///
+/// Dropping it leaves everything attached: an agent that stops leaves its pods closed, not open.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    shared: Shared,
+    cgroup: OwnedFd,
+    hooks: Vec<Hook>,
+    control: Control,
+    records: Records,
+    pods: BTreeMap<String, ArmedPod>,
+}
+
+/// One program on the root cgroup.
+#[derive(Debug)]
+struct Hook {
+    attach: AttachType,
+    program: OwnedFd,
+    link: PinnedLink,
+}
+
+impl Capture {
+    /// Loads and attaches the programs, taking over what an earlier agent with the same run directory
+    /// left in place. No pod is captured that was not before.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel lacks something, or the process a capability; `culvert doctor` says what.
+    pub(crate) fn load(settings: &Settings) -> Result<Self, CaptureError> {
+        let node = |operation| move |source| CaptureError::Node { operation, source };
+        let cgroup_path = control::find_cgroup2().map_err(node(Operation::FindCgroup))?;
+        let cgroup = fs::File::open(&cgroup_path).map_err(node(Operation::FindCgroup))?;
+        let pins = pins::prepare(&settings.run_dir).map_err(node(Operation::PrepareBpffs))?;
+        let records =
+            Records::open(&settings.run_dir).map_err(node(Operation::PrepareRunDirectory))?;
+
+        let variant = programs::probe_variant().map_err(CaptureError::Load)?;
+        let map_pins = pins.join("maps");
+        Maps::check(&map_pins).map_err(node(Operation::OpenMaps))?;
+        let instance = Instance {
+            maps: Some(&map_pins),
+            pod: None,
+        };
+        let names = CGROUP_HOOKS.map(|(name, _)| name);
+        let loaded = programs::load(instance, variant, names).map_err(CaptureError::Load)?;
+        let maps = Maps::open(&map_pins).map_err(node(Operation::OpenMaps))?;
+
+        let control = control::first(settings).map_err(node(Operation::FindCgroup))?;
+        maps.set_control(&control).map_err(node(Operation::Beat))?;
+        let cgroup = OwnedFd::from(cgroup);
+        let hooks = loaded
+            .into_iter()
+            .zip(CGROUP_HOOKS)
+            .map(|(loaded, (name, attach))| {
+                let pin = pins.join("hooks").join(name);
+                let (program, target) = (loaded.program, Target::Fd(cgroup.as_fd()));
+                let link = PinnedLink::establish(pin, program.as_fd(), target, attach)?;
+                Ok(Hook {
+                    attach,
+                    program,
+                    link,
+                })
+            });
+        let hooks = hooks.collect::<io::Result<Vec<_>>>();
+        let hooks = hooks.map_err(node(Operation::AttachHooks))?;
+        let shared = Shared {
+            maps: Arc::new(maps),
+            pins,
+            variant,
+            workers: settings.workers,
+        };
+        Ok(Self {
+            shared,
+            cgroup,
+            hooks,
+            control,
+            records,
+            pods: BTreeMap::new(),
+        })
+    }
+
+    /// From now on captured connections are held back until they are answered: those of each worker come
+    /// through its [`Openings`]. None at all on a kernel without tcx (before Linux 6.6), where they are
+    /// answered before anybody has asked their destination.
+    ///
+    /// # Errors
+    ///
+    /// When the rings cannot be made.
+    pub(crate) fn hold_openings(&mut self) -> Result<Vec<Openings>, CaptureError> {
+        if !self.shared.variant.has_tcx {
+            return Ok(Vec::new());
+        }
+        let node = |source| CaptureError::Node {
+            operation: Operation::MakeRings,
+            source,
+        };
+        let workers = self.shared.workers.get();
+        let openings = Openings::prepare(&self.shared.maps, workers).map_err(node)?;
+        self.control.rings = u32::try_from(openings.len()).unwrap_or(0);
+        self.beat()?;
+        Ok(openings)
+    }
+
+    /// Says that the agent is well. Has to be called several times per lease.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to write the map.
+    pub(crate) fn beat(&mut self) -> Result<(), CaptureError> {
+        let node = |source| CaptureError::Node {
+            operation: Operation::Beat,
+            source,
+        };
+        self.control.beat_ns = control::monotonic_ns().map_err(node)?;
+        self.shared.maps.set_control(&self.control).map_err(node)
+    }
+
+    /// Captures a pod, or adjusts the capture of one that is enrolled already. Its listeners are then
+    /// new, and the old ones have to be closed: they share the port and keep their part of the
+    /// connections until then.
+    ///
+    /// # Errors
+    ///
+    /// Names the step that failed. The pod is then not captured, unless an earlier agent's capture of
+    /// it could not be replaced: that stays in place, closed.
+    pub(crate) fn enrol(&mut self, pod: Pod) -> Result<Enrolled, CaptureError> {
+        let uid = pod.uid.clone();
+        let failed = |operation| {
+            let pod = uid.clone();
+            move |source| CaptureError::Pod {
+                operation,
+                pod,
+                source,
+            }
+        };
+        let netns = Netns::open(&pod.netns).map_err(failed(Operation::OpenNetns))?;
+        if netns.cookie() == self.control.node_netns_cookie {
+            return Err(CaptureError::HostNetwork { pod: uid });
+        }
+        if let Some(earlier) = self.pods.remove(&uid)
+            && earlier.netns.cookie() != netns.cookie()
+        {
+            self.records
+                .remove(earlier.netns.cookie())
+                .map_err(failed(Operation::Disarm))?;
+            earlier.disarm().map_err(failed(Operation::Disarm))?;
+        }
+        let record = Record {
+            uid: uid.clone(),
+            netns: pod.netns.clone(),
+            cookie: netns.cookie(),
+        };
+        self.records
+            .write(&record)
+            .map_err(failed(Operation::PrepareRunDirectory))?;
+        let dns = pod.dns;
+        let answers = Answers::open(&netns).map_err(failed(Operation::OpenAnswerSockets))?;
+        let mut armed =
+            ArmedPod::prepare(pod, Arc::new(netns), answers, &self.shared).map_err(|source| {
+                CaptureError::LoadPod {
+                    pod: uid.clone(),
+                    source,
+                }
+            })?;
+        let enrolled = arm(&mut armed).and_then(|_| {
+            let dns = dns.then(|| armed.open_dns()).transpose();
+            let dns = dns.map_err(failed(Operation::OpenDnsSockets))?;
+            let listeners = armed
+                .worker_listeners()
+                .map_err(failed(Operation::Observe))?;
+            let sockets = Arc::clone(&armed.sockets);
+            Ok(Enrolled {
+                listeners,
+                dns,
+                sockets,
+            })
+        });
+        match enrolled {
+            Ok(enrolled) => {
+                self.pods.insert(uid, armed);
+                Ok(enrolled)
+            }
+            Err(error) => {
+                let cookie = armed.netns.cookie();
+                armed.disarm().map_err(failed(Operation::Disarm))?;
+                self.records
+                    .remove(cookie)
+                    .map_err(failed(Operation::Disarm))?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the capture of a pod: its next connections are its own again. Connections that were
+    /// captured end, lest the rest of their bytes go out unprotected.
+    ///
+    /// # Errors
+    ///
+    /// When the pod is not enrolled or something cannot be undone.
+    pub(crate) fn release(&mut self, uid: &str) -> Result<(), CaptureError> {
+        let not_enrolled = || CaptureError::NotEnrolled {
+            pod: uid.to_owned(),
+        };
+        let armed = self.pods.remove(uid).ok_or_else(not_enrolled)?;
+        let cookie = armed.netns.cookie();
+        let failed = |source| CaptureError::Pod {
+            operation: Operation::Disarm,
+            pod: uid.to_owned(),
+            source,
+        };
+        armed.disarm().map_err(failed)?;
+        self.records.remove(cookie).map_err(failed)
+    }
+
+    /// Releases pods that an earlier agent with the same run directory enrolled and this one has not:
+    /// to be called once all pods that are to be captured are enrolled. Returns their UIDs.
+    ///
+    /// # Errors
+    ///
+    /// When something cannot be undone.
+    pub(crate) fn release_unclaimed(&mut self) -> Result<Vec<String>, CaptureError> {
+        let node = |source| CaptureError::Node {
+            operation: Operation::Disarm,
+            source,
+        };
+        let mut released = Vec::new();
+        for record in self.records.all().map_err(node)? {
+            let claimed = self
+                .pods
+                .values()
+                .any(|pod| pod.netns.cookie() == record.cookie);
+            if claimed {
+                continue;
+            }
+            let failed = |source| CaptureError::Pod {
+                operation: Operation::Disarm,
+                pod: record.uid.clone(),
+                source,
+            };
+            match Netns::open(&record.netns) {
+                Ok(netns) if netns.cookie() == record.cookie => {
+                    pods::disarm(&self.shared, &netns).map_err(failed)?;
+                }
+                // The namespace is gone, or the path names another one by now.
+                _ => pods::forget(&self.shared, record.cookie).map_err(failed)?,
+            }
+            self.records.remove(record.cookie).map_err(failed)?;
+            released.push(record.uid);
+        }
+        Ok(released)
+    }
+
+    /// Compares the kernel with what it should be and repairs what differs.
+    pub(crate) fn reconcile(&mut self) -> Report {
+        let mut report = Report::default();
+        if let Err(source) = self.restore_hooks(&mut report.repairs) {
+            report.failures.push(CaptureError::Node {
+                operation: Operation::AttachHooks,
+                source,
+            });
+        }
+        for (uid, armed) in &mut self.pods {
+            match arm(armed) {
+                Ok(repairs) => {
+                    if repairs.contains(&"listener") {
+                        match armed.worker_listeners() {
+                            Ok(listeners) => report.listeners.push((uid.clone(), listeners)),
+                            Err(source) => report.failures.push(CaptureError::Pod {
+                                operation: Operation::Observe,
+                                pod: uid.clone(),
+                                source,
+                            }),
+                        }
+                    }
+                    report.repairs.extend(repairs);
+                }
+                Err(error) => report.failures.push(error),
+            }
+        }
+        report
+    }
+
+    /// Restores what all pods share: directories, map names, programs on the root cgroup.
+    fn restore_hooks(&mut self, repairs: &mut Vec<&'static str>) -> io::Result<()> {
+        pins::lay_out(&self.shared.pins)?;
+        let restored = self.shared.maps.restore_pins(&self.shared.map_pins())?;
+        repairs.extend(iter::repeat_n("map", restored));
+        for hook in &mut self.hooks {
+            if !hook.link.is_whole() {
+                let target = Target::Fd(self.cgroup.as_fd());
+                hook.link
+                    .restore(hook.program.as_fd(), target, hook.attach)?;
+                repairs.push("cgroup");
+            }
+        }
+        Ok(())
+    }
+
+    /// Releases every pod and removes every trace of capture from the kernel.
+    ///
+    /// # Errors
+    ///
+    /// When something cannot be undone; what comes after it is then still in place.
+    pub(crate) fn remove_everything(mut self) -> Result<(), CaptureError> {
+        let enrolled: Vec<String> = self.pods.keys().cloned().collect();
+        for uid in enrolled {
+            self.release(&uid)?;
+        }
+        self.release_unclaimed()?;
+        let node = |source| CaptureError::Node {
+            operation: Operation::Remove,
+            source,
+        };
+        // Last to first: programs that capture go before those that only follow.
+        for hook in self.hooks.into_iter().rev() {
+            hook.link.remove().map_err(node)?;
+        }
+        pins::remove(&self.shared.pins).map_err(node)?;
+        self.records.remove_all().map_err(node)
+    }
+
+    /// The proxy's sockets of an enrolled pod.
+    pub(crate) fn sockets(&self, uid: &str) -> Option<Arc<Sockets>> {
+        self.pods.get(uid).map(|armed| Arc::clone(&armed.sockets))
+    }
+}
+
+/// Sees to it that what loading programs takes for a moment is given back. To be called before there are threads.
+pub(crate) fn give_memory_back_early() {
+    sys::give_back_early();
+}
+
+/// Gives back the memory that loading programs took for a moment.
+pub(crate) fn release_free_memory() {
+    sys::release_free_memory();
+}
+
+/// Removes every trace of an agent that no longer runs: what it attached, pinned and changed in pods.
+///
+/// # Errors
+///
+/// When something cannot be undone; what comes after it is then still in place.
+pub(crate) fn uninstall(run_dir: &Path) -> Result<(), CaptureError> {
+    // Taking over what is there is the only way to know all of it.
+    let settings = Settings {
+        run_dir: run_dir.to_owned(),
+        workers: NonZeroUsize::MIN,
+        heartbeat_lease: Duration::from_secs(1),
+        pods_cgroup: None,
+    };
+    Capture::load(&settings)?.remove_everything()
+}
+
+/// Brings a pod to the wanted state; returns the kinds of what was done.
+fn arm(armed: &mut ArmedPod) -> Result<Vec<&'static str>, CaptureError> {
+    let failed = |armed: &ArmedPod, operation, source| CaptureError::Pod {
+        operation,
+        pod: armed.pod.uid.clone(),
+        source,
+    };
+    let actual = armed
+        .observe()
+        .map_err(|error| failed(armed, Operation::Observe, error))?;
+    let mut done = Vec::new();
+    for action in reconcile::reconcile(&armed.desired(), &actual) {
+        let kind = action.kind();
+        armed
+            .apply(action)
+            .map_err(|error| failed(armed, Operation::Arm(kind), error))?;
+        done.push(kind);
+    }
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests;

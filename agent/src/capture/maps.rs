@@ -1,0 +1,285 @@
+//! The pinned maps, by what they mean to the agent.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use culvert_ebpf::{
+    Address, Control, DestinationEntry, DestinationKey, LISTENER_INBOUND, LISTENER_OUTBOUND,
+    ListenerKey, LocalAddress, PodEntry, RINGS_MAX, ResolverEntry, ResolverKey, SocketNote,
+    TupleEntry, TupleKey,
+};
+
+use super::sys::{self, MapShape, Table};
+
+/// Every map that outlives the agent.
+#[derive(Debug)]
+pub(crate) struct Maps {
+    pods: Table<u64, PodEntry>,
+    local_addresses: Table<LocalAddress, u32>,
+    pod_by_address: Table<Address, u64>,
+    tuples: Table<TupleKey, TupleEntry>,
+    refusals: Table<TupleKey, u64>,
+    sockets: Table<u32, SocketNote>,
+    listeners: Table<ListenerKey, u64>,
+    resolvers: Table<ResolverKey, ResolverEntry>,
+    control: Table<u32, Control>,
+    rings: Table<u32, u32>,
+    answering: Table<DestinationKey, DestinationEntry>,
+}
+
+/// Which of a pod's listeners a slot is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slot {
+    /// The plaintext inbound listeners, any worker's.
+    Inbound,
+    /// A worker's outbound listener.
+    Outbound(u32),
+}
+
+impl Maps {
+    /// Checks that maps pinned earlier have the shape this agent's programs expect: the verifier would
+    /// say so too, in words that nobody understands.
+    pub(crate) fn check(directory: &Path) -> io::Result<()> {
+        for (name, key_size, value_size) in culvert_ebpf::MAPS {
+            let pinned = match sys::open_pin(&directory.join(name)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                pinned => pinned?,
+            };
+            if sys::map_shape(pinned.as_fd())?
+                != (MapShape {
+                    key_size,
+                    value_size,
+                })
+            {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("the pinned map {name} was made by an incompatible version"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the maps pinned in a directory.
+    pub(crate) fn open(directory: &Path) -> io::Result<Self> {
+        Ok(Self {
+            pods: Table::open(&directory.join("PODS"))?,
+            local_addresses: Table::open(&directory.join("LOCAL_ADDRESSES"))?,
+            pod_by_address: Table::open(&directory.join("POD_BY_ADDRESS"))?,
+            tuples: Table::open(&directory.join("TUPLES"))?,
+            refusals: Table::open(&directory.join("REFUSALS"))?,
+            sockets: Table::open(&directory.join("SOCKETS"))?,
+            listeners: Table::open(&directory.join("LISTENERS"))?,
+            resolvers: Table::open(&directory.join("RESOLVERS"))?,
+            control: Table::open(&directory.join("CONTROL"))?,
+            rings: Table::open(&directory.join("RINGS"))?,
+            answering: Table::open(&directory.join("ANSWERING"))?,
+        })
+    }
+
+    /// Gives back their names to maps that lost them; returns how many there were. A later agent could
+    /// not find the state of the programs that are attached, and would start from nothing.
+    pub(crate) fn restore_pins(&self, directory: &Path) -> io::Result<usize> {
+        let maps: [(&str, BorrowedFd<'_>); culvert_ebpf::MAPS.len()] = [
+            ("PODS", self.pods.as_fd()),
+            ("LOCAL_ADDRESSES", self.local_addresses.as_fd()),
+            ("POD_BY_ADDRESS", self.pod_by_address.as_fd()),
+            ("TUPLES", self.tuples.as_fd()),
+            ("REFUSALS", self.refusals.as_fd()),
+            ("SOCKETS", self.sockets.as_fd()),
+            ("LISTENERS", self.listeners.as_fd()),
+            ("RESOLVERS", self.resolvers.as_fd()),
+            ("CONTROL", self.control.as_fd()),
+            ("RINGS", self.rings.as_fd()),
+            ("ANSWERING", self.answering.as_fd()),
+        ];
+        let mut restored = 0;
+        for (name, map) in maps {
+            let pin = directory.join(name);
+            if !pin.exists() {
+                sys::pin(map, &pin)?;
+                restored += 1;
+            }
+        }
+        Ok(restored)
+    }
+
+    /// Tells all programs what they need to know of the agent.
+    pub(crate) fn set_control(&self, control: &Control) -> io::Result<()> {
+        self.control.insert(&0, control)
+    }
+
+    /// The entry that makes a pod's connections captured.
+    pub(crate) fn pod(&self, netns_cookie: u64) -> io::Result<Option<PodEntry>> {
+        self.pods.get(&netns_cookie)
+    }
+
+    pub(crate) fn set_pod(&self, netns_cookie: u64, entry: PodEntry) -> io::Result<()> {
+        self.pods.insert(&netns_cookie, &entry)
+    }
+
+    pub(crate) fn remove_pod(&self, netns_cookie: u64) -> io::Result<()> {
+        self.pods.remove(&netns_cookie)
+    }
+
+    /// The addresses recorded as a pod's own.
+    pub(crate) fn addresses(&self, netns_cookie: u64) -> io::Result<Vec<IpAddr>> {
+        let keys = self.local_addresses.keys()?;
+        let own = keys
+            .into_iter()
+            .filter(|key| key.netns_cookie == netns_cookie);
+        Ok(own.map(|key| key.address.into()).collect())
+    }
+
+    pub(crate) fn add_address(&self, netns_cookie: u64, address: IpAddr) -> io::Result<()> {
+        let address = Address::from(address);
+        self.local_addresses.insert(
+            &LocalAddress {
+                netns_cookie,
+                address,
+            },
+            &0,
+        )?;
+        if address.is_link_local_v6() {
+            // Not unique on the node.
+            return Ok(());
+        }
+        self.pod_by_address.insert(&address, &netns_cookie)
+    }
+
+    pub(crate) fn remove_address(&self, netns_cookie: u64, address: IpAddr) -> io::Result<()> {
+        let address = Address::from(address);
+        self.local_addresses.remove(&LocalAddress {
+            netns_cookie,
+            address,
+        })?;
+        // The address may have passed to another pod already.
+        if self.pod_by_address.get(&address)? == Some(netns_cookie) {
+            self.pod_by_address.remove(&address)?;
+        }
+        Ok(())
+    }
+
+    /// Notes what a socket is to capture.
+    pub(crate) fn set_note(&self, socket: &OwnedFd, note: &SocketNote) -> io::Result<()> {
+        self.sockets
+            .insert(&socket.as_raw_fd().cast_unsigned(), note)
+    }
+
+    /// The cookie of the listener in a slot.
+    pub(crate) fn listener(&self, netns_cookie: u64, slot: Slot) -> io::Result<Option<u64>> {
+        self.listeners.get(&slot.key(netns_cookie))
+    }
+
+    pub(crate) fn set_listener(
+        &self,
+        netns_cookie: u64,
+        slot: Slot,
+        listener: &OwnedFd,
+    ) -> io::Result<()> {
+        let value = u64::from(listener.as_raw_fd().cast_unsigned());
+        self.listeners.insert(&slot.key(netns_cookie), &value)
+    }
+
+    pub(crate) fn remove_listeners(&self, netns_cookie: u64) -> io::Result<()> {
+        self.listeners.remove(&Slot::Inbound.key(netns_cookie))?;
+        // An earlier agent may have had more workers than this one, but none after a gap.
+        for worker in 0..RINGS_MAX {
+            let key = Slot::Outbound(worker).key(netns_cookie);
+            if self.listeners.get(&key)?.is_none() {
+                break;
+            }
+            self.listeners.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the ring of a worker in place of an earlier one, for programs to write to.
+    pub(crate) fn set_ring(&self, worker: u32, ring: &OwnedFd) -> io::Result<()> {
+        self.rings
+            .insert(&worker, &ring.as_raw_fd().cast_unsigned())
+    }
+
+    /// Has a pod's connections to a destination held, however busily it has answered until now.
+    pub(crate) fn hold_again(&self, netns_cookie: u64, destination: SocketAddr) -> io::Result<()> {
+        self.answering.remove(&DestinationKey {
+            netns_cookie,
+            address: destination.ip().into(),
+            port: destination.port(),
+            pad: [0; 3],
+        })
+    }
+
+    /// The resolver that the DNS client behind `source` meant.
+    pub(crate) fn resolver(
+        &self,
+        netns_cookie: u64,
+        source: SocketAddr,
+    ) -> io::Result<Option<SocketAddr>> {
+        let ip_version = if source.ip().to_canonical().is_ipv4() {
+            4
+        } else {
+            6
+        };
+        let key = ResolverKey {
+            netns_cookie,
+            source_port: source.port(),
+            ip_version,
+            pad: 0,
+        };
+        let entry = self.resolvers.get(&key)?;
+        Ok(entry.and_then(|entry| {
+            let port = u16::try_from(entry.port).ok()?;
+            Some(SocketAddr::new(entry.address.into(), port))
+        }))
+    }
+
+    /// How many connections are in their opening: tests see by it that nothing is left behind.
+    #[cfg(test)]
+    pub(crate) fn openings(&self) -> io::Result<usize> {
+        Ok(self.tuples.keys()?.len())
+    }
+
+    /// Forgets everything about a pod whose network namespace may be gone, the pod's entry first.
+    pub(crate) fn forget_pod(&self, netns_cookie: u64) -> io::Result<()> {
+        self.remove_pod(netns_cookie)?;
+        for address in self.addresses(netns_cookie)? {
+            self.remove_address(netns_cookie, address)?;
+        }
+        self.remove_listeners(netns_cookie)?;
+        for key in self.tuples.keys()? {
+            if key.netns_cookie == netns_cookie {
+                self.tuples.remove(&key)?;
+            }
+        }
+        for key in self.resolvers.keys()? {
+            if key.netns_cookie == netns_cookie {
+                self.resolvers.remove(&key)?;
+            }
+        }
+        for key in self.answering.keys()? {
+            if key.netns_cookie == netns_cookie {
+                self.answering.remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Slot {
+    fn key(self, netns_cookie: u64) -> ListenerKey {
+        let (role, worker) = match self {
+            Self::Inbound => (LISTENER_INBOUND, 0),
+            Self::Outbound(worker) => (LISTENER_OUTBOUND, worker),
+        };
+        ListenerKey {
+            netns_cookie,
+            role,
+            worker,
+        }
+    }
+}

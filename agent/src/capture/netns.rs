@@ -1,0 +1,76 @@
+//! Network namespaces: holding one, and working inside one.
+//!
+//! Work inside a namespace runs on a thread of its own that ends with the work, so that no thread which
+//! serves connections can ever be left in the wrong namespace.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+    thread,
+};
+
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+};
+
+use super::sys;
+
+/// An open network namespace. It, and every device in it, lives as long as this is held.
+#[derive(Debug)]
+pub(crate) struct Netns {
+    file: OwnedFd,
+    cookie: u64,
+}
+
+impl Netns {
+    /// Opens the namespace that a path names, `/var/run/netns/NAME` or `/proc/PID/ns/net`.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let file = OwnedFd::from(File::open(path)?);
+        let cookie = run_in(file.as_fd(), current_cookie)??;
+        Ok(Self { file, cookie })
+    }
+
+    /// The namespace's cookie: unlike its inode number never reused before a reboot.
+    pub(crate) fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// Runs `work` in the namespace, on a thread made for it.
+    ///
+    /// # Errors
+    ///
+    /// When the thread cannot be made or cannot enter the namespace; `work` has not run then.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        run_in(self.file.as_fd(), work)
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// The cookie of the calling thread's network namespace.
+pub(crate) fn current_cookie() -> io::Result<u64> {
+    let family = AddressFamily::Inet;
+    let probe = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    sys::netns_cookie(probe.as_fd())
+}
+
+fn run_in<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let enter_and_work = move || {
+            setns(netns, CloneFlags::CLONE_NEWNET)?;
+            Ok(work())
+        };
+        let worker = thread::Builder::new().name("netns".to_owned());
+        let worker = worker.spawn_scoped(scope, enter_and_work)?;
+        worker
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}

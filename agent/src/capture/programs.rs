@@ -1,0 +1,240 @@
+//! Loading, attaching and pinning the eBPF programs: the only user of aya.
+//!
+//! Links and maps are pinned, so capture stays closed while no agent runs. A new agent puts its own
+//! programs into the links it finds: no moment passes in which nothing is attached.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{Program, ProgramError},
+};
+
+use super::sys::{self, AttachType, Target};
+
+/// The programs, as `cargo xtask build` compiled them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CULVERT_EBPF_OBJECT"));
+
+/// The programs attached to the root cgroup, and where.
+pub(crate) const CGROUP_HOOKS: [(&str, AttachType); 9] = [
+    // First the programs that only follow, last those that capture.
+    ("follow_tcp", AttachType::SockOps),
+    ("getpeername4", AttachType::Getpeername4),
+    ("getpeername6", AttachType::Getpeername6),
+    ("recvmsg4", AttachType::Recvmsg4),
+    ("recvmsg6", AttachType::Recvmsg6),
+    ("sendmsg4", AttachType::Sendmsg4),
+    ("sendmsg6", AttachType::Sendmsg6),
+    ("connect4", AttachType::Connect4),
+    ("connect6", AttachType::Connect6),
+];
+
+/// A step of loading that failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    /// The object or its maps were not accepted.
+    #[error("the kernel does not accept the eBPF maps")]
+    Maps(#[source] Box<aya::EbpfError>),
+    /// The verifier or the kernel's feature set refused a program.
+    #[error("the kernel does not accept the eBPF program {name}")]
+    Program {
+        name: &'static str,
+        source: Box<ProgramError>,
+    },
+    /// The embedded object is not ours.
+    #[error("the embedded eBPF object has no program {name}")]
+    Missing { name: &'static str },
+    /// A program's descriptor could not be kept.
+    #[error("cannot keep the eBPF program {name}")]
+    Keep {
+        name: &'static str,
+        source: io::Error,
+    },
+}
+
+/// What of the optional this kernel has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Variant {
+    /// Whether `bpf_set_retval` exists (Linux 5.18).
+    pub(crate) has_set_retval: bool,
+    /// Whether tcx links exist (Linux 6.6).
+    pub(crate) has_tcx: bool,
+}
+
+/// The program on each device of a pod.
+pub(crate) const DEVICE_PROGRAM: &str = "closed_port";
+/// The program on a pod's `lo`.
+pub(crate) const HOLD_PROGRAM: &str = "hold_opening";
+/// The program on a pod's network namespace.
+pub(crate) const LOOKUP_PROGRAM: &str = "select_listener";
+
+/// Which map directory a load uses and which pod it is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Instance<'a> {
+    /// Maps found here are shared, others are made and pinned here; `None` makes private ones.
+    pub(crate) maps: Option<&'a Path>,
+    /// For the per-pod programs, the cookie of the pod's network namespace.
+    pub(crate) pod: Option<u64>,
+}
+
+/// A loaded program.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) name: &'static str,
+    pub(crate) program: OwnedFd,
+}
+
+/// Loads programs of the object, in the order given.
+pub(crate) fn load(
+    instance: Instance<'_>,
+    variant: Variant,
+    names: impl IntoIterator<Item = &'static str>,
+) -> Result<Vec<Loaded>, LoadError> {
+    let cookie = instance.pod.unwrap_or(0);
+    let has_set_retval = u32::from(variant.has_set_retval);
+    let mut loader = EbpfLoader::new();
+    loader.override_global("POD_COOKIE", &cookie, true);
+    loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    for (name, ..) in culvert_ebpf::MAPS {
+        if let Some(maps) = instance.maps {
+            loader.map_pin_path(name, maps.join(name));
+        }
+    }
+    let mut object = loader
+        .load(OBJECT)
+        .map_err(|error| LoadError::Maps(Box::new(error)))?;
+    names
+        .into_iter()
+        .map(|name| load_one(&mut object, name))
+        .collect()
+}
+
+fn load_one(object: &mut Ebpf, name: &'static str) -> Result<Loaded, LoadError> {
+    let refused = |error| LoadError::Program {
+        name,
+        source: Box::new(error),
+    };
+    let program = object
+        .program_mut(name)
+        .ok_or(LoadError::Missing { name })?;
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => return Err(LoadError::Missing { name }),
+    }
+    .map_err(refused)?;
+    let fd = program.fd().map_err(refused)?.as_fd();
+    let program = fd
+        .try_clone_to_owned()
+        .map_err(|source| LoadError::Keep { name, source })?;
+    Ok(Loaded { name, program })
+}
+
+/// Finds out what this kernel has by trying, not by its version: vendors back-port.
+pub(crate) fn probe_variant() -> Result<Variant, LoadError> {
+    let private = Instance {
+        maps: None,
+        pod: None,
+    };
+    let with = |has_set_retval| Variant {
+        has_set_retval,
+        has_tcx: false,
+    };
+    let has_set_retval = load(private, with(true), ["connect4"]).is_ok();
+    let variant = with(has_set_retval);
+    if !has_set_retval {
+        load(private, variant, ["connect4"])?;
+    }
+    let has_tcx = match load(private, variant, [DEVICE_PROGRAM]) {
+        Ok(loaded) => loaded
+            .iter()
+            .all(|loaded| accepts_tcx(loaded.program.as_fd())),
+        Err(_) => false,
+    };
+    Ok(Variant { has_tcx, ..variant })
+}
+
+/// Asked to attach to a device that cannot exist, a kernel with tcx objects to the device, one without
+/// to the kind of link.
+fn accepts_tcx(program: BorrowedFd<'_>) -> bool {
+    let no_device = Target::Device(i32::MAX.cast_unsigned());
+    let refusal = sys::link_create(program, no_device, AttachType::TcxIngress);
+    refusal.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+}
+
+/// A link and the name under which it is pinned.
+#[derive(Debug)]
+pub(crate) struct PinnedLink {
+    link: OwnedFd,
+    pin: PathBuf,
+}
+
+impl PinnedLink {
+    /// Puts a program into the link pinned under a name, or into a new one if that link is missing or
+    /// no longer attached. The new link is attached before the old one is let go.
+    pub(crate) fn establish(
+        pin: PathBuf,
+        program: BorrowedFd<'_>,
+        target: Target<'_>,
+        attach: AttachType,
+    ) -> io::Result<Self> {
+        let found = match sys::open_pin(&pin) {
+            Ok(link) => Some(link),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(link) = found {
+            let reusable = sys::link_is_attached(link.as_fd())?
+                && sys::link_update(link.as_fd(), program).is_ok();
+            if reusable {
+                return Ok(Self { link, pin });
+            }
+        }
+        let link = sys::link_create(program, target, attach)?;
+        unlink(&pin)?;
+        sys::pin(link.as_fd(), &pin)?;
+        Ok(Self { link, pin })
+    }
+
+    /// Makes a link whole again: gives it back its name if only that is missing, or makes a new one.
+    pub(crate) fn restore(
+        &mut self,
+        program: BorrowedFd<'_>,
+        target: Target<'_>,
+        attach: AttachType,
+    ) -> io::Result<()> {
+        if sys::link_is_attached(self.link.as_fd())? {
+            return if self.pin.exists() {
+                Ok(())
+            } else {
+                sys::pin(self.link.as_fd(), &self.pin)
+            };
+        }
+        *self = Self::establish(self.pin.clone(), program, target, attach)?;
+        Ok(())
+    }
+
+    /// Whether the link still acts and would still outlive the agent.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.pin.exists() && sys::link_is_attached(self.link.as_fd()).unwrap_or(false)
+    }
+
+    /// Detaches the program.
+    pub(crate) fn remove(self) -> io::Result<()> {
+        unlink(&self.pin)
+    }
+}
+
+/// Removes a pin; it is no error if there is none.
+pub(crate) fn unlink(pin: &Path) -> io::Result<()> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,12 @@
+//! Capture on the running kernel: network namespaces for pods, threads for applications.
+//!
+//! Needs root. Everything made carries this process's id in its name and is removed at the end, also
+//! when a test fails.
+
+mod bench;
+mod clerk;
+mod held;
+mod inbound;
+mod lifecycle;
+mod outbound;
+mod resolver;

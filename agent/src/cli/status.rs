@@ -1,0 +1,104 @@
+//! `culvert status`.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::process::ExitCode;
+
+use super::table::Table;
+use super::{CliError, StatusArgs, client};
+use crate::admin::{AgentStatus, ManifestProblem, PodState};
+
+/// Prints the agent's condition; fails while it is not ready, so that scripts can wait for it.
+pub(super) fn run(args: &StatusArgs, out: &mut impl Write) -> Result<ExitCode, CliError> {
+    let status = client::status(&args.admin)?;
+    args.output
+        .print(out, &status, |wide| text(&status, wide))?;
+    Ok(if status.pending.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+pub(super) fn text(status: &AgentStatus, wide: bool) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _infallible = summary(&mut text, status, wide);
+    text.push('\n');
+    let mut pods = Table::new(&["NAMESPACE", "POD NAME", "STATE", "REASON"]);
+    for pod in &status.pods {
+        let state = match pod.state {
+            PodState::Up => "captured",
+            PodState::Pending => "pending",
+        };
+        pods.push([
+            pod.namespace.clone(),
+            pod.name.clone(),
+            state.to_owned(),
+            pod.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    pods.sort();
+    text.push_str(&pods.text());
+    text
+}
+
+fn summary(text: &mut String, status: &AgentStatus, wide: bool) -> std::fmt::Result {
+    let captured = status
+        .pods
+        .iter()
+        .filter(|pod| pod.state == PodState::Up)
+        .count();
+    writeln!(text, "node      {}", status.node)?;
+    if status.pending.is_empty() {
+        writeln!(text, "state     ready")?;
+    } else {
+        writeln!(
+            text,
+            "state     not ready, pending: {}",
+            status.pending.join(", ")
+        )?;
+    }
+    writeln!(
+        text,
+        "pods      {captured} of {} captured",
+        status.pods.len()
+    )?;
+    writeln!(text, "snapshot  generation {}", status.generation)?;
+    writeln!(
+        text,
+        "workers   {} on {}",
+        status.workers, status.ring_backend
+    )?;
+    writeln!(text, "repairs   {}", status.repairs.values().sum::<u64>())?;
+    if wide {
+        for (kind, count) in &status.repairs {
+            writeln!(text, "          {kind}: {count}")?;
+        }
+        writeln!(text, "holds     {}", status.capabilities.join(", "))?;
+    }
+    for (what, list) in [
+        ("problems", &status.problems),
+        ("warnings", &status.warnings),
+    ] {
+        writeln!(text, "{what}  {}", list.len())?;
+        list.iter()
+            .try_for_each(|problem| writeln!(text, "          {}", sentence(problem)))?;
+    }
+    Ok(())
+}
+
+/// `path:line: object: field: message`.
+fn sentence(problem: &ManifestProblem) -> String {
+    let line = problem
+        .line
+        .map(|line| format!(":{line}"))
+        .unwrap_or_default();
+    let mut sentence = format!("{}{line}: ", problem.path);
+    for name in [&problem.object, &problem.field].into_iter().flatten() {
+        sentence.push_str(name);
+        sentence.push_str(": ");
+    }
+    sentence.push_str(&problem.message);
+    sentence
+}

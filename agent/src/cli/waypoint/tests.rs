@@ -1,0 +1,182 @@
+//! Waypoints in a directory of manifests.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::directory::Directory;
+use super::gateway::Waypoint;
+use super::{GenerateArgs, WaypointCommand, status_table};
+use crate::admin::{AgentStatus, ManifestProblem};
+use crate::cli::yaml;
+
+/// A directory that goes with its value.
+struct Manifests(PathBuf);
+
+impl Manifests {
+    fn new(name: &str) -> Self {
+        let path =
+            std::env::temp_dir().join(format!("culvert-waypoint-{}-{name}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        fs::write(self.0.join(name), text).unwrap();
+    }
+
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.0.join(name)).unwrap()
+    }
+
+    fn directory(&self) -> Directory {
+        Directory::new(self.0.clone())
+    }
+}
+
+impl Drop for Manifests {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+fn waypoint(traffic: Option<&str>) -> Waypoint {
+    Waypoint::of(&GenerateArgs {
+        name: "waypoint".to_owned(),
+        namespace: "bookinfo".to_owned(),
+        traffic: traffic.map(str::to_owned),
+        revision: None,
+    })
+}
+
+const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\n\
+    kind: Gateway\n\
+    metadata:\n\
+    \x20 labels:\n\
+    \x20   istio.io/waypoint-for: service\n\
+    \x20 name: waypoint\n\
+    \x20 namespace: bookinfo\n\
+    spec:\n\
+    \x20 gatewayClassName: istio-waypoint\n\
+    \x20 listeners:\n\
+    \x20 - name: mesh\n\
+    \x20   port: 15008\n\
+    \x20   protocol: HBONE\n";
+
+#[test]
+fn generate_prints_a_gateway_that_reads_back() {
+    let command = WaypointCommand::Generate(GenerateArgs {
+        name: "waypoint".to_owned(),
+        namespace: "bookinfo".to_owned(),
+        traffic: Some("service".to_owned()),
+        revision: None,
+    });
+    let mut out = Vec::new();
+    command.run(&mut out).unwrap();
+    let printed = String::from_utf8(out).unwrap();
+    let objects = crate::sources::documents(&printed).unwrap();
+    assert_eq!(objects, crate::sources::documents(GATEWAY).unwrap());
+    assert_eq!(Waypoint::read(&objects[0]), Some(waypoint(Some("service"))));
+}
+
+#[test]
+fn apply_writes_a_file_or_replaces_a_document_where_it_stands() {
+    let manifests = Manifests::new("apply");
+    manifests
+        .directory()
+        .write_waypoint(&waypoint(None))
+        .unwrap();
+    let own = manifests.text("waypoint-bookinfo-waypoint.yaml");
+    assert_eq!(own, yaml::document(&waypoint(None).manifest()));
+    fs::remove_file(manifests.0.join("waypoint-bookinfo-waypoint.yaml")).unwrap();
+
+    let other = "# kept\nkind: Service\napiVersion: v1\nmetadata:\n  name: a\n";
+    manifests.put("all.yaml", &format!("{other}---\n{GATEWAY}"));
+    manifests
+        .directory()
+        .write_waypoint(&waypoint(Some("all")))
+        .unwrap();
+    let text = manifests.text("all.yaml");
+    assert!(text.starts_with(other), "{text}");
+    let found = manifests.directory().waypoints().unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].waypoint.traffic.as_deref(), Some("all"));
+}
+
+#[test]
+fn delete_removes_the_document_and_a_file_that_is_empty_then() {
+    let manifests = Manifests::new("delete");
+    let other = "kind: Service\napiVersion: v1\nmetadata:\n  name: a\n";
+    manifests.put("all.yaml", &format!("---\n{GATEWAY}---\n{other}"));
+    manifests
+        .directory()
+        .remove_waypoint(&waypoint(None))
+        .unwrap();
+    assert_eq!(manifests.text("all.yaml"), other);
+    manifests.put("own.yaml", GATEWAY);
+    manifests
+        .directory()
+        .remove_waypoint(&waypoint(None))
+        .unwrap();
+    assert!(!manifests.0.join("own.yaml").exists());
+    assert!(manifests.directory().waypoints().unwrap().is_empty());
+}
+
+#[test]
+fn a_namespace_is_labelled_in_its_own_manifest() {
+    let manifests = Manifests::new("label");
+    manifests.put(
+        "namespaces.yaml",
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: bookinfo\n  labels:\n    istio.io/dataplane-mode: ambient\n",
+    );
+    let directory = manifests.directory();
+    directory.label_namespace("bookinfo", "waypoint").unwrap();
+    let labels = directory.namespace_labels("bookinfo").unwrap();
+    assert_eq!(labels["istio.io/use-waypoint"], "waypoint");
+    assert_eq!(labels["istio.io/dataplane-mode"], "ambient");
+    directory.label_namespace("new", "w").unwrap();
+    assert_eq!(
+        directory.namespace_labels("new").unwrap()["istio.io/use-waypoint"],
+        "w"
+    );
+}
+
+#[test]
+fn a_waypoint_stands_if_its_file_is_in_order_and_it_listens() {
+    let manifests = Manifests::new("status");
+    manifests.put("a.yaml", GATEWAY);
+    manifests.put(
+        "b.yaml",
+        &GATEWAY
+            .replace("waypoint\n  namespace", "deaf\n  namespace")
+            .replace("HBONE", "HTTP"),
+    );
+    let found = manifests.directory().waypoints().unwrap();
+    let text = status_table(&found, &AgentStatus::default());
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().take(4).collect())
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            ["deaf", "True", "Accepted", "Accepted"],
+            ["deaf", "False", "Programmed", "AddressNotAssigned"],
+            ["waypoint", "True", "Accepted", "Accepted"],
+            ["waypoint", "True", "Programmed", "Programmed"],
+        ]
+    );
+    let broken = AgentStatus {
+        problems: vec![ManifestProblem {
+            path: manifests.0.join("a.yaml").display().to_string(),
+            line: Some(1),
+            object: None,
+            field: None,
+            message: "unknown field".to_owned(),
+        }],
+        ..AgentStatus::default()
+    };
+    let text = status_table(&found, &broken);
+    assert!(text.contains("Invalid"), "{text}");
+    assert!(text.contains("unknown field"), "{text}");
+}

@@ -1,0 +1,156 @@
+//! The agent's command line and environment, turned into the settings that each part owns. The only file that
+//! reads either.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use userspace_l7::model::{MeshSettings, TrustDomain};
+
+use crate::admin::logging;
+
+/// `culvert agent`: run this node's agent.
+#[derive(Args, Clone, Debug)]
+pub struct AgentArgs {
+    /// Name of this node, as `spec.nodeName` of its pods has it
+    #[arg(long, env = "NODE_NAME")]
+    pub node: String,
+
+    /// Directory with the mesh's objects: every *.yaml in it, watched
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+
+    /// Directory of the local CA, with the file names of Istio's `cacerts`; absent files are created
+    /// [default: `ca` in the run directory]
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: Option<PathBuf>,
+
+    /// Trust domain of the mesh's identities
+    #[arg(long, default_value = "cluster.local", value_parser = trust_domain)]
+    pub trust_domain: TrustDomain,
+
+    /// Address of the admin server
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
+    pub admin: SocketAddr,
+
+    /// Directory for this agent's state: pins, sockets, its CA. One per agent
+    #[arg(long, value_name = "DIR", default_value = "/run/culvert")]
+    pub run_dir: PathBuf,
+
+    /// Proxy threads [default: a quarter of the CPUs, at least 2]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<NonZeroUsize>,
+
+    /// Whether the proxy runs on `io_uring`
+    #[arg(long, value_enum, default_value_t = IoUring::Auto, value_name = "WHEN")]
+    pub io_uring: IoUring,
+
+    /// Name of the cluster, in metrics and workload names
+    #[arg(
+        long,
+        default_value = "Kubernetes",
+        value_name = "NAME",
+        env = "CLUSTER_ID"
+    )]
+    pub cluster: String,
+
+    /// DNS suffix of the cluster's services
+    #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
+    pub cluster_domain: String,
+
+    /// Namespace whose policies hold for the whole mesh
+    #[arg(long, default_value = "istio-system", value_name = "NAMESPACE")]
+    pub root_namespace: String,
+
+    /// cgroup2 directory that all pods of this node live under; host processes outside it may probe pods
+    /// that demand mTLS, as the kubelet does
+    #[arg(long, value_name = "DIR")]
+    pub pods_cgroup: Option<PathBuf>,
+
+    /// Seconds without a sign of life after which the kernel refuses the pods' new connections
+    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub lease: u64,
+
+    /// Lifetime of the identities that the local CA issues, in seconds
+    #[arg(long, default_value_t = 24 * 60 * 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub svid_ttl: u64,
+
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = LogFormat::Plain, env = "LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: LogFormat,
+
+    /// What is logged: a level, or `target=level` pairs separated by commas
+    #[arg(long, default_value = "info", env = "RUST_LOG", value_name = "FILTER")]
+    pub log_level: String,
+
+    /// Seconds that connections may go on after the agent was told to stop
+    #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub drain: u64,
+}
+
+/// Whether `io_uring` is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IoUring {
+    /// If the kernel offers it, else epoll.
+    Auto,
+    /// Or do not start at all.
+    Require,
+    /// Always epoll.
+    Off,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Tab-separated text.
+    Plain,
+    /// One JSON object per line.
+    Json,
+}
+
+impl From<LogFormat> for logging::LogFormat {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Plain => Self::Plain,
+            LogFormat::Json => Self::Json,
+        }
+    }
+}
+
+impl AgentArgs {
+    /// Where the CA lives.
+    pub fn ca_dir(&self) -> PathBuf {
+        self.ca_dir
+            .clone()
+            .unwrap_or_else(|| self.run_dir.join("ca"))
+    }
+
+    /// Proxy threads to start, on a machine with `cpus` CPUs. Two is the least that lets one busy peer leave
+    /// the others a thread; a quarter leaves the node to its pods (ztunnel's default).
+    pub fn workers(&self, cpus: usize) -> usize {
+        self.workers
+            .map_or_else(|| cpus.div_ceil(4).max(2), NonZeroUsize::get)
+    }
+
+    /// The mesh-wide settings of the snapshot.
+    pub fn mesh(&self) -> MeshSettings {
+        MeshSettings {
+            trust_domain: self.trust_domain.clone(),
+            cluster_domain: self.cluster_domain.as_str().into(),
+            cluster: self.cluster.as_str().into(),
+            network: "".into(),
+        }
+    }
+
+    /// Time that connections may go on after the agent was told to stop.
+    pub fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain)
+    }
+}
+
+fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+    let rule = "a trust domain has lower-case letters, digits, `.`, `-` and `_` only";
+    TrustDomain::new(text).map_err(|_invalid| rule.to_owned())
+}

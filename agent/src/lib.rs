@@ -1,0 +1,22 @@
+//! The parts of the `culvert` program; `main.rs` only picks one.
+//!
+//! ```text
+//!  sources ── objects ──▶ mesh ── Arc<Snapshot> ──▶ workers (userspace-l7), admin, dns
+//!                           └─ local pods ──▶ enrolment ── capture (eBPF) ──▶ sockets ──▶ workers
+//!                           └─ identities ──▶ identity (CA, SVIDs) ──▶ workers
+//! ```
+
+#![deny(unsafe_code)]
+
+pub mod admin;
+pub mod app;
+mod capture;
+pub mod cli;
+pub mod config;
+pub mod dns;
+pub mod doctor;
+mod enrolment;
+pub mod identity;
+pub mod mesh;
+pub mod privilege;
+pub mod sources;

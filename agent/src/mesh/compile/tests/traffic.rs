@@ -1,0 +1,275 @@
+//! DestinationRules and VirtualServices.
+
+use std::time::Duration;
+
+use userspace_l7::model::{
+    AbortAnswer, BackendTarget, Balance, HashAlgorithm, HashKey, HttpAction, HttpRouteTable,
+    NamespacedHostname, PathMatch, PortRoutes, RateLimiter, ServiceTraffic, Snapshot, Telemetry,
+};
+
+use super::{compile, compiler, pod_yaml, upserts};
+
+const MESH: &str = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: a}\nspec: {gatewayClassName: istio-waypoint}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {istio.io/use-waypoint: w}}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.9.0.1, selector: {app: x}, ports: [{name: http, port: 80}, {name: tcp, port: 90}]}\n";
+
+fn object(kind: &str, name: &str, spec: &str) -> String {
+    let (namespace, name) = name.split_once('/').unwrap();
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{{spec}}}\n"
+    )
+}
+
+fn key() -> NamespacedHostname {
+    NamespacedHostname {
+        namespace: "a".into(),
+        hostname: "s.a.svc.cluster.local".into(),
+    }
+}
+
+#[track_caller]
+fn traffic(snapshot: &Snapshot) -> ServiceTraffic {
+    ServiceTraffic::clone(&snapshot.traffic[&key()])
+}
+
+#[track_caller]
+fn rule(spec: &str) -> ServiceTraffic {
+    traffic(&compile(&format!(
+        "{MESH}{}",
+        object("DestinationRule", "a/r", &format!("host: s, {spec}"))
+    )))
+}
+
+#[test]
+fn hosts_are_names_of_the_namespace_or_full_ones() {
+    for (rule, host, found) in [
+        ("a/r", "s", true),
+        ("a/r", "s.a.svc.cluster.local", true),
+        ("b/r", "s", false),
+        ("b/r", "s.a.svc.cluster.local", false),
+        ("istio-system/r", "s.a.svc.cluster.local", true),
+    ] {
+        let yaml = object("DestinationRule", rule, &format!("host: {host}"));
+        let snapshot = compile(&format!("{MESH}{yaml}"));
+        assert_eq!(
+            snapshot.traffic.contains_key(&key()),
+            found,
+            "{rule} {host}"
+        );
+    }
+}
+
+#[test]
+fn groups_replace_groups_and_ports_inherit_nothing() {
+    let found = rule(
+        "trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}, connectionPool: {tcp: {maxConnections: 5, connectTimeout: 2s}}, portLevelSettings: [{port: {number: 90}, loadBalancer: {simple: RANDOM}}]}, subsets: [{name: v1, labels: {version: v1}, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x-user}}}}, {name: v2, labels: {version: v2}}]",
+    );
+    let whole = found.policy_for(80, None);
+    assert_eq!(whole.balance, Balance::RoundRobin);
+    assert_eq!(whole.limits.connections, Some(5));
+    assert_eq!(whole.connect_timeout, Some(Duration::from_secs(2)));
+    let port = found.policy_for(90, None);
+    assert_eq!(
+        (&port.balance, port.limits.connections),
+        (&Balance::Random, None)
+    );
+    let subset = found.policy_for(80, Some("v1"));
+    assert_eq!(
+        subset.balance,
+        Balance::ConsistentHash {
+            key: HashKey::Header(http::HeaderName::from_static("x-user")),
+            algorithm: HashAlgorithm::Ring { minimum_size: 1024 },
+        }
+    );
+    assert_eq!(subset.limits.connections, Some(5), "the rule's group stays");
+    assert_eq!(
+        found.policy_for(80, Some("v2")).balance,
+        Balance::RoundRobin
+    );
+}
+
+#[test]
+fn outlier_detection_has_istios_defaults() {
+    let found = rule("trafficPolicy: {outlierDetection: {}}");
+    let outliers = found.policy.outliers.clone().unwrap();
+    assert_eq!(outliers.consecutive_5xx, Some(5));
+    assert_eq!(outliers.consecutive_gateway_errors, None);
+    assert_eq!(outliers.interval, Duration::from_secs(10));
+    assert_eq!(outliers.base_ejection, Duration::from_secs(30));
+    assert_eq!(outliers.max_ejection_percent, 10);
+    let found = rule(
+        "trafficPolicy: {outlierDetection: {consecutive5xxErrors: 0, consecutiveGatewayErrors: 2}}",
+    );
+    let outliers = found.policy.outliers.clone().unwrap();
+    assert_eq!(outliers.consecutive_5xx, None);
+    assert_eq!(outliers.consecutive_gateway_errors, Some(2));
+}
+
+#[test]
+fn a_subset_follows_the_labels_of_endpoints() {
+    let labelled = |version: &str| {
+        let labels = format!("app: x, version: {version}");
+        pod_yaml("a/p", "n1", "10.0.0.1", &labels, "")
+    };
+    let subsets = "host: s, subsets: [{name: v1, labels: {version: v1}}]";
+    let rule = object("DestinationRule", "a/r", subsets);
+    let mut compiler = compiler(&format!("{MESH}{rule}{}", labelled("v2")));
+    let members = |snapshot: &Snapshot| traffic(snapshot).subsets["v1"].members.len();
+    assert_eq!(members(&compiler.snapshot()), 0);
+    let relabelled = compiler.apply(upserts(&labelled("v1")));
+    assert_eq!(members(&relabelled), 1);
+}
+
+#[track_caller]
+fn table(snapshot: &Snapshot) -> HttpRouteTable {
+    match &snapshot.services_layer7[&key()].ports[&80].routes {
+        PortRoutes::Http(table) => HttpRouteTable::clone(table),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn virtual_service(http: &str) -> String {
+    object(
+        "VirtualService",
+        "a/v",
+        &format!("hosts: [s], http: [{http}]"),
+    )
+}
+
+#[test]
+fn a_virtual_service_keeps_its_own_order() {
+    let yaml = virtual_service(
+        "{match: [{uri: {prefix: /a}}], route: [{destination: {host: s}}]}, {name: two, match: [{uri: {exact: /a}, headers: {x: {}}}], route: [{destination: {host: s, subset: v1, port: {number: 80}}, weight: 1}, {destination: {host: gone}, weight: 3}]}, {match: [{port: 90}], route: [{destination: {host: s}}]}",
+    );
+    let found = table(&compile(&format!("{MESH}{yaml}")));
+    assert_eq!(found.entries().len(), 2, "the third is another port's");
+    assert_eq!(
+        found.entries()[0].matches.path,
+        PathMatch::TextPrefix("/a".into())
+    );
+    assert_eq!(&*found.entries()[0].rule.name, "a.v.0");
+    assert_eq!(&*found.entries()[1].rule.name, "two");
+    let HttpAction::Forward(backends) = &found.entries()[1].rule.action else {
+        panic!("no backends")
+    };
+    assert_eq!(
+        backends[0].target,
+        BackendTarget::Service {
+            service: key(),
+            port: 80,
+            subset: Some("v1".into())
+        }
+    );
+    assert_eq!(
+        backends[1].target,
+        BackendTarget::Invalid {
+            why: "destination gone.a.svc.cluster.local:80 not found".into()
+        }
+    );
+}
+
+#[test]
+fn faults_are_injected_as_they_are_written() {
+    let yaml = virtual_service(
+        "{fault: {delay: {fixedDelay: 2s, percentage: {value: 50}}, abort: {httpStatus: 503}}, retries: {attempts: 0}, timeout: 3s, route: [{destination: {host: s}}]}",
+    );
+    let found = table(&compile(&format!("{MESH}{yaml}")));
+    let rule = &found.entries()[0].rule;
+    let fault = rule.fault.clone().unwrap();
+    let delay = fault.delay.unwrap();
+    assert_eq!(
+        (delay.duration, delay.per_million),
+        (Duration::from_secs(2), 500_000)
+    );
+    let abort = fault.abort.unwrap();
+    assert_eq!(
+        abort.answer,
+        AbortAnswer::Http(http::StatusCode::SERVICE_UNAVAILABLE)
+    );
+    assert_eq!(abort.per_million, 1_000_000);
+    assert_eq!(
+        (rule.retry.attempts, rule.timeout),
+        (0, Some(Duration::from_secs(3)))
+    );
+}
+
+#[test]
+fn limits_follow_their_targets() {
+    let limits =
+        "limits: [{requests: 5, period: 1m, per: [clientIdentity, {header: X-Key}, path]}]";
+    let policy = |target: &str| {
+        format!(
+            "---\napiVersion: culvert.dev/v1alpha1\nkind: RateLimitPolicy\nmetadata: {{name: l, namespace: a}}\nspec: {{targetRefs: [{target}], {limits}}}\n"
+        )
+    };
+    let route = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: a}\nspec: {parentRefs: [{group: '', kind: Service, name: s, port: 80}], rules: [{name: one}, {name: two}]}\n";
+    let found = |target: &str, port: u16| {
+        let snapshot = compile(&format!("{MESH}{route}{}", policy(target)));
+        snapshot.services_layer7[&key()].ports[&port]
+            .rate_limits
+            .to_vec()
+    };
+    let gateway_api = "group: gateway.networking.k8s.io";
+    let of_service = found("{kind: Service, name: s}", 80);
+    assert_eq!(&*of_service[0].key, "a/l[0]");
+    assert_eq!((of_service[0].per.len(), &of_service[0].route), (3, &None));
+    assert_eq!(
+        of_service[0].by,
+        RateLimiter::Local {
+            requests: 5,
+            period: Duration::from_secs(60),
+            burst: 5
+        }
+    );
+    let of_gateway = found(&format!("{{{gateway_api}, kind: Gateway, name: w}}"), 90);
+    assert_eq!(of_gateway.len(), 1);
+    let of_route = format!("{{{gateway_api}, kind: HTTPRoute, name: r}}");
+    let names: Vec<_> = found(&of_route, 80)
+        .iter()
+        .filter_map(|one| one.route.clone())
+        .collect();
+    assert_eq!(names, ["one".into(), "two".into()]);
+    assert!(found(&of_route, 90).is_empty());
+    assert!(found("{kind: Service, name: t}", 80).is_empty());
+}
+
+#[test]
+fn telemetry_is_laid_over_from_the_mesh_to_the_service() {
+    let telemetry = |name: &str, spec: &str| {
+        let (namespace, name) = name.split_once('/').unwrap();
+        format!(
+            "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let found = |objects: &[String]| {
+        let snapshot = compile(&format!("{MESH}{}", objects.concat()));
+        Telemetry::clone(&snapshot.services_layer7[&key()].telemetry)
+    };
+    assert_eq!(found(&[]), Telemetry::default());
+    let mesh = telemetry(
+        "istio-system/t",
+        "accessLogging: [{filter: {expression: 'response.code >= 400'}}], tracing: [{randomSamplingPercentage: 5, customTags: {team: {literal: {value: x}}}}]",
+    );
+    let service = telemetry(
+        "a/t",
+        "targetRefs: [{kind: Service, name: s}], tracing: [{randomSamplingPercentage: 100}], metrics: [{overrides: [{match: {metric: REQUEST_COUNT}, tagOverrides: {a: {value: \"'b'\"}, c: {operation: REMOVE}, d: {value: request.host}}}]}]",
+    );
+    let both = found(&[mesh, service]);
+    let filter = both.access_logs[0].filter.as_ref().unwrap();
+    assert_eq!(filter.as_str(), "response.code >= 400");
+    assert_eq!(both.tracing.sampled_per_million, 1_000_000);
+    assert_eq!(both.tracing.tags.len(), 1);
+    let change = &both.metrics[0];
+    assert_eq!(change.set, [("a".into(), "b".into())], "constants only");
+    assert_eq!(change.remove, ["c".into()]);
+}
+
+#[test]
+fn routes_of_gateway_api_come_before_a_virtual_service() {
+    let yaml = virtual_service("{route: [{destination: {host: s}}]}");
+    let route = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: a}\nspec: {parentRefs: [{group: '', kind: Service, name: s}]}\n";
+    let found = table(&compile(&format!("{MESH}{yaml}{route}")));
+    assert_eq!(&*found.entries()[0].rule.origin, "HTTPRoute a/r");
+    let for_gateways = yaml.replace("hosts: [s]", "hosts: [s], gateways: [ingress]");
+    let snapshot = compile(&format!("{MESH}{for_gateways}"));
+    let routes = &snapshot.services_layer7[&key()].ports[&80].routes;
+    assert_eq!(*routes, PortRoutes::None);
+}

@@ -1,0 +1,163 @@
+//! Who is bound to which waypoint.
+
+use super::{compile, compiler, pod, pod_yaml, service};
+
+fn gateway(name: &str, labels: &str, allowed: &str) -> String {
+    let (namespace, name) = name.split_once('/').unwrap();
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{{labels}}}}}\nspec: {{gatewayClassName: istio-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE{allowed}}}]}}\n"
+    )
+}
+
+fn namespace(labels: &str) -> String {
+    format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: a, labels: {{{labels}}}}}\n")
+}
+
+fn objects(labels: &str) -> String {
+    let pod = pod_yaml("a/p", "n1", "10.0.0.1", labels, "");
+    format!(
+        "{pod}---\napiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: a, labels: {{{labels}}}}}\nspec: {{}}\n"
+    )
+}
+
+/// Waypoints of service a/s and of pod a/p.
+#[track_caller]
+fn bound(yaml: &str, of_service: Option<&str>, of_pod: Option<&str>) {
+    let snapshot = compile(yaml);
+    let name = |one: &Option<userspace_l7::model::WaypointReference>| {
+        one.as_ref().map(|one| one.destination.hostname.to_string())
+    };
+    let found = name(&service(&snapshot, "a/s.a.svc.cluster.local").waypoint);
+    assert_eq!(found.as_deref(), of_service, "service: {yaml}");
+    assert_eq!(
+        name(&pod(&snapshot, "a/p").waypoint).as_deref(),
+        of_pod,
+        "pod: {yaml}"
+    );
+}
+
+const W: Option<&str> = Some("w.a.svc.cluster.local");
+const USE: &str = "istio.io/use-waypoint: w";
+
+#[test]
+fn the_objects_label_comes_before_the_namespaces() {
+    let ns = namespace(USE);
+    let gw = gateway("a/w", "", "");
+    bound(&format!("{ns}{gw}{}", objects("")), W, None);
+    bound(&format!("{ns}{}", objects("")), None, None);
+    bound(&format!("{gw}{}", objects("")), None, None);
+    bound(&format!("{gw}{}", objects(USE)), W, None);
+    bound(
+        &format!("{ns}{gw}{}", objects("istio.io/use-waypoint: none")),
+        None,
+        None,
+    );
+    bound(
+        &format!("{ns}{gw}{}", objects("istio.io/use-waypoint: other")),
+        None,
+        None,
+    );
+}
+
+#[test]
+fn a_waypoint_takes_the_traffic_that_it_is_for() {
+    let ns = namespace(USE);
+    let of = |kind: &str| gateway("a/w", &format!("istio.io/waypoint-for: {kind}"), "");
+    bound(&format!("{ns}{}{}", of("workload"), objects("")), None, W);
+    bound(&format!("{ns}{}{}", of("all"), objects("")), W, W);
+    bound(&format!("{ns}{}{}", of("none"), objects("")), None, None);
+}
+
+#[test]
+fn other_namespaces_have_to_be_admitted() {
+    let labels = "istio.io/use-waypoint: w, istio.io/use-waypoint-namespace: b";
+    let there = Some("w.b.svc.cluster.local");
+    let allow = |from: &str| {
+        gateway(
+            "b/w",
+            "",
+            &format!(", allowedRoutes: {{namespaces: {from}}}"),
+        )
+    };
+    let yaml = |gateway: String| format!("{}{gateway}{}", namespace("team: x"), objects(labels));
+    bound(&yaml(gateway("b/w", "", "")), None, None);
+    bound(&yaml(allow("{from: Same}")), None, None);
+    bound(&yaml(allow("{from: All}")), there, None);
+    bound(
+        &yaml(allow(
+            "{from: Selector, selector: {matchLabels: {team: x}}}",
+        )),
+        there,
+        None,
+    );
+    bound(
+        &yaml(allow(
+            "{from: Selector, selector: {matchLabels: {team: y}}}",
+        )),
+        None,
+        None,
+    );
+    bound(
+        &yaml(allow(
+            "{from: Selector, selector: {matchExpressions: [{key: team, operator: In, values: [x]}]}}",
+        )),
+        there,
+        None,
+    );
+    bound(
+        &yaml(allow(
+            "{from: Selector, selector: {matchExpressions: [{key: team, operator: DoesNotExist}]}}",
+        )),
+        None,
+        None,
+    );
+}
+
+#[test]
+fn waypoints_are_bound_to_none() {
+    let own = "---\napiVersion: v1\nkind: Service\nmetadata: {name: w, namespace: a}\nspec: {}\n";
+    let snapshot = compile(&format!(
+        "{}{}{own}",
+        namespace(USE),
+        gateway("a/w", "", "")
+    ));
+    assert!(
+        service(&snapshot, "a/w.a.svc.cluster.local")
+            .waypoint
+            .is_none()
+    );
+    let label = "gateway.networking.k8s.io/gateway-name: w";
+    bound(
+        &format!(
+            "{}{}{}",
+            namespace(USE),
+            gateway("a/w", "istio.io/waypoint-for: all", ""),
+            objects(label)
+        ),
+        None,
+        None,
+    );
+    let ingress = gateway("a/w", "", "").replace("istio-waypoint", "istio");
+    bound(
+        &format!("{}{ingress}{}", namespace(USE), objects("")),
+        None,
+        None,
+    );
+}
+
+#[test]
+fn a_binding_that_fails_is_noticed_until_it_holds() {
+    let mut compiler = compiler(&objects(USE));
+    let notices: Vec<_> = compiler
+        .notices()
+        .map(|one| format!("{} {}", one.object, one.message))
+        .collect();
+    assert_eq!(notices.len(), 2, "{notices:?}");
+    assert!(notices[0].ends_with("asks for waypoint a/w, which is not there: apply that Gateway or remove the label istio.io/use-waypoint"), "{notices:?}");
+    compiler.apply(super::upserts(&gateway(
+        "a/w",
+        "istio.io/waypoint-for: all",
+        "",
+    )));
+    assert_eq!(compiler.notices().count(), 0);
+}

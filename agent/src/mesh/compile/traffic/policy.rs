@@ -1,0 +1,176 @@
+//! One `trafficPolicy`, its groups merged as Istio merges them. Pure.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderName;
+use userspace_l7::model::{
+    Balance, ConnectionLimits, HashAlgorithm, HashKey, OutlierDetection, TrafficPolicy, Warmup,
+};
+
+use crate::mesh::destination_rule::{self as istio, SimpleBalancer, UpgradePolicy};
+
+/// Istio's defaults for outlier detection.
+const CONSECUTIVE_5XX: u32 = 5;
+const CONSECUTIVE_LOCAL: u32 = 5;
+const INTERVAL: Duration = Duration::from_secs(10);
+const BASE_EJECTION: Duration = Duration::from_secs(30);
+const MAX_EJECTION_PERCENT: u8 = 10;
+/// Istio's default for a ring.
+const RING_SIZE: u32 = 1024;
+/// Envoy's default for Maglev.
+const MAGLEV_SIZE: u32 = 65_537;
+/// Envoy's defaults for slow start.
+const WARMUP_PERCENT: f64 = 10.0;
+const WARMUP_AGGRESSION: f64 = 1.0;
+
+/// The groups of a policy: a wider one is replaced group by group, never field by field (Istio).
+#[derive(Clone, Copy, Default)]
+pub(super) struct Groups<'a> {
+    balancer: Option<&'a istio::LoadBalancer>,
+    pool: Option<&'a istio::ConnectionPool>,
+    outliers: Option<&'a istio::OutlierDetection>,
+}
+
+/// Ports with settings of their own. They inherit nothing (Istio).
+pub(super) fn ports(policy: &istio::TrafficPolicy) -> impl Iterator<Item = (u16, Groups<'_>)> {
+    policy.port_level_settings.iter().filter_map(|port| {
+        let groups = Groups {
+            balancer: port.load_balancer.as_ref(),
+            pool: port.connection_pool.as_ref(),
+            outliers: port.outlier_detection.as_ref(),
+        };
+        Some((u16::try_from(port.port.number).ok()?, groups))
+    })
+}
+
+impl<'a> Groups<'a> {
+    pub(super) fn of(policy: &'a istio::TrafficPolicy) -> Self {
+        Self {
+            balancer: policy.load_balancer.as_ref(),
+            pool: policy.connection_pool.as_ref(),
+            outliers: policy.outlier_detection.as_ref(),
+        }
+    }
+
+    /// This, with the groups of a narrower policy in place of its own.
+    pub(super) fn overlaid(self, narrower: Self) -> Self {
+        Self {
+            balancer: narrower.balancer.or(self.balancer),
+            pool: narrower.pool.or(self.pool),
+            outliers: narrower.outliers.or(self.outliers),
+        }
+    }
+
+    pub(super) fn compile(self) -> TrafficPolicy {
+        let pool = self.pool;
+        let connect_timeout = pool.and_then(|pool| pool.tcp.connect_timeout);
+        let idle = pool.and_then(|pool| pool.http.idle_timeout.or(pool.tcp.idle_timeout));
+        TrafficPolicy {
+            balance: self.balancer.map(balance).unwrap_or_default(),
+            limits: pool.map(limits).unwrap_or_default(),
+            outliers: self.outliers.map(outliers),
+            connect_timeout: connect_timeout.map(|one| one.0),
+            idle_timeout: idle.map(|one| one.0),
+            upgrade_to_http2: pool
+                .is_some_and(|pool| pool.http.h2_upgrade_policy == UpgradePolicy::Upgrade),
+            warmup: self.balancer.and_then(warmup),
+        }
+    }
+}
+
+fn balance(balancer: &istio::LoadBalancer) -> Balance {
+    if let Some(hash) = &balancer.consistent_hash
+        && let Some(key) = hash_key(hash)
+    {
+        let algorithm = match (&hash.maglev, &hash.ring_hash) {
+            (Some(maglev), _) => HashAlgorithm::Maglev {
+                table_size: maglev.table_size.unwrap_or(MAGLEV_SIZE),
+            },
+            (None, ring) => {
+                let size = ring.and_then(|ring| ring.minimum_ring_size);
+                HashAlgorithm::Ring {
+                    minimum_size: size.or(hash.minimum_ring_size).unwrap_or(RING_SIZE),
+                }
+            }
+        };
+        return Balance::ConsistentHash { key, algorithm };
+    }
+    match balancer.simple {
+        None
+        | Some(
+            SimpleBalancer::Unspecified | SimpleBalancer::LeastConn | SimpleBalancer::LeastRequest,
+        ) => Balance::LeastRequest,
+        Some(SimpleBalancer::Random) => Balance::Random,
+        Some(SimpleBalancer::Passthrough) => Balance::Passthrough,
+        Some(SimpleBalancer::RoundRobin) => Balance::RoundRobin,
+    }
+}
+
+fn hash_key(hash: &istio::ConsistentHash) -> Option<HashKey> {
+    if let Some(name) = &hash.http_header_name {
+        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+        return Some(HashKey::Header(name));
+    }
+    if let Some(cookie) = &hash.http_cookie {
+        return Some(HashKey::Cookie {
+            name: cookie.name.as_str().into(),
+            path: cookie.path.as_deref().map(Arc::from),
+            ttl: cookie.ttl.map(|one| one.0),
+        });
+    }
+    if let Some(name) = &hash.http_query_parameter_name {
+        return Some(HashKey::QueryParameter(name.as_str().into()));
+    }
+    hash.use_source_ip.then_some(HashKey::SourceIp)
+}
+
+fn limits(pool: &istio::ConnectionPool) -> ConnectionLimits {
+    // Zero and less are no limit (Istio).
+    let limit = |one: Option<i64>| u32::try_from(one?).ok().filter(|one| *one > 0);
+    ConnectionLimits {
+        connections: limit(pool.tcp.max_connections),
+        pending_requests: limit(pool.http.http1_max_pending_requests),
+        requests: limit(pool.http.http2_max_requests),
+        retries: limit(pool.http.max_retries),
+        requests_per_connection: limit(pool.http.max_requests_per_connection),
+        connection_age: pool.tcp.max_connection_duration.map(|one| one.0),
+    }
+}
+
+fn outliers(one: &istio::OutlierDetection) -> OutlierDetection {
+    let counted = |count: u32| Some(count).filter(|count| *count > 0);
+    let gateway = one.consecutive_gateway_errors.or(one.consecutive_errors);
+    let local = one.consecutive_local_origin_failures;
+    OutlierDetection {
+        consecutive_5xx: counted(one.consecutive_5xx_errors.unwrap_or(CONSECUTIVE_5XX)),
+        consecutive_gateway_errors: gateway.and_then(counted),
+        consecutive_local_failures: one
+            .split_external_local_origin_errors
+            .then(|| counted(local.unwrap_or(CONSECUTIVE_LOCAL)))
+            .flatten(),
+        interval: one.interval.map_or(INTERVAL, |one| one.0),
+        base_ejection: one.base_ejection_time.map_or(BASE_EJECTION, |one| one.0),
+        max_ejection_percent: one.max_ejection_percent.unwrap_or(MAX_EJECTION_PERCENT),
+        min_health_percent: one.min_health_percent.unwrap_or_default(),
+    }
+}
+
+fn warmup(balancer: &istio::LoadBalancer) -> Option<Warmup> {
+    let (duration, percent, aggression) = match (&balancer.warmup, balancer.warmup_duration_secs) {
+        (Some(warmup), _) => (warmup.duration, warmup.minimum_percent, warmup.aggression),
+        (None, Some(duration)) => (duration, None, None),
+        (None, None) => return None,
+    };
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "clamped to 0..=100 before"
+    )]
+    let minimum_percent = percent.unwrap_or(WARMUP_PERCENT).clamp(0.0, 100.0) as u8;
+    Some(Warmup {
+        duration: duration.0,
+        minimum_percent,
+        aggression: aggression.unwrap_or(WARMUP_AGGRESSION),
+    })
+}

@@ -1,0 +1,282 @@
+//! Gateways, as far as binding a service or a workload to a waypoint needs them.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::field::{Faults, FieldPath, at};
+use super::meta::Meta;
+use super::selector::WorkloadSelector;
+
+/// A Gateway.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gateway {
+    /// Name, labels, annotations.
+    pub meta: Meta,
+    /// What it says.
+    pub spec: GatewaySpec,
+    /// Where a control plane says that it can be reached (`status.addresses`).
+    pub reachable_at: Vec<GatewayAddress>,
+}
+
+/// One of a Gateway's addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GatewayAddress {
+    /// A DNS name.
+    Hostname(String),
+    /// An IP address, or something else that is not understood here.
+    Other(String),
+}
+
+/// A GatewayClass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GatewayClass {
+    /// Name, labels, annotations.
+    pub meta: Meta,
+    /// What it says.
+    pub spec: GatewayClassSpec,
+}
+
+/// `spec` of a GatewayClass.
+#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayClassSpec {
+    /// Who implements it.
+    #[serde(default)]
+    pub controller_name: String,
+    /// For people.
+    pub description: Option<String>,
+    /// Settings of the implementation.
+    pub parameters_ref: Option<Value>,
+}
+
+/// `spec` of a Gateway. Fields that only an ingress would use are kept as they are.
+#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewaySpec {
+    /// Who implements it.
+    #[serde(default)]
+    pub gateway_class_name: String,
+    /// What it listens on.
+    #[serde(default)]
+    pub listeners: Vec<Listener>,
+    /// Addresses asked for.
+    #[serde(default)]
+    pub addresses: Vec<Value>,
+    /// What generated objects shall carry.
+    pub infrastructure: Option<Value>,
+    /// Who may attach listeners.
+    pub allowed_listeners: Option<Value>,
+    /// TLS towards backends.
+    #[serde(alias = "backendTLS")]
+    pub tls: Option<Value>,
+    /// Scope of the gateway.
+    pub default_scope: Option<Value>,
+}
+
+/// One listener.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Listener {
+    /// Name.
+    pub name: String,
+    /// Host it is about.
+    pub hostname: Option<String>,
+    /// Port.
+    pub port: i64,
+    /// HTTP, HTTPS, HBONE, …
+    pub protocol: String,
+    /// TLS settings.
+    pub tls: Option<Value>,
+    /// Whose routes and bindings it takes.
+    pub allowed_routes: Option<AllowedRoutes>,
+}
+
+/// `allowedRoutes`.
+#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
+pub struct AllowedRoutes {
+    /// From which namespaces.
+    pub namespaces: Option<RouteNamespaces>,
+    /// Of which kinds; a waypoint ignores it.
+    #[serde(default)]
+    pub kinds: Vec<Value>,
+}
+
+/// `allowedRoutes.namespaces`.
+#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
+pub struct RouteNamespaces {
+    /// All, Same or Selector.
+    #[serde(default)]
+    pub from: NamespaceScope,
+    /// Labels of the namespaces, for Selector.
+    pub selector: Option<NamespaceSelector>,
+}
+
+/// `allowedRoutes.namespaces.from`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+pub enum NamespaceScope {
+    /// The Gateway's own.
+    #[default]
+    Same,
+    /// Every namespace.
+    All,
+    /// Those with the labels.
+    Selector,
+    /// No namespace.
+    None,
+}
+
+/// A Kubernetes label selector.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NamespaceSelector {
+    /// All of these pairs.
+    pub match_labels: BTreeMap<String, String>,
+    /// And all of these expressions.
+    pub match_expressions: Vec<LabelExpression>,
+}
+
+/// One expression of a label selector.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct LabelExpression {
+    /// The label.
+    pub key: String,
+    /// How it is judged.
+    pub operator: LabelOperator,
+    /// By these.
+    #[serde(default)]
+    pub values: Vec<String>,
+}
+
+/// How a label is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "Kubernetes' own operators, by their own names")]
+pub enum LabelOperator {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
+}
+
+/// Classes of the waypoints that the node agents are: what Istio needs a pod for, and our own name for it.
+const OUR_CLASSES: [&str; 2] = ["istio-waypoint", "culvert-waypoint"];
+/// A waypoint's own listener.
+const HBONE_PORT: i64 = 15008;
+/// Says which traffic a waypoint, or all of a class, takes.
+const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
+const REVISION: &str = "istio.io/rev";
+/// What an object without that label is for.
+const OUR_REVISION: &str = "default";
+
+impl Gateway {
+    pub(crate) fn check(&self, faults: &mut Faults) {
+        if self.spec.gateway_class_name.is_empty() {
+            faults.add(
+                at!["spec", "gatewayClassName"],
+                "is missing: name a class such as istio-waypoint",
+            );
+        }
+        for (index, listener) in self.spec.listeners.iter().enumerate() {
+            let place = at!["spec", "listeners", index];
+            if !(1..=65535).contains(&listener.port) {
+                let problem = format!("{} is not a port: use 1 to 65535", listener.port);
+                faults.add(place.join("port"), problem);
+            }
+            let namespaces = listener
+                .allowed_routes
+                .as_ref()
+                .and_then(|one| one.namespaces.as_ref());
+            if let Some(selector) = namespaces.and_then(|one| one.selector.as_ref()) {
+                let place = place
+                    .join("allowedRoutes")
+                    .join("namespaces")
+                    .join("selector");
+                selector.check(&place, faults);
+            }
+        }
+    }
+
+    /// Whether the node agents are this waypoint: of a class of theirs, and not left to a control plane of another
+    /// revision.
+    pub(crate) fn is_ours(&self) -> bool {
+        let revision = self.meta.labels.get(REVISION).unwrap_or(OUR_REVISION);
+        OUR_CLASSES.contains(&self.spec.gateway_class_name.as_str()) && revision == OUR_REVISION
+    }
+
+    /// Whether services and workloads can be bound to it. Ours is ready as soon as it is there: its
+    /// controller are the agents. Any other, whatever its class, once somebody gave it an address (Istio).
+    pub(crate) fn is_ready(&self) -> bool {
+        self.is_ours() || !self.reachable_at.is_empty()
+    }
+
+    /// The name that a control plane says it can be reached by.
+    pub(crate) fn hostname(&self) -> Option<&str> {
+        self.reachable_at.iter().find_map(|address| match address {
+            GatewayAddress::Hostname(name) => Some(name.as_str()),
+            GatewayAddress::Other(_) => None,
+        })
+    }
+
+    /// `istio.io/waypoint-for` of the Gateway, else of its class, else `service`.
+    pub(crate) fn traffic<'a>(&'a self, class: Option<&'a GatewayClass>) -> &'a str {
+        let own = self.meta.labels.get(WAYPOINT_FOR);
+        own.or_else(|| class?.meta.labels.get(WAYPOINT_FOR))
+            .unwrap_or("service")
+    }
+
+    /// Whether objects of a namespace with these labels may bind to it (Istio reads `allowedRoutes` of the
+    /// HBONE listener).
+    pub(crate) fn accepts(&self, namespace: &str, meta: Option<&Meta>) -> bool {
+        let own = &*self.meta.name.namespace == namespace;
+        let hbone = |one: &&Listener| one.protocol == "HBONE" && one.port == HBONE_PORT;
+        let listener = self.spec.listeners.iter().find(hbone);
+        let routes = listener.and_then(|one| one.allowed_routes.as_ref());
+        let Some(allowed) = routes.and_then(|routes| routes.namespaces.as_ref()) else {
+            return own;
+        };
+        match allowed.from {
+            NamespaceScope::Same => own,
+            NamespaceScope::All => true,
+            NamespaceScope::None => false,
+            NamespaceScope::Selector => match (&allowed.selector, meta) {
+                (Some(selector), Some(meta)) => selector.selects(meta),
+                _ => false,
+            },
+        }
+    }
+}
+
+impl NamespaceSelector {
+    fn check(&self, place: &FieldPath, faults: &mut Faults) {
+        let pairs = WorkloadSelector {
+            match_labels: self.match_labels.clone(),
+        };
+        pairs.check(&place.join("matchLabels"), faults);
+        for (index, one) in self.match_expressions.iter().enumerate() {
+            let wants_values = matches!(one.operator, LabelOperator::In | LabelOperator::NotIn);
+            if wants_values == one.values.is_empty() {
+                let rule = "In and NotIn need values, Exists and DoesNotExist take none";
+                faults.add(
+                    place.join("matchExpressions").join(index).join("values"),
+                    rule,
+                );
+            }
+        }
+    }
+
+    fn selects(&self, meta: &Meta) -> bool {
+        let pairs = |(key, value): (&String, &String)| meta.labels.get(key) == Some(value);
+        let expression = |one: &LabelExpression| {
+            let value = meta.labels.get(&one.key);
+            let listed = value.is_some_and(|value| one.values.iter().any(|other| other == value));
+            match one.operator {
+                LabelOperator::In => listed,
+                LabelOperator::NotIn => !listed,
+                LabelOperator::Exists => value.is_some(),
+                LabelOperator::DoesNotExist => value.is_none(),
+            }
+        };
+        self.match_labels.iter().all(pairs) && self.match_expressions.iter().all(expression)
+    }
+}

@@ -1,0 +1,32 @@
+//! Where mesh objects come from: a directory of manifests. Knows files and their lines; what the objects
+//! mean is the business of [`crate::mesh`].
+
+mod manifests;
+mod problem;
+mod watch;
+mod yaml;
+
+#[cfg(fuzzing)]
+pub use manifests::read_bytes;
+pub use manifests::{Manifests, Update};
+pub use problem::{OneLine, Place, Position, Problem, Problems, Severity};
+pub use watch::ManifestWatch;
+
+/// The documents of a YAML text as the agent itself reads them; `None` if it is no YAML.
+pub(crate) fn documents(text: &str) -> Option<Vec<serde_json::Value>> {
+    let nodes = yaml::parse(text).ok()?;
+    Some(nodes.iter().map(yaml::Node::to_json).collect())
+}
+
+/// What tests of other modules may use.
+#[cfg(test)]
+pub(crate) mod for_test {
+    use serde_json::Value;
+
+    /// The documents of a YAML text that is known to be valid.
+    #[track_caller]
+    pub(crate) fn documents(text: &str) -> Vec<Value> {
+        let nodes = super::yaml::parse(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        nodes.iter().map(super::yaml::Node::to_json).collect()
+    }
+}

@@ -1,0 +1,53 @@
+//! `tcx` ingress on a pod's devices: lets closed ports refuse.
+//!
+//! A captured SYN is always answered, so without this a probe of a closed port would see it open. For a
+//! SYN to a port on which nobody listens it leaves a note for `sk_lookup`, which then lets the kernel
+//! answer with RST. It also drops SYNs from the wire that claim a tuple which a socket of this pod is
+//! opening. Only ever narrows what gets in: what it cannot parse is captured as usual.
+
+use culvert_ebpf::{HBONE_PORT, TUPLE_PROBE, TupleKey};
+
+use crate::{
+    context::{Packet, now_ns},
+    maps::{self, REFUSALS},
+    opening::Opening,
+};
+
+const TCX_NEXT: i32 = -1;
+const TCX_DROP: i32 = 2;
+
+/// How long a note may be acted on: far longer than a packet takes from here to `sk_lookup`, far
+/// shorter than a client takes to notice that the port has opened.
+const REFUSAL_NS: u64 = 100_000_000;
+
+/// Looks at one received packet.
+#[inline(always)]
+pub fn inspect(packet: &Packet) -> i32 {
+    let Some(Opening { key, .. }) = Opening::of(packet) else {
+        return TCX_NEXT;
+    };
+    if let Some(entry) = maps::tuple(&key) {
+        return if entry.kind == TUPLE_PROBE {
+            TCX_NEXT
+        } else {
+            TCX_DROP
+        };
+    }
+    if key.local_port != HBONE_PORT && !packet.has_listener(&key.local, key.local_port) {
+        // Without the note the agent answers, and its leg is refused: later, but refused.
+        let _captured_instead = REFUSALS.insert(&key, &now_ns(), 0);
+    }
+    TCX_NEXT
+}
+
+/// Whether [`inspect`] has just found nobody listening for this connection. Asking consumes the note.
+#[inline(always)]
+pub fn was_refused(key: &TupleKey) -> bool {
+    // SAFETY: the value is copied out at once; if the LRU gives its place away meanwhile, the time is
+    // another refusal's, and the worst outcome is one connection refused or captured by mistake.
+    let Some(seen_ns) = unsafe { REFUSALS.get(key) }.copied() else {
+        return false;
+    };
+    let _gone_already = REFUSALS.remove(key);
+    now_ns().saturating_sub(seen_ns) < REFUSAL_NS
+}

@@ -1,0 +1,150 @@
+//! `sock_ops`: publishes connections in their opening and withdraws them.
+//!
+//! `TCP_CONNECT_CB` runs after the local port is chosen and before the SYN leaves, so `sk_lookup`
+//! always finds what is published here. The entry is withdrawn when the accepting side completes the
+//! handshake, not when the connecting side does: with SYN cookies the final ACK is looked up once more.
+
+use culvert_ebpf::{
+    MARK_MASK, MARK_OUTBOUND, SOCKET_ACCEPTED, SOCKET_LEG, SOCKET_OWN, SOCKET_PROBE, SocketNote,
+    TUPLE_LEG, TUPLE_OUTBOUND, TUPLE_PROBE, TUPLE_SELF, TupleEntry, TupleKey,
+};
+
+use crate::{
+    context::{SockOps, Socket},
+    maps,
+};
+
+const TCP_CONNECT_CB: u32 = 3;
+const PASSIVE_ESTABLISHED_CB: u32 = 5;
+const STATE_CB: u32 = 10;
+const TCP_CLOSE: u32 = 7;
+
+/// A connection of which `sk_lookup` need not know.
+const TUPLE_NONE: u32 = 0;
+
+/// Follows one socket event.
+#[inline(always)]
+pub fn follow(context: &SockOps) {
+    match context.op() {
+        TCP_CONNECT_CB => publish(context),
+        PASSIVE_ESTABLISHED_CB => accept(context),
+        STATE_CB if context.new_state() == TCP_CLOSE => withdraw(context),
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn publish(context: &SockOps) {
+    let Some(socket) = context.socket() else {
+        return;
+    };
+    let note = socket.note();
+    let netns_cookie = receiving_netns(context, &note);
+    if maps::pod(netns_cookie).is_none() {
+        return;
+    }
+    let key = TupleKey {
+        netns_cookie,
+        local: context.remote(),
+        remote: context.local(),
+        local_port: context.remote_port(),
+        remote_port: context.local_port(),
+        pad: 0,
+    };
+    let kind = kind_of(&socket, &note, &key);
+    if kind == TUPLE_NONE {
+        return;
+    }
+    let entry = TupleEntry {
+        kind,
+        client_port: note.port,
+        client: note.address,
+        socket_cookie: context.socket_cookie(),
+    };
+    // A full map sends the connection to the inbound listener: closed.
+    if maps::TUPLES.insert(&key, &entry, 0).is_ok() {
+        context.watch_state();
+    }
+}
+
+#[inline(always)]
+fn kind_of(socket: &Socket<'_>, note: &SocketNote, key: &TupleKey) -> u32 {
+    match note.role {
+        SOCKET_PROBE => return TUPLE_PROBE,
+        SOCKET_LEG => return TUPLE_LEG,
+        SOCKET_OWN => return TUPLE_NONE,
+        _ => {}
+    }
+    if socket.mark() & MARK_MASK == MARK_OUTBOUND {
+        return TUPLE_OUTBOUND;
+    }
+    if !key.local.same(&key.remote) && maps::is_own_address(key.netns_cookie, &key.local) {
+        return TUPLE_SELF;
+    }
+    TUPLE_NONE
+}
+
+/// The handshake is over: the entry has served. The application's end of a leg learns its client.
+#[inline(always)]
+fn accept(context: &SockOps) {
+    let netns_cookie = context.netns_cookie();
+    if maps::pod(netns_cookie).is_none() {
+        return;
+    }
+    let key = TupleKey {
+        netns_cookie,
+        local: context.local(),
+        remote: context.remote(),
+        local_port: context.local_port(),
+        remote_port: context.remote_port(),
+        pad: 0,
+    };
+    let Some(entry) = maps::tuple(&key) else {
+        return;
+    };
+    if entry.kind == TUPLE_LEG
+        && let Some(socket) = context.socket()
+    {
+        socket.set_note(&SocketNote {
+            role: SOCKET_ACCEPTED,
+            port: entry.client_port,
+            address: entry.client,
+            netns_cookie,
+        });
+    }
+    let _gone_already = maps::TUPLES.remove(&key);
+}
+
+/// The connecting socket closes: whatever it published and nobody took goes with it.
+#[inline(always)]
+fn withdraw(context: &SockOps) {
+    let Some(socket) = context.socket() else {
+        return;
+    };
+    let note = socket.note();
+    let key = TupleKey {
+        netns_cookie: receiving_netns(context, &note),
+        local: context.remote(),
+        remote: context.local(),
+        local_port: context.remote_port(),
+        remote_port: context.local_port(),
+        pad: 0,
+    };
+    let Some(entry) = maps::tuple(&key) else {
+        return;
+    };
+    // The port may already serve another connection with an entry of its own.
+    if entry.socket_cookie == context.socket_cookie() {
+        let _gone_already = maps::TUPLES.remove(&key);
+    }
+}
+
+/// The network namespace in which the connection's SYN will be looked up.
+#[inline(always)]
+fn receiving_netns(context: &SockOps, note: &SocketNote) -> u64 {
+    if note.role == SOCKET_PROBE {
+        note.netns_cookie
+    } else {
+        context.netns_cookie()
+    }
+}

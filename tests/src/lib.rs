@@ -1,0 +1,16 @@
+//! A two-node cluster in network namespaces, and what scenarios need to drive it: servers, clients, a packet
+//! capture, and Bookinfo.
+//!
+//! Needs root and the built `culvert` program; links nothing of it.
+
+pub mod bench;
+pub mod bookinfo;
+pub mod echo;
+pub mod envoy;
+pub mod jwt;
+pub mod kubectl;
+pub mod lab;
+pub mod net;
+pub mod scenario;
+pub mod seed;
+pub mod traffic;

@@ -1,0 +1,198 @@
+//! L5: the live connections of one worker. An inbound connection is registered before it is first judged
+//! and judged again whenever the mesh changes, so that no change can slip between the two.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use tokio::sync::Notify;
+
+use crate::model::{Snapshot, SpiffeId, WorkloadUid};
+use crate::policy::{self, Denial};
+
+/// Which way a connection runs, as the workload sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// To the workload.
+    Inbound,
+    /// From the workload.
+    Outbound,
+}
+
+/// How a connection travels between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carriage {
+    /// In an HBONE tunnel.
+    Hbone,
+    /// As plain TCP.
+    Tcp,
+}
+
+/// A live connection, for people to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveConnection {
+    /// The local workload.
+    pub workload: WorkloadUid,
+    /// To or from it.
+    pub direction: Direction,
+    /// The client's address.
+    pub source: SocketAddr,
+    /// The address that the client dialled.
+    pub original_destination: SocketAddr,
+    /// Hostname of the service that was addressed.
+    pub service: Option<String>,
+    /// Where the bytes go.
+    pub destination: SocketAddr,
+    /// The peer's verified identity, or for an outbound connection the server's.
+    pub peer: Option<SpiffeId>,
+    /// Tunnel or not.
+    pub carriage: Carriage,
+}
+
+/// What a connection is judged by each time.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    pub(crate) workload: WorkloadUid,
+    pub(crate) source: IpAddr,
+    pub(crate) identity: Option<SpiffeId>,
+    /// Who the waypoint would be that it went through.
+    pub(crate) waypoint: Option<SpiffeId>,
+    pub(crate) destination: SocketAddr,
+}
+
+impl Claim {
+    /// Judges the claim as the mesh is now. A workload that is gone has no policies left to ask, and no
+    /// one to serve: refused.
+    pub(crate) fn judge(&self, snapshot: &Snapshot) -> Result<policy::Verdict, WorkloadGone> {
+        let workload = snapshot.workloads.get(&self.workload).ok_or(WorkloadGone)?;
+        let connection = policy::Connection {
+            source: self.source,
+            identity: self.identity.as_ref(),
+            waypoint: self.waypoint.as_ref(),
+            destination: self.destination,
+        };
+        Ok(policy::judge(snapshot, workload, &connection))
+    }
+}
+
+/// The workload is no longer in the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the workload is gone")]
+pub(crate) struct WorkloadGone;
+
+struct Entry {
+    shown: LiveConnection,
+    claim: Option<Claim>,
+    ended: Rc<Ended>,
+}
+
+#[derive(Default)]
+struct Ended {
+    reason: RefCell<Option<Denial>>,
+    notify: Notify,
+}
+
+/// Every connection of a worker.
+#[derive(Default)]
+pub(crate) struct Connections {
+    entries: RefCell<BTreeMap<u64, Entry>>,
+    next: Cell<u64>,
+    emptied: Notify,
+}
+
+impl Connections {
+    /// Registers a connection until the returned handle is dropped. With a claim, it is judged again at each
+    /// [`Connections::judge_again`].
+    pub(crate) fn track(self: &Rc<Self>, shown: LiveConnection, claim: Option<Claim>) -> Tracked {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        let ended = Rc::<Ended>::default();
+        let entry = Entry {
+            shown,
+            claim,
+            ended: Rc::clone(&ended),
+        };
+        self.entries.borrow_mut().insert(number, entry);
+        Tracked {
+            connections: Rc::clone(self),
+            number,
+            ended,
+        }
+    }
+
+    /// Ends every connection that the mesh would refuse now. Returns how many those are.
+    pub(crate) fn judge_again(&self, snapshot: &Snapshot) -> usize {
+        let entries = self.entries.borrow();
+        let claimed = entries
+            .values()
+            .filter_map(|entry| Some((entry, entry.claim.as_ref()?)));
+        let mut refused = 0;
+        for (entry, claim) in claimed {
+            // A workload that disappears takes its connections with it by its sockets; cutting them here
+            // would also cut the last answers of a pod that is terminating.
+            let Ok(verdict) = claim.judge(snapshot) else {
+                continue;
+            };
+            if let Err(denial) = verdict.decision {
+                entry.ended.reason.replace(Some(denial));
+                entry.ended.notify.notify_one();
+                refused += 1;
+            }
+        }
+        refused
+    }
+
+    /// A copy for people to look at.
+    pub(crate) fn list(&self) -> Vec<LiveConnection> {
+        self.entries
+            .borrow()
+            .values()
+            .map(|entry| entry.shown.clone())
+            .collect()
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.borrow().len()
+    }
+
+    /// Resolves when none is left.
+    pub(crate) async fn until_empty(&self) {
+        while self.len() > 0 {
+            self.emptied.notified().await;
+        }
+    }
+}
+
+/// A registered connection.
+pub(crate) struct Tracked {
+    connections: Rc<Connections>,
+    number: u64,
+    ended: Rc<Ended>,
+}
+
+impl Tracked {
+    /// Resolves once the connection has lost its right to exist.
+    ///
+    /// # Cancel safety
+    /// The reason stays: a later call returns at once.
+    pub(crate) async fn refused(&self) -> Denial {
+        loop {
+            if let Some(reason) = self.ended.reason.borrow().clone() {
+                return reason;
+            }
+            self.ended.notify.notified().await;
+        }
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        let mut entries = self.connections.entries.borrow_mut();
+        entries.remove(&self.number);
+        if entries.is_empty() {
+            self.connections.emptied.notify_one();
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! What goes wrong in a tunnel, from one stream's reset to the whole connection.
+
+use std::fmt;
+use std::io;
+use std::rc::Rc;
+
+use super::cause::Cause;
+use crate::error::{Fault, Retry};
+use crate::telemetry::ResponseFlags;
+use crate::tls::{RecordError, Role, TlsError};
+
+/// The code of an HTTP/2 error (RFC 9113 §7). Peers may send codes without a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorCode(pub u32);
+
+impl ErrorCode {
+    /// An orderly end.
+    pub const NO_ERROR: Self = Self(0);
+    /// The peer breaks the protocol.
+    pub const PROTOCOL_ERROR: Self = Self(1);
+    /// Something failed inside.
+    pub const INTERNAL_ERROR: Self = Self(2);
+    /// Flow-control credit was exceeded.
+    pub const FLOW_CONTROL_ERROR: Self = Self(3);
+    /// A frame for a stream that has ended.
+    pub const STREAM_CLOSED: Self = Self(5);
+    /// A frame of the wrong size.
+    pub const FRAME_SIZE_ERROR: Self = Self(6);
+    /// Not processed at all: safe to send again elsewhere.
+    pub const REFUSED_STREAM: Self = Self(7);
+    /// No longer wanted.
+    pub const CANCEL: Self = Self(8);
+    /// Header compression is out of step.
+    pub const COMPRESSION_ERROR: Self = Self(9);
+    /// The connection behind the tunnel was reset or abnormally closed.
+    pub const CONNECT_ERROR: Self = Self(10);
+    /// The peer wastes our time.
+    pub const ENHANCE_YOUR_CALM: Self = Self(11);
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match *self {
+            Self::NO_ERROR => "NO_ERROR",
+            Self::PROTOCOL_ERROR => "PROTOCOL_ERROR",
+            Self::INTERNAL_ERROR => "INTERNAL_ERROR",
+            Self::FLOW_CONTROL_ERROR => "FLOW_CONTROL_ERROR",
+            Self::STREAM_CLOSED => "STREAM_CLOSED",
+            Self::FRAME_SIZE_ERROR => "FRAME_SIZE_ERROR",
+            Self::REFUSED_STREAM => "REFUSED_STREAM",
+            Self::CANCEL => "CANCEL",
+            Self::COMPRESSION_ERROR => "COMPRESSION_ERROR",
+            Self::CONNECT_ERROR => "CONNECT_ERROR",
+            Self::ENHANCE_YOUR_CALM => "ENHANCE_YOUR_CALM",
+            Self(other) => return write!(f, "code {other}"),
+        };
+        f.write_str(name)
+    }
+}
+
+/// What the peer did that ends a whole connection. We tell it with GOAWAY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the peer breaks HTTP/2 ({code}): {reason}")]
+pub struct ConnectionError {
+    /// The code for GOAWAY.
+    pub code: ErrorCode,
+    /// What the peer did.
+    pub reason: &'static str,
+}
+
+/// Why a tunnel's connection is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Lost {
+    /// The peer closed it, in order or not, while streams were open.
+    #[error("the peer closed the tunnel")]
+    Closed,
+    /// The peer broke the protocol.
+    #[error(transparent)]
+    Protocol(#[from] ConnectionError),
+    /// The peer broke TLS, or ended it with an alert.
+    #[error("the tunnel's TLS session failed: {0}")]
+    Tls(#[from] RecordError),
+    /// Our own cipher failed.
+    #[error("the tunnel's records could not be sealed")]
+    Seal,
+    /// The socket failed while it was read.
+    #[error("the tunnel could not be read: {0}")]
+    Receive(io::ErrorKind),
+    /// The socket failed while it was written.
+    #[error("the tunnel could not be written: {0}")]
+    Send(io::ErrorKind),
+    /// The peer gave no sign of life.
+    #[error("the tunnel's peer answers no ping")]
+    Silent,
+    /// We ended it: the pod is gone, or the worker stops.
+    #[error("the tunnel was taken down")]
+    TakenDown,
+}
+
+/// Why a stream carries no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// The peer gave it up with this code.
+    #[error("the peer reset the stream ({0})")]
+    Reset(ErrorCode),
+    /// Our own direction has ended already.
+    #[error("the stream's sending direction has ended")]
+    Finished,
+    /// The whole tunnel is gone.
+    #[error("{0}")]
+    Lost(#[from] Lost),
+}
+
+impl From<StreamError> for io::Error {
+    fn from(error: StreamError) -> Self {
+        // A reset is how applications end, too; a broken tunnel is nobody's intention.
+        let kind = match error {
+            StreamError::Reset(_) => io::ErrorKind::ConnectionReset,
+            StreamError::Finished => io::ErrorKind::BrokenPipe,
+            StreamError::Lost(Lost::Silent) => io::ErrorKind::TimedOut,
+            StreamError::Lost(_) => io::ErrorKind::ConnectionAborted,
+        };
+        Self::new(kind, error)
+    }
+}
+
+/// Why a tunnel's connection could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The TCP connection failed.
+    #[error("the TCP connection failed: {0}")]
+    Connect(#[source] io::Error),
+    /// The TLS handshake failed.
+    #[error("the TLS handshake failed: {0}")]
+    Tls(#[from] TlsError),
+}
+
+fn because(cause: Option<Cause>) -> String {
+    cause.map_or_else(String::new, |cause| format!(" ({cause})"))
+}
+
+/// What operators look for in vain when HBONE's port answers nothing while the application's does.
+const UNANSWERED: &str = ": does a NetworkPolicy keep port 15008 closed?";
+
+impl DialError {
+    /// Whether there was no answer at all, not even a refusal.
+    fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Connect(error) if error.kind() == io::ErrorKind::TimedOut)
+    }
+}
+
+/// Why a stream could not be opened. In none of these cases has a byte of the application left.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No connection could be made.
+    #[error("{0}{hint}", hint = if .0.is_unanswered() { UNANSWERED } else { "" })]
+    Dial(Rc<DialError>),
+    /// The server says that it has not processed the request (`REFUSED_STREAM`, or GOAWAY before it).
+    #[error("the server refuses new streams")]
+    Refused,
+    /// The server answered with another status than success.
+    #[error("http status: {status}{}", because(*.cause))]
+    Status {
+        /// The status.
+        status: u16,
+        /// Why, if the server says so: it is Culvert, then.
+        cause: Option<Cause>,
+    },
+    /// The server gave the request up without an answer.
+    #[error("the server reset the request ({0})")]
+    Reset(ErrorCode),
+    /// The connection broke before there was an answer.
+    #[error("{0}")]
+    Lost(#[from] Lost),
+    /// We take no new streams: the pod is gone, or the worker stops.
+    #[error("tunnels are being closed")]
+    Closing,
+}
+
+impl OpenError {
+    /// What the access log says of it.
+    pub fn flags(&self) -> ResponseFlags {
+        match self {
+            Self::Dial(error) if error.is_unanswered() => ResponseFlags::NetworkPolicy,
+            Self::Dial(error) => match &**error {
+                DialError::Connect(_) => ResponseFlags::Connect,
+                DialError::Tls(TlsError::NotHttp2) => ResponseFlags::H2HandshakeFailure,
+                DialError::Tls(_) => ResponseFlags::TlsFailure,
+            },
+            Self::Lost(Lost::Tls(RecordError::PeerAlert(_))) => ResponseFlags::TlsFailure,
+            Self::Lost(Lost::Protocol(_)) => ResponseFlags::H2HandshakeFailure,
+            Self::Status { status: 401, .. } => ResponseFlags::Deny,
+            Self::Status { .. }
+            | Self::Lost(_)
+            | Self::Refused
+            | Self::Reset(_)
+            | Self::Closing => ResponseFlags::Connect,
+        }
+    }
+
+    /// Why nobody answered, where it is the network that says so: on the way to the server, or behind it.
+    pub fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::Dial(error) => match &**error {
+                DialError::Connect(error) => Cause::of(error),
+                DialError::Tls(_) => None,
+            },
+            Self::Status { cause, .. } => *cause,
+            Self::Lost(Lost::Silent) => Some(Cause::TimedOut),
+            Self::Refused | Self::Reset(_) | Self::Lost(_) | Self::Closing => None,
+        }
+    }
+
+    /// Whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Closing | Self::Lost(Lost::TakenDown | Lost::Seal) => Fault::Local,
+            _ => Fault::Upstream,
+        }
+    }
+
+    /// Whether another endpoint may be tried. A refusal by policy must not be dodged where another endpoint has
+    /// none; 503 says only that this one's application could not be reached.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Dial(error) => match &**error {
+                DialError::Connect(_) => Retry::Safe,
+                DialError::Tls(error) => error.retry(Role::Client),
+            },
+            Self::Refused | Self::Lost(_) | Self::Status { status: 503, .. } => Retry::Safe,
+            Self::Status { .. } | Self::Reset(_) | Self::Closing => Retry::Never,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(error: &OpenError, flags: ResponseFlags, retry: Retry, sentence: &str) {
+        assert_eq!(error.flags(), flags, "{error}");
+        assert_eq!(error.retry(), retry, "{error}");
+        assert_eq!(error.to_string(), sentence);
+    }
+
+    fn dial(kind: io::ErrorKind) -> OpenError {
+        OpenError::Dial(Rc::new(DialError::Connect(kind.into())))
+    }
+
+    fn status(status: u16) -> OpenError {
+        OpenError::Status {
+            status,
+            cause: None,
+        }
+    }
+
+    #[test]
+    fn each_failure_has_its_flag_and_says_whether_another_endpoint_may_be_tried() {
+        use ResponseFlags::{Connect, Deny, H2HandshakeFailure, NetworkPolicy, TlsFailure};
+        check(
+            &dial(io::ErrorKind::TimedOut),
+            NetworkPolicy,
+            Retry::Safe,
+            "the TCP connection failed: timed out: does a NetworkPolicy keep port 15008 closed?",
+        );
+        check(
+            &dial(io::ErrorKind::ConnectionRefused),
+            Connect,
+            Retry::Safe,
+            "the TCP connection failed: connection refused",
+        );
+        check(
+            &OpenError::Dial(Rc::new(TlsError::NotHttp2.into())),
+            H2HandshakeFailure,
+            TlsError::NotHttp2.retry(Role::Client),
+            "the TLS handshake failed: the peer does not agree on the protocol h2",
+        );
+        check(
+            &OpenError::Dial(Rc::new(TlsError::ClosedEarly.into())),
+            TlsFailure,
+            TlsError::ClosedEarly.retry(Role::Client),
+            "the TLS handshake failed: the peer closed the connection during the handshake",
+        );
+        // A refusal by policy must not be dodged; an application that is away may have a brother.
+        check(&status(401), Deny, Retry::Never, "http status: 401");
+        check(&status(400), Connect, Retry::Never, "http status: 400");
+        check(&status(503), Connect, Retry::Safe, "http status: 503");
+        check(
+            &OpenError::Refused,
+            Connect,
+            Retry::Safe,
+            "the server refuses new streams",
+        );
+        check(
+            &OpenError::Reset(ErrorCode::CONNECT_ERROR),
+            Connect,
+            Retry::Never,
+            "the server reset the request (CONNECT_ERROR)",
+        );
+        check(
+            &Lost::Closed.into(),
+            Connect,
+            Retry::Safe,
+            "the peer closed the tunnel",
+        );
+        check(
+            &OpenError::Closing,
+            Connect,
+            Retry::Never,
+            "tunnels are being closed",
+        );
+    }
+}

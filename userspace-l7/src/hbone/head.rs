@@ -1,0 +1,393 @@
+//! What a tunnel's HEADERS mean: CONNECT requests and their answers (RFC 9113 §8.5, with ztunnel's headers).
+//!
+//! Everything here parses what a peer sent, and none of it decides who the peer is. Headers that only inform
+//! and do not parse are as good as absent; unknown ones are ignored.
+
+use std::net::SocketAddr;
+
+use super::authority::{Authority, ServiceClaim};
+use super::baggage::Baggage;
+use super::cause::Cause;
+use super::forwarded::Forwarded;
+use super::hpack::{ENTRY_OVERHEAD, put_field};
+use crate::telemetry::trace::Traceparent;
+
+/// The largest list of fields that we send (ztunnel's client accepts no more).
+const MAX_SENT: usize = 16 << 10;
+
+/// The header that says why an application could not be reached.
+const CAUSE: &str = "x-culvert-errno";
+
+/// Longest network name that is believed.
+const MAX_NETWORK: usize = 253;
+
+/// A decoded header list; names are lower case on the wire.
+pub(super) type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// A request for a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectRequest {
+    /// Whom it asks for.
+    pub authority: Authority,
+    /// The source workload, as its own node describes it.
+    pub baggage: Option<Baggage>,
+    /// The client's address and the service it called, as its own node says.
+    pub forwarded: Forwarded,
+    /// Trace context; made anew where the peer sent none that is valid.
+    pub traceparent: Traceparent,
+    /// The client's network, if the request crossed from another one.
+    pub forwarded_network: Option<String>,
+    /// The service that the client says it called.
+    pub service: Option<ServiceClaim>,
+}
+
+impl ConnectRequest {
+    /// A request for `authority`, with a trace of its own.
+    pub fn new(authority: Authority) -> Self {
+        Self {
+            authority,
+            baggage: None,
+            forwarded: Forwarded::default(),
+            traceparent: Traceparent::random(),
+            forwarded_network: None,
+            service: None,
+        }
+    }
+
+    /// A request for an address.
+    pub fn to_address(address: SocketAddr) -> Self {
+        Self::new(Authority::Address(address))
+    }
+
+    /// Says which workload the connection comes from.
+    #[must_use]
+    pub fn from_workload(mut self, baggage: Baggage) -> Self {
+        self.baggage = Some(baggage);
+        self
+    }
+
+    /// Says which client the connection comes from, and the hostname of the service that it called.
+    #[must_use]
+    pub fn forwarded(mut self, client: SocketAddr, host: Option<&str>) -> Self {
+        self.forwarded = Forwarded {
+            client: Some(client),
+            host: host.map(str::to_owned),
+        };
+        self
+    }
+
+    /// Says which service the client called.
+    #[must_use]
+    pub fn for_service(mut self, service: ServiceClaim) -> Self {
+        self.service = Some(service);
+        self
+    }
+
+    /// The client's address, as its node says.
+    pub fn forwarded_for(&self) -> Option<SocketAddr> {
+        self.forwarded.client
+    }
+
+    /// The hostname of the service that the client called, as its node says.
+    pub fn forwarded_host(&self) -> Option<&str> {
+        self.forwarded.host.as_deref()
+    }
+
+    /// The header block, fields in the order that ztunnel sends them; informing ones that would exceed `limit`
+    /// are left out.
+    pub(super) fn encode(&self, limit: usize) -> Vec<u8> {
+        let mut block = Block::new(limit);
+        block.put(":method", Some("CONNECT"));
+        block.put(":authority", Some(&self.authority.to_string()));
+        block.put(
+            "baggage",
+            self.baggage.as_ref().map(Baggage::to_string).as_deref(),
+        );
+        let forwarded = (!self.forwarded.is_empty()).then(|| self.forwarded.to_string());
+        block.put("forwarded", forwarded.as_deref());
+        block.put("traceparent", Some(&self.traceparent.to_string()));
+        block.put("x-forwarded-network", self.forwarded_network.as_deref());
+        block.put(
+            "x-culvert-service",
+            self.service
+                .as_ref()
+                .map(ServiceClaim::to_string)
+                .as_deref(),
+        );
+        block.bytes
+    }
+
+    /// Reads a request. `None` where it is no CONNECT, or names no one (RFC 9113 §8.5); both are answered with
+    /// 400.
+    pub(super) fn decode(fields: &Fields) -> Option<Self> {
+        if only(fields, ":method")? != "CONNECT" {
+            return None;
+        }
+        // Extended CONNECT (RFC 8441) carries these and asks for something else.
+        let is_extended = |(name, _): &(Vec<u8>, Vec<u8>)| {
+            [&b":scheme"[..], b":path", b":protocol"].contains(&name.as_slice())
+        };
+        if fields.iter().any(is_extended) {
+            return None;
+        }
+        let authority = Authority::parse(only(fields, ":authority")?)?;
+        let traceparent = only(fields, "traceparent").and_then(Traceparent::parse);
+        let network = only(fields, "x-forwarded-network");
+        Some(Self {
+            authority,
+            baggage: only(fields, "baggage").map(Baggage::parse),
+            forwarded: only(fields, "forwarded")
+                .map(Forwarded::parse)
+                .unwrap_or_default(),
+            traceparent: traceparent.unwrap_or_else(Traceparent::random),
+            forwarded_network: network
+                .filter(|name| name.len() <= MAX_NETWORK)
+                .map(str::to_owned),
+            service: only(fields, "x-culvert-service").and_then(ServiceClaim::parse),
+        })
+    }
+}
+
+/// The answer to a request for a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectResponse {
+    /// 200, or why not.
+    pub status: u16,
+    /// The destination workload, as its own node describes it; only with 200.
+    pub baggage: Option<Baggage>,
+    /// Why the application could not be reached; only with 503, and only from Culvert.
+    pub cause: Option<Cause>,
+}
+
+impl ConnectResponse {
+    /// The tunnel stands; `baggage` describes the destination.
+    pub fn accepted(baggage: Option<Baggage>) -> Self {
+        Self {
+            status: 200,
+            baggage,
+            cause: None,
+        }
+    }
+
+    /// A refusal, and why nobody answered if that is the reason.
+    pub fn refused(status: u16, cause: Option<Cause>) -> Self {
+        Self {
+            status,
+            baggage: None,
+            cause,
+        }
+    }
+
+    /// Whether there is a tunnel now: "Any 2xx response" (RFC 9110 §9.3.6).
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    pub(super) fn encode(&self, limit: usize) -> Vec<u8> {
+        let mut block = Block::new(limit);
+        block.put(":status", Some(&format!("{:03}", self.status)));
+        block.put(
+            "baggage",
+            self.baggage.as_ref().map(Baggage::to_string).as_deref(),
+        );
+        block.put(CAUSE, self.cause.map(Cause::name));
+        block.bytes
+    }
+
+    /// Reads an answer; `None` without a status of three digits.
+    pub(super) fn decode(fields: &Fields) -> Option<Self> {
+        let status = only(fields, ":status")?;
+        let digits = status.len() == 3 && status.bytes().all(|byte| byte.is_ascii_digit());
+        let status = digits.then(|| status.parse().ok())??;
+        Some(Self {
+            status,
+            baggage: only(fields, "baggage").map(Baggage::parse),
+            cause: only(fields, CAUSE).and_then(Cause::parse),
+        })
+    }
+}
+
+/// A header block being written, within a limit on the list that it stands for.
+struct Block {
+    bytes: Vec<u8>,
+    left: usize,
+}
+
+impl Block {
+    fn new(limit: usize) -> Self {
+        Self {
+            bytes: Vec::with_capacity(256),
+            left: limit.min(MAX_SENT),
+        }
+    }
+
+    /// A value that HTTP forbids (RFC 9110 §5.5) would break the request for a header that only informs.
+    fn put(&mut self, name: &str, value: Option<&str>) {
+        let Some(value) =
+            value.filter(|value| !value.bytes().any(|byte| byte < b' ' || byte == 0x7f))
+        else {
+            return;
+        };
+        let Some(left) = self
+            .left
+            .checked_sub(name.len() + value.len() + ENTRY_OVERHEAD)
+        else {
+            return;
+        };
+        self.left = left;
+        put_field(&mut self.bytes, name, value.as_bytes());
+    }
+}
+
+/// The value of a field that stands once and is text. A field that stands twice is trusted no more than one
+/// that is absent: two readers could pick different ones.
+fn only<'a>(fields: &'a Fields, name: &str) -> Option<&'a str> {
+    let mut values = fields.iter().filter(|(field, _)| field == name.as_bytes());
+    let value = values.next().filter(|_| values.next().is_none())?;
+    std::str::from_utf8(&value.1).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hpack::Decoder;
+    use super::*;
+
+    fn fields(list: &[(&str, &str)]) -> Fields {
+        let owned = |text: &str| text.as_bytes().to_vec();
+        list.iter()
+            .map(|(name, value)| (owned(name), owned(value)))
+            .collect()
+    }
+
+    fn decoded(block: &[u8]) -> Fields {
+        let mut fields = Fields::new();
+        let each = |name: &[u8], value: &[u8]| fields.push((name.to_vec(), value.to_vec()));
+        Decoder::new().decode(block, each).unwrap();
+        fields
+    }
+
+    #[track_caller]
+    fn check(list: &[(&str, &str)], accepted: bool) {
+        assert_eq!(
+            ConnectRequest::decode(&fields(list)).is_some(),
+            accepted,
+            "{list:?}"
+        );
+    }
+
+    #[test]
+    fn only_a_plain_connect_asks_for_a_tunnel() {
+        let (method, authority) = ((":method", "CONNECT"), (":authority", "10.0.0.1:80"));
+        check(&[method, authority], true);
+        check(
+            &[
+                method,
+                authority,
+                ("x-more", "y"),
+                ("baggage", ",,"),
+                ("traceparent", "?"),
+            ],
+            true,
+        );
+        check(&[(":method", "GET"), authority], false);
+        check(&[(":method", "connect"), authority], false);
+        check(&[method], false);
+        check(&[authority], false);
+        check(&[method, authority, authority], false);
+        check(&[method, authority, (":protocol", "websocket")], false);
+        check(&[method, authority, (":path", "/")], false);
+        check(
+            &[
+                method,
+                authority,
+                (":scheme", "https"),
+                (":scheme", "https"),
+            ],
+            false,
+        );
+    }
+
+    fn request() -> ConnectRequest {
+        let baggage = Baggage {
+            namespace: "web".into(),
+            workload: "curl".into(),
+            ..Baggage::default()
+        };
+        ConnectRequest {
+            forwarded_network: Some("n1".to_owned()),
+            ..ConnectRequest::to_address("[fd00::2]:9080".parse().unwrap())
+                .from_workload(Baggage {
+                    workload_type: "pod".into(),
+                    ..baggage
+                })
+                .forwarded(
+                    "10.0.0.9:4711".parse().unwrap(),
+                    Some("reviews.web.svc.cluster.local"),
+                )
+                .for_service(ServiceClaim::parse("web/reviews:9080").unwrap())
+        }
+    }
+
+    #[test]
+    fn requests_and_responses_survive_the_wire() {
+        let wire = decoded(&request().encode(MAX_SENT));
+        let names: Vec<_> = wire
+            .iter()
+            .map(|(name, _)| std::str::from_utf8(name).unwrap())
+            .collect();
+        let order = [
+            ":method",
+            ":authority",
+            "baggage",
+            "forwarded",
+            "traceparent",
+            "x-forwarded-network",
+            "x-culvert-service",
+        ];
+        assert_eq!(names, order);
+        let read = ConnectRequest::decode(&wire).unwrap();
+        assert_eq!(
+            ConnectRequest {
+                traceparent: read.traceparent,
+                ..request()
+            },
+            read
+        );
+        let accepted = ConnectResponse::accepted(Some(Baggage::default()));
+        let refused = ConnectResponse::refused(503, None);
+        let unreachable = ConnectResponse::refused(503, Some(Cause::HostUnreachable));
+        for response in [refused, unreachable, accepted] {
+            assert_eq!(
+                ConnectResponse::decode(&decoded(&response.encode(MAX_SENT))),
+                Some(response)
+            );
+        }
+    }
+
+    #[test]
+    fn a_status_has_three_digits() {
+        for status in ["", "20", "2000", "+20", "abc"] {
+            assert_eq!(
+                ConnectResponse::decode(&fields(&[(":status", status)])),
+                None,
+                "{status}"
+            );
+        }
+        let success = |status| ConnectResponse::refused(status, None).is_success();
+        assert_eq!(
+            [199, 200, 204, 299, 300, 503].map(success),
+            [false, true, true, true, false, false]
+        );
+    }
+
+    #[test]
+    fn what_the_peer_would_not_accept_is_left_out() {
+        let mut request = request();
+        request.forwarded.host = Some("x".repeat(20_000));
+        request.forwarded_network = Some("a\r\nb".to_owned());
+        let wire = decoded(&request.encode(usize::MAX));
+        assert!(only(&wire, "forwarded").is_none());
+        assert!(only(&wire, "x-forwarded-network").is_none());
+        assert!(only(&wire, "x-culvert-service").is_some());
+    }
+}

@@ -1,0 +1,272 @@
+//! How streams and connections end, in order and otherwise.
+
+use super::*;
+
+#[test]
+fn a_dropped_stream_is_a_reset_and_no_end() {
+    on_both_backends(|| async {
+        let node = Node::start(|incoming| async move {
+            let mut stream = incoming.accept(&ConnectResponse::accepted(None));
+            assert_eq!(stream.recv().await.unwrap().unwrap(), b"leave");
+            // Dropped unfinished.
+        });
+        let pool = Pool::new();
+        let mut stream = node.open(&pool).await.unwrap();
+        stream.send(b"leave").await.unwrap();
+        assert_eq!(
+            stream.recv().await,
+            Err(StreamError::Reset(ErrorCode::CANCEL))
+        );
+        assert_eq!(
+            stream.send(b"x").await,
+            Err(StreamError::Reset(ErrorCode::CANCEL))
+        );
+        // The waiting half learns of the other's reset.
+        let (mut reader, writer) = node.open(&pool).await.unwrap().split();
+        let waiting = spawn_local(async move { reader.recv().await });
+        tokio::task::yield_now().await;
+        writer.reset(ErrorCode::CONNECT_ERROR);
+        assert!(matches!(waiting.await.unwrap(), Err(StreamError::Reset(_))));
+    });
+}
+
+#[test]
+fn a_broken_connection_breaks_its_streams_and_the_next_one_is_dialled_anew() {
+    on_both_backends(|| async {
+        let node = Node::start(|incoming| async move {
+            let mut stream = incoming.accept(&ConnectResponse::accepted(None));
+            while let Ok(Some(piece)) = stream.recv().await {
+                stream.send(&piece).await.unwrap();
+            }
+        });
+        let pool = Pool::new();
+        let socket = Rc::new(std::cell::RefCell::new(None));
+        let kept = Rc::clone(&socket);
+        let dial = || {
+            let (kept, alice, address) = (Rc::clone(&kept), Arc::clone(&node.alice), node.address);
+            async move {
+                let session = Node::dial(address, alice).await?;
+                *kept.borrow_mut() = Some(session.tcp.clone());
+                Ok(session)
+            }
+        };
+        let mut stream = pool.open(node.key(), &request(), dial).await.unwrap();
+        stream.send(b"one").await.unwrap();
+        assert_eq!(stream.recv().await.unwrap().unwrap(), b"one");
+        let tcp: Option<Tcp> = socket.borrow_mut().take();
+        tcp.unwrap().abort();
+        let lost = stream.recv().await.unwrap_err();
+        assert!(matches!(lost, StreamError::Lost(_)), "{lost:?}");
+        assert!(stream.send(b"x").await.is_err());
+        assert!(stream.finish().is_err());
+        let mut again = node.open(&pool).await.unwrap();
+        again.send(b"two").await.unwrap();
+        assert_eq!(again.recv().await.unwrap().unwrap(), b"two");
+        assert_eq!(node.accepted.get(), 2);
+        assert_eq!(pool.connections(), 1);
+    });
+}
+
+#[test]
+fn a_draining_server_finishes_what_it_has_and_the_pool_goes_elsewhere() {
+    on_both_backends(|| async {
+        let node = Node::start(echo);
+        let pool = Pool::new();
+        let mut stream = node.open(&pool).await.unwrap();
+        node.drain.send_replace(true);
+        until("the client knows", || pool.connections() == 0).await;
+        stream.send(b"still here").await.unwrap();
+        assert_eq!(stream.recv().await.unwrap().unwrap(), b"still here");
+        stream.finish().unwrap();
+        assert_eq!(stream.recv().await, Ok(None));
+        drop(stream);
+        node.drain.send_replace(false);
+        let mut next = node.open(&pool).await.unwrap();
+        next.send(b"next").await.unwrap();
+        assert_eq!(next.recv().await.unwrap().unwrap(), b"next");
+        assert_eq!(node.accepted.get(), 2);
+    });
+}
+
+#[test]
+fn a_drained_pool_opens_no_more_and_lets_streams_finish() {
+    on_both_backends(|| async {
+        let node = Node::start(echo);
+        let pool = Pool::new();
+        let mut stream = node.open(&pool).await.unwrap();
+        pool.drain();
+        assert!(matches!(node.open(&pool).await, Err(OpenError::Closing)));
+        stream.send(b"last").await.unwrap();
+        assert_eq!(stream.recv().await.unwrap().unwrap(), b"last");
+        stream.finish().unwrap();
+        assert_eq!(stream.recv().await, Ok(None));
+    });
+}
+
+#[test]
+fn a_forgotten_pod_loses_its_tunnels_and_no_other_does() {
+    on_both_backends(|| async {
+        let node = Node::start(echo);
+        let pool = Pool::new();
+        let mut gone = node.open(&pool).await.unwrap();
+        let other = PoolKey {
+            pod: WorkloadUid::new("other"),
+            ..node.key()
+        };
+        let dial = || Node::dial(node.address, Arc::clone(&node.alice));
+        let mut stays = pool.open(other, &request(), dial).await.unwrap();
+        pool.forget(&WorkloadUid::new("pod"));
+        assert_eq!(gone.recv().await, Err(StreamError::Lost(Lost::TakenDown)));
+        stays.send(b"here").await.unwrap();
+        assert_eq!(stays.recv().await.unwrap().unwrap(), b"here");
+        assert_eq!(pool.connections(), 1);
+    });
+}
+
+#[test]
+fn one_dials_while_others_wait_and_all_learn_of_a_failure() {
+    on_both_backends(|| async {
+        let node = Node::start(echo);
+        let pool = Pool::new();
+        let dials = Rc::new(Cell::new(0));
+        let attempt = |works: bool| {
+            let (pool, key, dials) = (pool.clone(), node.key(), Rc::clone(&dials));
+            let (alice, address) = (Arc::clone(&node.alice), node.address);
+            spawn_local(async move {
+                let dial = || {
+                    dials.set(dials.get() + 1);
+                    let alice = Arc::clone(&alice);
+                    async move {
+                        tokio::task::yield_now().await;
+                        if works {
+                            Node::dial(address, alice).await
+                        } else {
+                            Err(DialError::Connect(
+                                std::io::ErrorKind::ConnectionRefused.into(),
+                            ))
+                        }
+                    }
+                };
+                pool.open(key, &request(), dial).await.map(drop)
+            })
+        };
+        let failing: Vec<_> = (0..20).map(|_| attempt(false)).collect();
+        for task in failing {
+            let error = task.await.unwrap().unwrap_err();
+            let OpenError::Dial(error) = error else {
+                panic!("{error:?}")
+            };
+            assert!(matches!(&*error, DialError::Connect(error)
+                if error.kind() == std::io::ErrorKind::ConnectionRefused));
+        }
+        assert_eq!(dials.get(), 1);
+        let working: Vec<_> = (0..20).map(|_| attempt(true)).collect();
+        for task in working {
+            task.await.unwrap().unwrap();
+        }
+        assert_eq!(dials.get(), 2);
+        // Whoever began the dial may leave: it goes on for the others.
+        pool.forget(&WorkloadUid::new("pod"));
+        let (first, second) = (attempt(true), attempt(true));
+        tokio::task::yield_now().await;
+        first.abort();
+        second.await.unwrap().unwrap();
+        assert_eq!(dials.get(), 3);
+    });
+}
+
+#[test]
+fn a_handler_ends_with_its_server() {
+    on_both_backends(|| async {
+        let node = Node::start(|incoming| async move {
+            let _stream = incoming.accept(&ConnectResponse::accepted(None));
+            std::future::pending::<()>().await;
+        });
+        let pool = Pool::new();
+        let mut stream = node.open(&pool).await.unwrap();
+        node.task.abort();
+        let lost = stream.recv().await.unwrap_err();
+        assert!(matches!(lost, StreamError::Lost(_)), "{lost:?}");
+    });
+}
+
+#[test]
+fn a_silent_peer_is_given_up_and_a_quiet_one_is_not() {
+    on_both_backends(|| async {
+        let liveness = Liveness {
+            ping_after: Duration::from_millis(20),
+            dead_after: Duration::from_millis(200),
+        };
+        let node = Node::start(echo);
+        let session = Node::dial(node.address, Arc::clone(&node.alice))
+            .await
+            .unwrap();
+        let quiet = Connection::start(session, Role::Client, liveness);
+        let mut stream = quiet.open(&request()).await.unwrap();
+        // Many pings long, and all are answered.
+        let early = timeout(Duration::from_millis(500), stream.recv()).await;
+        assert!(early.is_err(), "{early:?}");
+        // Nobody serves the other end of this one.
+        let session = node.silent().await;
+        let silent = Connection::start(session, Role::Client, liveness);
+        let lost = silent.open(&request()).await.unwrap_err();
+        assert!(matches!(lost, OpenError::Lost(Lost::Silent)), "{lost:?}");
+        assert!(silent.is_closing());
+    });
+}
+
+#[test]
+fn a_tunnel_that_carries_nothing_for_long_is_let_go_and_a_used_one_is_not() {
+    on_both_backends(|| async {
+        let idle = Duration::from_millis(100);
+        let node = Node::start(echo);
+        let pool = Pool::keeping(idle);
+        let mut stream = node.open(&pool).await.unwrap();
+        // A stream that says nothing is an application's silence, and no reason to end its tunnel.
+        let early = timeout(idle * 5, stream.recv()).await;
+        assert!(early.is_err(), "{early:?}");
+        stream.send(b"still here").await.unwrap();
+        assert_eq!(stream.recv().await.unwrap().unwrap(), b"still here");
+        drop(stream);
+        let since = Instant::now();
+        until("the tunnel is let go", || pool.connections() == 0).await;
+        assert!(since.elapsed() >= idle, "{:?}", since.elapsed());
+        // The next one is dialled anew.
+        drop(node.open(&pool).await.unwrap());
+        assert_eq!(node.accepted.get(), 2);
+    });
+}
+
+#[test]
+fn a_broken_protocol_is_told_to_the_peer() {
+    on_both_backends(|| async {
+        let node = Node::start(echo);
+        let mut session = Node::dial(node.address, Arc::clone(&node.alice))
+            .await
+            .unwrap();
+        let mut out = Vec::new();
+        session
+            .sealer
+            .append(&mut out, b"GET / HTTP/1.1\r\n\r\n, and so on")
+            .unwrap();
+        session.sealer.finish(&mut out).unwrap();
+        session.tcp.send(out).await.0.unwrap();
+        let mut told = Vec::new();
+        loop {
+            let mut received = session.tcp.recv().await.unwrap();
+            assert!(!received.is_empty(), "close_notify comes before the end");
+            let keep = |piece: &[u8]| {
+                told.extend_from_slice(piece);
+                Ok::<_, tls::RecordError>(())
+            };
+            if !session.opener.open(&mut received, keep).unwrap() {
+                break;
+            }
+        }
+        // The last frame is GOAWAY: stream 0, PROTOCOL_ERROR.
+        assert!(
+            told.ends_with(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+            "{told:?}"
+        );
+    });
+}

@@ -1,0 +1,64 @@
+//! L5: HTTP on hyper, over whatever carries bytes here: TCP of the worker's ring or an HBONE stream. Knows the
+//! protocol and what a proxy owes it; knows no routes and no policies.
+//!
+//! ```text
+//!  Wire (Tcp | Stream) ── serve ──► service ──► Response<B>       towards whoever asks
+//!  Wire (Tcp | Stream) ── connect ─► Sender ── Pool ── Lease       towards whoever answers
+//! ```
+//!
+//! Everything stays on the worker's thread: futures are spawned locally, nothing is locked, and bodies pass
+//! frame by frame, each waiting for its reader.
+
+mod body;
+mod client;
+mod exchange;
+mod forwarding;
+mod framing;
+mod guard;
+mod inflow;
+mod listen;
+mod pool;
+mod recording;
+mod refusal;
+mod relayed;
+mod server;
+mod sniff;
+mod target;
+mod tunnel;
+mod unanswered;
+mod wire;
+
+use hyper::rt::Executor;
+
+pub(crate) use body::{Body, BodyError};
+#[cfg(test)]
+pub(crate) use client::Sender;
+pub(crate) use client::{Failure, connect};
+pub(crate) use exchange::{Answered, relay, send_on};
+pub(crate) use forwarding::{Upgrade, strip, wants_upgrade};
+pub(crate) use inflow::Inflow;
+pub(crate) use listen::listen;
+pub(crate) use pool::{Keeping, Lease, Pool, PoolKey};
+pub(crate) use recording::Recording;
+pub(crate) use refusal::{Refusal, is_grpc, plain, trailers_only};
+pub(crate) use relayed::{Ending, Observer, Relayed};
+pub(crate) use server::{Handover, serve};
+pub(crate) use sniff::Version;
+pub(crate) use target::{Malformed, head_of, receive, respell, send};
+pub(crate) use unanswered::{take_told, tell};
+pub(crate) use wire::{Peer, Wire};
+
+/// Runs hyper's futures on this worker.
+#[derive(Clone, Copy, Debug)]
+struct OnWorker;
+
+impl<F> Executor<F> for OnWorker
+where
+    F: Future + 'static,
+{
+    fn execute(&self, future: F) {
+        drop(tokio::task::spawn_local(async move {
+            drop(future.await);
+        }));
+    }
+}

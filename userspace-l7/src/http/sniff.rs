@@ -1,0 +1,138 @@
+//! What a client speaks, by its first bytes. Pure, and bounded: what is not HTTP within [`LONGEST`] bytes is
+//! carried as bytes.
+
+/// Bytes that are looked at before a request line has to have ended: targets of more are no ordinary
+/// requests (hyper itself refuses them).
+pub(crate) const LONGEST: usize = 64 << 10;
+
+/// How every HTTP/2 client begins (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Longest method that is believed: the longest registered one has 17 letters (IANA's registry).
+const MAX_METHOD: usize = 24;
+
+/// What a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Version {
+    /// HTTP/1.1 or 1.0.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+}
+
+impl Version {
+    /// The version of a message that hyper has read.
+    pub(crate) fn of(version: http::Version) -> Self {
+        if version == http::Version::HTTP_2 {
+            Self::Http2
+        } else {
+            Self::Http1
+        }
+    }
+}
+
+/// What the bytes so far tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sniffed {
+    /// HTTP of this version.
+    Http(Version),
+    /// Something else.
+    Opaque,
+    /// More bytes are needed.
+    Undecided,
+}
+
+/// Looks at a connection's first bytes: the preface of HTTP/2, or a request line that ends in `HTTP/1.x`.
+pub(crate) fn sniff(bytes: &[u8]) -> Sniffed {
+    let common = bytes.len().min(PREFACE.len());
+    if bytes.get(..common) == PREFACE.get(..common) {
+        return if common == PREFACE.len() {
+            Sniffed::Http(Version::Http2)
+        } else {
+            Sniffed::Undecided
+        };
+    }
+    let line_end = bytes.iter().position(|byte| *byte == b'\n');
+    let line = bytes
+        .get(..line_end.unwrap_or(bytes.len()))
+        .unwrap_or_default();
+    let method = line.iter().position(|byte| *byte == b' ');
+    let letters = line.get(..method.unwrap_or(line.len())).unwrap_or_default();
+    if letters.len() > MAX_METHOD || !letters.iter().copied().all(is_token) {
+        return Sniffed::Opaque;
+    }
+    match (method, line_end) {
+        (_, None) if bytes.len() >= LONGEST => Sniffed::Opaque,
+        (_, None) => Sniffed::Undecided,
+        (Some(1..), Some(_)) if is_request_line(line) => Sniffed::Http(Version::Http1),
+        (_, Some(_)) => Sniffed::Opaque,
+    }
+}
+
+/// Whether a line that begins with a method ends in a version of HTTP/1.
+fn is_request_line(line: &[u8]) -> bool {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let (target, version) = line.split_at(line.len().saturating_sub(b" HTTP/1.1".len()));
+    !target.is_empty() && matches!(version, b" HTTP/1.0" | b" HTTP/1.1")
+}
+
+/// A character of a token (RFC 9110 §5.6.2).
+pub(super) fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Sniffed, Version, sniff};
+
+    #[track_caller]
+    fn check(bytes: &str, expected: Sniffed) {
+        assert_eq!(sniff(bytes.as_bytes()), expected, "{bytes:?}");
+    }
+
+    #[test]
+    fn http_is_known_by_its_first_line() {
+        let (one, two) = (Version::Http1, Version::Http2);
+        check("GET / HTTP/1.1\r\n", Sniffed::Http(one));
+        check("POST /x HTTP/1.0\r\nHost: a", Sniffed::Http(one));
+        check("VERSION-CONTROL http://a/ HTTP/1.1\n", Sniffed::Http(one));
+        check("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Sniffed::Http(two));
+    }
+
+    #[test]
+    fn a_beginning_leaves_it_open() {
+        for beginning in [
+            "",
+            "P",
+            "PRI * HTTP/2.0\r\n",
+            "GET",
+            "GET /a/long",
+            "GET / HTTP/1.1\r",
+        ] {
+            check(beginning, Sniffed::Undecided);
+        }
+    }
+
+    #[test]
+    fn everything_else_is_bytes() {
+        for other in [
+            "\x16\x03\x01",
+            "\0",
+            "EHLO mail.example\r\n",
+            "*1\r\n$4\r\nPING\r\n",
+            "GET /\r\n",
+            "GET / HTTP/3\r\n",
+            " GET / HTTP/1.1\r\n",
+            "HTTP/1.1\n",
+            "\r\n",
+            "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
+            "a-word-that-is-no-method-of-anybody",
+        ] {
+            check(other, Sniffed::Opaque);
+        }
+        check(
+            &format!("GET /{}", "x".repeat(super::LONGEST)),
+            Sniffed::Opaque,
+        );
+    }
+}

@@ -1,0 +1,419 @@
+//! L6: the journey of a connection to a local pod: prove who comes, judge it, hand it to the application.
+
+mod claim;
+mod demands;
+mod destination;
+mod requests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use crate::connections::{Carriage, Claim, Direction, LiveConnection, Tracked, WorkloadGone};
+use crate::hbone::{self, Baggage, Cause, ConnectResponse, ErrorCode, Incoming, Stream};
+use crate::http;
+use crate::hub::{Hub, UnknownWorkload};
+use crate::model::{Snapshot, SpiffeId, Workload};
+use crate::pod::{Family, Pod};
+use crate::policy::http::HttpDenial;
+use crate::policy::{Allowed, Denial};
+use crate::relay::{self, Application, Far, Local, Pass};
+use crate::ring::{RecvBuf, Tcp};
+use crate::telemetry::{Flow, OpenFlow, Reporter, ResponseFlags, Security};
+use crate::tls;
+
+use demands::{Demanded, Protocol};
+
+/// Time that the application has to accept. It is on this node, so no answer means a full backlog.
+const APPLICATION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time that a peer has to finish a TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a connection did not reach the application.
+#[derive(Debug, thiserror::Error)]
+enum InboundError {
+    #[error(transparent)]
+    UnknownWorkload(#[from] UnknownWorkload),
+    #[error(transparent)]
+    WorkloadGone(#[from] WorkloadGone),
+    #[error(transparent)]
+    Misdirected(#[from] destination::Misdirected),
+    #[error("connection closed due to policy rejection: {0}")]
+    Denied(Denial),
+    #[error("connection closed due to policy rejection: {0}")]
+    Demanded(HttpDenial),
+    #[error("the application does not answer at {to}: {source}")]
+    Application { to: SocketAddr, source: io::Error },
+    #[error("no certificate for {0} has been issued yet")]
+    NoIdentity(SpiffeId),
+    #[error("TLS handshake failed: {0}")]
+    Tls(#[from] tls::TlsError),
+}
+
+impl InboundError {
+    fn flags(&self) -> ResponseFlags {
+        match self {
+            Self::UnknownWorkload(_) | Self::WorkloadGone(_) | Self::Misdirected(_) => {
+                ResponseFlags::None
+            }
+            Self::Denied(_) | Self::Demanded(_) => ResponseFlags::Deny,
+            Self::Application { .. } => ResponseFlags::Connect,
+            Self::NoIdentity(_) => ResponseFlags::IdentityError,
+            Self::Tls(_) => ResponseFlags::TlsFailure,
+        }
+    }
+
+    /// The status that tells the client's node (spec: ztunnel's table).
+    fn status(&self) -> u16 {
+        match self {
+            Self::Misdirected(misdirected) => misdirected.status(),
+            Self::Denied(_) | Self::Demanded(_) => 401,
+            Self::UnknownWorkload(_)
+            | Self::WorkloadGone(_)
+            | Self::Application { .. }
+            | Self::NoIdentity(_)
+            | Self::Tls(_) => 503,
+        }
+    }
+}
+
+impl InboundError {
+    /// What the client's `connect` would have said.
+    fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::Application { source, .. } => Cause::of(source),
+            _ => None,
+        }
+    }
+}
+
+/// A caller, as far as it has proven itself.
+struct Caller {
+    /// Its address, as the application will see it.
+    address: SocketAddr,
+    identity: Option<SpiffeId>,
+    carriage: Carriage,
+    /// The address that its connection arrived on.
+    arrived_at: SocketAddr,
+    /// The service that it says it called: shown, never trusted.
+    service: Option<String>,
+}
+
+/// A connection that may be carried, and its application's end.
+struct Admitted {
+    workload: Arc<Workload>,
+    pass: Allowed,
+    tracked: Tracked,
+    app: Tcp,
+    to: SocketAddr,
+}
+
+/// Serves plaintext that arrived for `pod`.
+///
+/// # Cancel safety
+/// Dropping the future resets the connection.
+pub(crate) async fn serve_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) {
+    let (Ok(address), Ok(arrived_at)) = (client.peer_addr(), client.local_addr()) else {
+        return;
+    };
+    let caller = Caller {
+        address,
+        identity: None,
+        carriage: Carriage::Tcp,
+        arrived_at,
+        service: None,
+    };
+    let admitted = async {
+        let workload = hub.workload(&pod.uid).await?;
+        let to = destination::of_plaintext(&workload, address, arrived_at)?;
+        admit(hub, pod, workload, &caller, (to, None)).await
+    };
+    match admitted.await {
+        Ok(admitted) => carry(hub, caller, admitted, Far::Plain(client)).await,
+        Err(error) => {
+            refuse(hub, &caller, &error);
+            client.abort();
+        }
+    }
+}
+
+/// Serves an HBONE connection that arrived for `pod`: any number of tunnelled connections.
+///
+/// # Cancel safety
+/// Dropping the future ends the tunnel and every connection in it.
+pub(crate) async fn serve_hbone(hub: &Rc<Hub>, pod: &Pod, tcp: Tcp) {
+    let (Ok(address), Ok(arrived_at)) = (tcp.peer_addr(), tcp.local_addr()) else {
+        return;
+    };
+    let session = async {
+        let workload = hub.workload(&pod.uid).await?;
+        let identity = hub.identity(&workload);
+        let identity = identity.ok_or_else(|| InboundError::NoIdentity(workload.identity()))?;
+        Ok::<_, InboundError>(
+            tls::accept(tcp, &identity, Instant::now() + HANDSHAKE_TIMEOUT).await?,
+        )
+    };
+    let session = match session.await {
+        Ok(session) => session,
+        Err(error) => {
+            let flags = error.flags();
+            hub.metrics
+                .refused(Reporter::Destination, address, arrived_at, flags, &error);
+            return;
+        }
+    };
+    let over = hbone::serve(session, hub.draining(), |incoming| {
+        let (hub, pod) = (Rc::clone(hub), pod.clone());
+        async move { serve_stream(&hub, &pod, address, arrived_at, incoming).await }
+    });
+    // Not inside the macro, which evaluates nothing while its level is off.
+    let reason = over.await;
+    debug!(workload = %pod.uid, peer = %address, %reason, "tunnel served");
+}
+
+async fn serve_stream(
+    hub: &Rc<Hub>,
+    pod: &Pod,
+    peer: SocketAddr,
+    arrived_at: SocketAddr,
+    incoming: Incoming,
+) {
+    let request = incoming.request();
+    let caller = Caller {
+        address: client_address(peer, request.forwarded.client),
+        identity: Some(incoming.peer().id().clone()),
+        carriage: Carriage::Hbone,
+        arrived_at,
+        service: request.forwarded.host.clone(),
+    };
+    let admitted = async {
+        let workload = hub.workload(&pod.uid).await?;
+        let snapshot = hub.snapshot();
+        let to = destination::of_request(&snapshot, &workload, arrived_at, &request.authority)?;
+        let claim = request.service.as_ref();
+        let believed = claim.and_then(|claim| claim::believe(&snapshot, &workload, to, claim));
+        let demands = Demanded::of(&snapshot, &workload, to, believed);
+        if demands.protocol() == Protocol::Bytes {
+            demands.judge_bytes(&snapshot, &caller, to)?;
+        }
+        let admitted = admit(hub, pod, workload, &caller, (to, demands.waypoint())).await?;
+        Ok::<_, InboundError>((admitted, demands))
+    };
+    match admitted.await {
+        Ok((admitted, demands)) => {
+            let baggage = Some(Baggage::of(&admitted.workload));
+            let stream = incoming.accept(&ConnectResponse::accepted(baggage));
+            fulfil(hub, pod, caller, (admitted, demands), stream).await;
+        }
+        Err(error) => {
+            refuse(hub, &caller, &error);
+            incoming.reject(error.status(), error.cause());
+        }
+    }
+}
+
+/// Carries an admitted stream: as bytes, or as requests that are judged one by one.
+async fn fulfil(
+    hub: &Rc<Hub>,
+    pod: &Pod,
+    caller: Caller,
+    (admitted, demands): (Admitted, Demanded),
+    mut stream: Stream,
+) {
+    let protocol = match demands.protocol() {
+        Protocol::Bytes => return carry(hub, caller, admitted, Far::Tunnel(stream)).await,
+        Protocol::Requests(protocol) => protocol,
+    };
+    let receive = async || {
+        let received = stream.recv().await.map_err(io::Error::from)?;
+        Ok(RecvBuf::from(received.unwrap_or_default()))
+    };
+    let (version, early) = http::listen(receive, protocol).await;
+    let Some(version) = version else {
+        let judged = demands.judge_bytes(&hub.snapshot(), &caller, admitted.to);
+        if let Err(error) = judged {
+            refuse(hub, &caller, &error);
+            return stream.reset(ErrorCode::CONNECT_ERROR);
+        }
+        return carry_after(hub, caller, admitted, early, stream).await;
+    };
+    let Admitted {
+        workload,
+        pass,
+        tracked,
+        app,
+        to,
+    } = admitted;
+    let flow = flow_of(&hub.snapshot(), &caller, Arc::clone(&workload), to);
+    let flow = Rc::new(hub.metrics.open(flow));
+    let exchange = requests::Exchange {
+        hub: Rc::clone(hub),
+        pod: pod.clone(),
+        workload,
+        client: caller.address,
+        identity: caller.identity,
+        to,
+        called: demands.called,
+        _pass: pass,
+    };
+    let served = requests::serve(exchange, (stream, early), version, app, Rc::clone(&flow));
+    tokio::select! {
+        served = served => {
+            if let Err(error) = served {
+                debug!(%error, "requests ended");
+            }
+            close(flow, relay::Ending::Complete);
+        }
+        denial = tracked.refused() => close(flow, relay::Ending::Refused(denial)),
+    }
+}
+
+/// Settles an account that the connection's parts share; all of them are gone with the connection.
+fn close(flow: Rc<OpenFlow>, ending: relay::Ending) {
+    if let Some(flow) = Rc::into_inner(flow) {
+        ending.settle(flow);
+    }
+}
+
+/// Judges the caller and reaches the application. The connection is registered before it is judged, so a
+/// policy that changes in between ends it.
+async fn admit(
+    hub: &Rc<Hub>,
+    pod: &Pod,
+    workload: Arc<Workload>,
+    caller: &Caller,
+    (to, waypoint): (SocketAddr, Option<&SpiffeId>),
+) -> Result<Admitted, InboundError> {
+    let claim = Claim {
+        workload: workload.uid.clone(),
+        source: caller.address.ip(),
+        identity: caller.identity.clone(),
+        waypoint: waypoint.cloned(),
+        destination: to,
+    };
+    let tracked = hub.connections.track(
+        LiveConnection {
+            workload: workload.uid.clone(),
+            direction: Direction::Inbound,
+            source: caller.address,
+            original_destination: caller.arrived_at,
+            service: caller.service.clone(),
+            destination: to,
+            peer: caller.identity.clone(),
+            carriage: caller.carriage,
+        },
+        Some(claim.clone()),
+    );
+    let verdict = claim.judge(&hub.snapshot())?;
+    for observed in &verdict.dry_run {
+        info!(workload = %workload.uid, source = %caller.address, policy = %observed, "dry run");
+    }
+    let pass = verdict.decision.map_err(InboundError::Denied)?;
+    let unreachable = |source| InboundError::Application { to, source };
+    let socket = pod
+        .sockets
+        .leg(Family::of(to), caller.address)
+        .map_err(unreachable)?;
+    let app = Tcp::connect(socket, to, APPLICATION_TIMEOUT)
+        .await
+        .map_err(unreachable)?;
+    Ok(Admitted {
+        workload,
+        pass,
+        tracked,
+        app,
+        to,
+    })
+}
+
+async fn carry(hub: &Rc<Hub>, caller: Caller, admitted: Admitted, far: Far) {
+    let Admitted {
+        workload,
+        pass,
+        tracked,
+        app,
+        to,
+    } = admitted;
+    let snapshot = hub.snapshot();
+    let flow = hub.metrics.open(flow_of(&snapshot, &caller, workload, to));
+    let local = Local {
+        application: Application::Server,
+        tcp: &app,
+        early: RecvBuf::default(),
+    };
+    let ending = relay::run(Pass::Judged(pass), local, far, &flow, tracked.refused()).await;
+    ending.settle(flow);
+}
+
+/// As [`carry`], with bytes that the client has sent already.
+async fn carry_after(
+    hub: &Rc<Hub>,
+    caller: Caller,
+    admitted: Admitted,
+    early: RecvBuf,
+    stream: Stream,
+) {
+    if !early.is_empty() {
+        let (sent, _early) = admitted.app.send(early).await;
+        if let Err(source) = sent {
+            let to = admitted.to;
+            refuse(hub, &caller, &InboundError::Application { to, source });
+            return stream.reset(ErrorCode::CONNECT_ERROR);
+        }
+    }
+    carry(hub, caller, admitted, Far::Tunnel(stream)).await;
+}
+
+fn flow_of(snapshot: &Snapshot, caller: &Caller, workload: Arc<Workload>, to: SocketAddr) -> Flow {
+    let authenticated = caller.identity.is_some();
+    let named = caller.service.as_deref();
+    let service = named.and_then(|name| snapshot.service_named(name, &workload.namespace));
+    // A name that does not select this workload would let a caller write into another service's metrics.
+    let service = service
+        .filter(|service| workload.services.contains(&service.key))
+        .map(Arc::clone);
+    Flow {
+        reporter: Reporter::Destination,
+        source: snapshot.workload_at(caller.address.ip()).map(Arc::clone),
+        source_identity: caller.identity.clone(),
+        destination_identity: authenticated.then(|| workload.identity()),
+        destination: Some(workload),
+        service,
+        source_address: caller.address,
+        destination_address: caller.arrived_at,
+        hbone_target: authenticated.then(|| to.to_string()),
+        security: if authenticated {
+            Security::MutualTls
+        } else {
+            Security::Unknown
+        },
+    }
+}
+
+fn refuse(hub: &Hub, caller: &Caller, error: &InboundError) {
+    let (source, destination) = (caller.address, caller.arrived_at);
+    hub.metrics.refused(
+        Reporter::Destination,
+        source,
+        destination,
+        error.flags(),
+        error,
+    );
+}
+
+/// The client's address for the application to see. Its host is the tunnel's peer, which the network
+/// vouches for; its port is what the peer says, if it speaks of that same host.
+fn client_address(peer: SocketAddr, claimed: Option<SocketAddr>) -> SocketAddr {
+    match claimed {
+        Some(claimed) if claimed.ip().to_canonical() == peer.ip() => {
+            SocketAddr::new(peer.ip(), claimed.port())
+        }
+        _ => peer,
+    }
+}

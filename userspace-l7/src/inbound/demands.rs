@@ -1,0 +1,151 @@
+//! What is demanded of a connection besides the workload's own policies: by the service that was called, or by
+//! the workload's own waypoint where its address was called.
+
+use std::net::SocketAddr;
+
+use ::http::{HeaderMap, Method};
+
+use super::claim::Believed;
+use super::{Caller, InboundError};
+use crate::model::{
+    AppProtocol, Demands, PathNormalization, RequestHead, Snapshot, SpiffeId, Workload, WorkloadUid,
+};
+use crate::policy::http::{HttpDecision, HttpRequest, judge_http};
+use crate::policy::without_requests;
+
+/// Where a connection's demands are from.
+pub(super) struct Demanded {
+    pub(super) called: Option<Believed>,
+    workload: WorkloadUid,
+    waypoint: Option<SpiffeId>,
+    protocol: Protocol,
+}
+
+/// How a connection is carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// As bytes.
+    Bytes,
+    /// As requests, if the client turns out to speak HTTP.
+    Requests(AppProtocol),
+}
+
+impl Demanded {
+    /// What is demanded of a connection to `to` that called `called`.
+    pub(super) fn of(
+        snapshot: &Snapshot,
+        workload: &Workload,
+        to: SocketAddr,
+        called: Option<Believed>,
+    ) -> Self {
+        let own = snapshot.workloads_layer7.get(&workload.uid);
+        let waypoint = match &called {
+            Some(called) => Some(called.layer7.waypoint_identity.clone()),
+            None => own.map(|own| own.waypoint_identity.clone()),
+        };
+        let demands = demands(snapshot, called.as_ref(), &workload.uid);
+        // Also where nothing is demanded now: the client's node keeps the tunnel for later requests, and a policy
+        // that comes meanwhile has to see them.
+        let is_http = demands.is_some();
+        let spoken = called.as_ref().map_or_else(
+            || spoken(snapshot, workload, to.port()),
+            |called| called.protocol,
+        );
+        let protocol = match spoken {
+            AppProtocol::Tcp | AppProtocol::Tls => Protocol::Bytes,
+            _ if !is_http => Protocol::Bytes,
+            spoken => Protocol::Requests(spoken),
+        };
+        Self {
+            called,
+            workload: workload.uid.clone(),
+            waypoint,
+            protocol,
+        }
+    }
+
+    pub(super) fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Who the waypoint would be that the connection went through: only one that called a service did.
+    pub(super) fn waypoint(&self) -> Option<&SpiffeId> {
+        self.waypoint.as_ref()
+    }
+
+    /// Judges a connection whose requests cannot be seen.
+    pub(super) fn judge_bytes(
+        &self,
+        snapshot: &Snapshot,
+        caller: &Caller,
+        to: SocketAddr,
+    ) -> Result<(), InboundError> {
+        let demands = demands(snapshot, self.called.as_ref(), &self.workload);
+        let Some(demands) = demands.filter(|demands| !demands.is_empty()) else {
+            return Ok(());
+        };
+        let headers = HeaderMap::new();
+        let verdict = judge_http(
+            &without_requests(demands),
+            &HttpRequest {
+                head: RequestHead {
+                    method: &Method::CONNECT,
+                    scheme: "",
+                    authority: "",
+                    path: "",
+                    query: None,
+                    headers: &headers,
+                },
+                normalization: PathNormalization::None,
+                identity: caller.identity.as_ref(),
+                source: caller.address.ip(),
+                remote: caller.address.ip(),
+                destination: to,
+                service_port: self
+                    .called
+                    .as_ref()
+                    .map_or_else(|| to.port(), |called| called.port),
+                token: None,
+                waypoint_identity: self.waypoint.as_ref(),
+            },
+        );
+        match verdict.decision {
+            // Nobody is asked about bytes.
+            HttpDecision::Allowed(_) | HttpDecision::Ask(_) => Ok(()),
+            HttpDecision::Denied(denial) => Err(InboundError::Demanded(denial)),
+        }
+    }
+}
+
+fn demands<'s>(
+    snapshot: &'s Snapshot,
+    called: Option<&Believed>,
+    workload: &WorkloadUid,
+) -> Option<&'s Demands> {
+    Some(match called {
+        Some(called) => &snapshot.services_layer7.get(&called.service)?.demands,
+        None => &snapshot.workloads_layer7.get(workload)?.demands,
+    })
+}
+
+/// What a port of a workload speaks, as the services say that select it.
+fn spoken(snapshot: &Snapshot, workload: &Workload, port: u16) -> AppProtocol {
+    let services = workload
+        .services
+        .iter()
+        .filter_map(|key| snapshot.services.get(key));
+    let declared = services.filter_map(|service| {
+        let mut endpoints = snapshot.endpoints_of(&service.key).iter();
+        let endpoint = endpoints.find(|endpoint| endpoint.workload == workload.uid)?;
+        let mut ports = service.ports.iter();
+        let (number, declared) =
+            ports.find(|(number, _)| endpoint.target_port(service, **number) == Some(port))?;
+        Some(AppProtocol::of_port(
+            *number,
+            &declared.name,
+            &declared.app_protocol,
+        ))
+    });
+    let mut known = declared.filter(|protocol| *protocol != AppProtocol::Detect);
+    known.next().unwrap_or_default()
+}

@@ -1,0 +1,243 @@
+//! The requests of one tunnelled connection: each is judged by the demands of the service that was called, as
+//! they are at that moment, and handed to the application.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ::http::{Request, Response, request};
+use hyper::body::{Body as _, Incoming};
+use hyper::service::service_fn;
+use tracing::debug;
+
+use super::claim::Believed;
+use crate::hbone::Stream;
+use crate::http::{
+    self, Body, Failure, Handover, Keeping, Lease, Malformed, Peer, PoolKey, Refusal, Relayed,
+    Version, Wire,
+};
+use crate::hub::Hub;
+use crate::judgement::{self, Call};
+use crate::model::{Demands, Snapshot, SpiffeId, Workload};
+use crate::pod::{Family, Pod};
+use crate::policy::Allowed;
+use crate::policy::http::HttpAllowed;
+use crate::ring::{RecvBuf, Tcp};
+use crate::telemetry::OpenFlow;
+
+use super::APPLICATION_TIMEOUT;
+
+/// Who calls, what they called, and who answers.
+pub(super) struct Exchange {
+    pub(super) hub: Rc<Hub>,
+    pub(super) pod: Pod,
+    pub(super) workload: Arc<Workload>,
+    pub(super) client: SocketAddr,
+    pub(super) identity: Option<SpiffeId>,
+    /// The application.
+    pub(super) to: SocketAddr,
+    /// The service that was called; else the workload itself.
+    pub(super) called: Option<Believed>,
+    /// The connection itself may be carried.
+    pub(super) _pass: Allowed,
+}
+
+/// Serves a connection until it ends. `app` is its first connection to the application.
+pub(super) async fn serve(
+    exchange: Exchange,
+    (stream, early): (Stream, RecvBuf),
+    version: Version,
+    app: Tcp,
+    flow: Rc<OpenFlow>,
+) -> Result<(), hyper::Error> {
+    let key = Rc::new(exchange.key());
+    let draining = exchange.hub.draining();
+    let pool = exchange.hub.requests.clone();
+    let _closed_with_it = CloseIdle(pool.clone(), Rc::clone(&key));
+    let mut first = http::connect(Wire::tcp(app, RecvBuf::default()), version).await?;
+    // Or the first request would find it not yet waiting, and make another one.
+    let _is_open = first.ready().await;
+    pool.adopt(&key, first, Keeping::default()).give_back();
+    let wire = Wire::tunnel(stream, early).accounted(flow, Peer::Client);
+    let handover = Rc::<Handover>::default();
+    let exchange = Rc::new(exchange);
+    let service = {
+        let handover = Rc::clone(&handover);
+        service_fn(move |request| {
+            let (exchange, key) = (Rc::clone(&exchange), Rc::clone(&key));
+            let handover = Rc::clone(&handover);
+            async move { Ok::<_, Infallible>(exchange.answer(&key, &handover, request).await) }
+        })
+    };
+    http::serve(wire, version, service, handover, draining).await
+}
+
+/// The client's connection has ended, and with it those that the application had for it.
+struct CloseIdle(http::Pool, Rc<PoolKey>);
+
+impl Drop for CloseIdle {
+    fn drop(&mut self) {
+        self.0.close(&self.1);
+    }
+}
+
+impl Exchange {
+    fn key(&self) -> PoolKey {
+        PoolKey {
+            pod: self.pod.uid.clone(),
+            destination: self.to,
+            workload: None,
+            service: None,
+            group: None,
+            client: Some(self.client),
+        }
+    }
+
+    async fn answer(
+        &self,
+        key: &Rc<PoolKey>,
+        handover: &Handover,
+        request: Request<Incoming>,
+    ) -> Response<Relayed<()>> {
+        let is_grpc = http::is_grpc(request.headers());
+        match self.run(key, handover, request).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                debug!(
+                    workload = %self.workload.uid, source = %self.client,
+                    details = %refusal.details(), "request refused"
+                );
+                let mut response = refusal.answer(is_grpc).map(Relayed::own);
+                // Only an agent that sees requests calls in a service's name.
+                if self.called.is_some() {
+                    http::tell(&refusal, response.headers_mut());
+                }
+                response
+            }
+        }
+    }
+
+    async fn run(
+        &self,
+        key: &Rc<PoolKey>,
+        handover: &Handover,
+        request: Request<Incoming>,
+    ) -> Result<Response<Relayed<()>>, Refusal> {
+        let (mut parts, body) = request.into_parts();
+        let version = Version::of(parts.version);
+        let upgrade = http::wants_upgrade(&parts);
+        http::receive(&mut parts).map_err(Refusal::Malformed)?;
+        http::strip(&mut parts.headers, upgrade.as_ref());
+        let snapshot = self.hub.snapshot();
+        let allowed = self.judge(&snapshot, &mut parts)?;
+        http::respell(&mut parts, allowed.path()).map_err(Refusal::Malformed)?;
+        http::send(&mut parts, version, &self.to.to_string());
+        let mut answered = self.forward(key, version, parts, body).await?;
+        // The application has no say in it.
+        let _forged = http::take_told(answered.response.headers_mut());
+        http::relay(answered, upgrade.as_ref(), handover, ())
+            .await
+            .map_err(|(refusal, ())| refusal)
+    }
+
+    /// The demands that hold now.
+    fn demands<'s>(&self, snapshot: &'s Snapshot) -> Option<(&'s Demands, &'s SpiffeId)> {
+        if let Some(called) = &self.called {
+            let layer7 = snapshot.services_layer7.get(&called.service)?;
+            return Some((&layer7.demands, &layer7.waypoint_identity));
+        }
+        let layer7 = snapshot.workloads_layer7.get(&self.workload.uid)?;
+        Some((&layer7.demands, &layer7.waypoint_identity))
+    }
+
+    /// Judges a request by what is demanded at this moment.
+    fn judge(
+        &self,
+        snapshot: &Snapshot,
+        parts: &mut request::Parts,
+    ) -> Result<HttpAllowed, Refusal> {
+        let none = Demands::default();
+        let (demands, waypoint) = match self.demands(snapshot) {
+            Some((demands, waypoint)) => (demands, Some(waypoint)),
+            // The binding is gone since the connection was opened: nothing is demanded any more.
+            None => (&none, None),
+        };
+        let port = self
+            .called
+            .as_ref()
+            .map_or_else(|| self.to.port(), |called| called.port);
+        let call = Call {
+            identity: self.identity.as_ref(),
+            source: self.client.ip(),
+            destination: self.to,
+            port,
+            waypoint,
+        };
+        judgement::judge(&self.hub, demands, &call, parts)
+    }
+
+    /// Hands a request to the application. One that found a connection closed which had waited is sent again,
+    /// if it cannot have been seen or may be seen twice.
+    async fn forward(
+        &self,
+        key: &Rc<PoolKey>,
+        version: Version,
+        parts: request::Parts,
+        body: Incoming,
+    ) -> Result<http::Answered, Refusal> {
+        let may_repeat = parts.method.is_idempotent() && body.is_end_stream();
+        let again = may_repeat.then(|| parts.clone());
+        let request = Request::from_parts(parts, Body::from(body));
+        let waiting = self.hub.requests.take(key, version, Keeping::default());
+        let was_waiting = waiting.is_some();
+        let lease = match waiting {
+            Some(lease) => lease,
+            None => self.connect(key, version).await?,
+        };
+        let mut failed = match http::send_on(lease, request).await {
+            Ok(answered) => return Ok(answered),
+            Err(failed) => failed,
+        };
+        let next = match failed.request.take() {
+            Some(unsent) => Some(*unsent),
+            None => again
+                .filter(|_| failed.failure == Failure::Reset)
+                .map(|parts| Request::from_parts(parts, Body::Empty)),
+        };
+        let Some(next) = next.filter(|_| was_waiting) else {
+            debug!(workload = %self.workload.uid, %failed, "the application gives no response");
+            return Err(refusal(failed.failure));
+        };
+        let lease = self.connect(key, version).await?;
+        let sent = http::send_on(lease, next).await;
+        sent.map_err(|failed| refusal(failed.failure))
+    }
+
+    async fn connect(&self, key: &Rc<PoolKey>, version: Version) -> Result<Lease, Refusal> {
+        let connected = async {
+            let socket = self.pod.sockets.leg(Family::of(self.to), self.client)?;
+            let app = Tcp::connect(socket, self.to, APPLICATION_TIMEOUT).await?;
+            let wire = Wire::tcp(app, RecvBuf::default());
+            http::connect(wire, version)
+                .await
+                .map_err(std::io::Error::other)
+        };
+        match connected.await {
+            Ok(sender) => Ok(self.hub.requests.adopt(key, sender, Keeping::default())),
+            Err(error) => {
+                debug!(workload = %self.workload.uid, to = %self.to, %error, "the application does not answer");
+                Err(Refusal::ConnectFailure)
+            }
+        }
+    }
+}
+
+/// What is told of a request that the application did not answer.
+fn refusal(failure: Failure) -> Refusal {
+    match failure {
+        Failure::Unsent | Failure::Refused | Failure::Reset => Refusal::UpstreamReset,
+        Failure::Nonsense => Refusal::UpstreamNonsense,
+        Failure::Sender => Refusal::Malformed(Malformed::Body),
+    }
+}

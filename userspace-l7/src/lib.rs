@@ -1,0 +1,37 @@
+//! Culvert's proxy library: the bytes' way between captured applications and the mesh.
+//!
+//! Knows nothing of Kubernetes, eBPF or environment variables; the agent feeds it snapshots, sockets and
+//! identities. Modules import downwards only (`cargo xtask tidy` holds that).
+
+#![deny(unsafe_code)]
+
+mod connections;
+mod dial;
+mod endpoints;
+pub mod error;
+pub mod hbone;
+mod held;
+mod http;
+mod hub;
+mod inbound;
+mod io;
+mod judgement;
+pub mod key_sets;
+pub mod model;
+mod outbound;
+pub mod pod;
+pub mod policy;
+mod relay;
+#[expect(
+    unsafe_code,
+    reason = "the ring shares memory and descriptors with the kernel"
+)]
+pub mod ring;
+pub mod route;
+pub mod telemetry;
+#[cfg(test)]
+mod tests;
+pub mod tls;
+pub mod traffic;
+mod waypoint;
+pub mod worker;

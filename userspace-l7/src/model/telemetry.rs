@@ -1,0 +1,241 @@
+//! What is recorded of requests: access logs, traces, and changes of the standard metrics (`MeshConfig` and
+//! Istio's Telemetry API, merged).
+
+use std::fmt;
+use std::sync::Arc;
+
+/// What is recorded of requests to one service. The default records no log, samples one trace in a hundred
+/// and changes no metric, as Istio does where nothing is configured.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Telemetry {
+    /// Each writes a line of its own for a request that passes its filter.
+    pub access_logs: Vec<AccessLog>,
+    /// Traces.
+    pub tracing: TracingSettings,
+    /// Changes of Istio's metrics; at most one for each metric.
+    pub metrics: Arc<[MetricOverride]>,
+}
+
+/// One access log.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct AccessLog {
+    /// What a line looks like.
+    pub format: AccessLogFormat,
+    /// Which requests are logged; `None`: all.
+    pub filter: Option<CelExpression>,
+}
+
+/// The form of a line (`accessLogEncoding`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum AccessLogFormat {
+    /// Istio's default text line.
+    #[default]
+    Text,
+    /// A JSON object with the same facts.
+    Json,
+}
+
+/// How requests are traced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TracingSettings {
+    /// Of a million requests that belong to no trace yet, how many start a sampled one.
+    pub sampled_per_million: u32,
+    /// How a trace that starts here is told to the next hop. One that came in goes on in its own form.
+    pub propagation: Propagation,
+    /// Whether spans are exported; the context is passed on in any case (`disableSpanReporting`).
+    pub is_reported: bool,
+    /// Attributes of every span, besides the standard ones.
+    pub tags: Vec<SpanTag>,
+}
+
+/// Istio's default: one in a hundred.
+const DEFAULT_SAMPLED_PER_MILLION: u32 = 10_000;
+
+impl Default for TracingSettings {
+    fn default() -> Self {
+        Self {
+            sampled_per_million: DEFAULT_SAMPLED_PER_MILLION,
+            propagation: Propagation::default(),
+            is_reported: true,
+            tags: Vec::new(),
+        }
+    }
+}
+
+/// The headers that carry a trace context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Propagation {
+    /// `traceparent` and `tracestate`.
+    #[default]
+    W3c,
+    /// `x-b3-traceid` and its kin: for meshes whose provider is Zipkin.
+    B3,
+}
+
+/// An attribute of spans (`customTags`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpanTag {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its value.
+    pub value: SpanTagValue,
+}
+
+/// Where the value of a tag is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SpanTagValue {
+    /// Always the same: a literal, or a variable of the agent's environment as it was at compile time.
+    Literal(Arc<str>),
+    /// A request header.
+    Header {
+        /// Its name.
+        name: http::HeaderName,
+        /// What stands in for a header that is not there; `None`: no tag then.
+        default: Option<Arc<str>>,
+    },
+}
+
+/// One of Istio's HTTP metrics, by its name in the Telemetry API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HttpMetric {
+    /// `REQUEST_COUNT`.
+    RequestCount,
+    /// `REQUEST_DURATION`.
+    RequestDuration,
+    /// `REQUEST_SIZE`.
+    RequestSize,
+    /// `RESPONSE_SIZE`.
+    ResponseSize,
+    /// `GRPC_REQUEST_MESSAGES`.
+    GrpcRequestMessages,
+    /// `GRPC_RESPONSE_MESSAGES`.
+    GrpcResponseMessages,
+}
+
+/// A change of one metric (`metrics[].overrides`). `ALL_METRICS` is one for each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetricOverride {
+    /// Which metric.
+    pub metric: HttpMetric,
+    /// Not counted at all.
+    pub is_disabled: bool,
+    /// Labels that are left out.
+    pub remove: Vec<Arc<str>>,
+    /// Labels that are added, or get another value. Constants: a label's value never comes from a peer.
+    pub set: Vec<(Arc<str>, Arc<str>)>,
+}
+
+/// An expression in CEL over a request's attributes ([`CelExpression::ROOTS`]).
+#[derive(Clone)]
+pub struct CelExpression {
+    text: Arc<str>,
+    program: Arc<cel::Program>,
+}
+
+impl CelExpression {
+    /// What an expression may start from; Envoy's attributes of the same names.
+    ///
+    /// - `request`: `path`, `url_path`, `host`, `scheme`, `method`, `headers`, `referer`, `useragent`, `id`,
+    ///   `protocol`, `query`, `size`, `duration` (milliseconds)
+    /// - `response`: `code`, `code_details`, `flags` (a text, as logged), `grpc_status`, `size`
+    /// - `connection`: `mtls`
+    /// - `source`: `address`, `port`, `principal`, `workload`, `namespace`
+    /// - `destination`: `address`, `port`
+    /// - `upstream`: `address`, `port`
+    /// - `xds`: `route_name`, `cluster_name`
+    pub const ROOTS: [&'static str; 7] = [
+        "request",
+        "response",
+        "connection",
+        "source",
+        "destination",
+        "upstream",
+        "xds",
+    ];
+
+    /// Compiles an expression.
+    ///
+    /// # Errors
+    /// [`InvalidExpression`]: not CEL, or about something that a request does not have.
+    pub fn new(text: &str) -> Result<Self, InvalidExpression> {
+        let invalid = |why: String| InvalidExpression {
+            text: text.into(),
+            why,
+        };
+        let program = cel::Program::compile(text).map_err(|error| {
+            let first = error.to_string();
+            invalid(first.lines().next().unwrap_or_default().trim().to_owned())
+        })?;
+        let references = program.references();
+        let stranger = references
+            .variables()
+            .into_iter()
+            .find(|name| !Self::ROOTS.contains(name))
+            .map(str::to_owned);
+        if let Some(name) = stranger {
+            return Err(invalid(format!("`{name}` is no attribute of a request")));
+        }
+        Ok(Self {
+            text: text.into(),
+            program: Arc::new(program),
+        })
+    }
+
+    /// The compiled form.
+    pub fn program(&self) -> &cel::Program {
+        &self.program
+    }
+
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Debug for CelExpression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CelExpression").field(&self.text).finish()
+    }
+}
+
+/// By text: the same text compiles to the same program.
+impl PartialEq for CelExpression {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+/// An expression that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is no filter for requests: {why}")]
+pub struct InvalidExpression {
+    text: Arc<str>,
+    why: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CelExpression;
+
+    #[test]
+    fn an_expression_speaks_of_requests_or_is_refused_with_the_reason() {
+        for good in [
+            "response.code >= 400",
+            "request.headers['x-debug'] == 'on' && !connection.mtls",
+            "has(request.headers.cookie)",
+            "request.url_path.startsWith('/api') || response.flags.contains('UF')",
+        ] {
+            assert_eq!(CelExpression::new(good).unwrap().as_str(), good);
+        }
+        let refused = |text| CelExpression::new(text).unwrap_err().to_string();
+        assert_eq!(
+            refused("node.id == 'x'"),
+            "`node.id == 'x'` is no filter for requests: `node` is no attribute of a request"
+        );
+        let syntax = refused("response.code >=");
+        assert!(
+            syntax.starts_with("`response.code >=` is no filter for requests: "),
+            "{syntax}"
+        );
+    }
+}

@@ -1,0 +1,363 @@
+//! L6: the journey of a connection that a local pod's application opened: judge where it goes, reach it
+//! through a tunnel or as plain TCP, carry it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ::http::StatusCode;
+use tracing::debug;
+
+use crate::connections::{Carriage, Direction, LiveConnection};
+use crate::dial::{self, DialError};
+use crate::endpoints::{self, Endpoints};
+use crate::error::Retry;
+use crate::hbone::{Baggage, Cause, ConnectRequest, ServiceClaim};
+use crate::hub::{Hub, UnknownWorkload};
+use crate::model::{Balance, HashKey, Workload};
+use crate::pod::Pod;
+use crate::relay::{self, Application, Far, Local, Pass};
+use crate::ring::{RecvBuf, Tcp};
+use crate::route::breaker::Permit;
+use crate::route::outlier::Outcome;
+use crate::route::{self, Meaning, Plan, Refusal, Target, Transport, spread};
+use crate::telemetry::{Flow, Reporter, ResponseFlags, Security};
+use crate::traffic::{Attended, Wish};
+use crate::waypoint::{self, Welcome};
+
+/// DNS over TCP (RFC 1035 §4.2.2).
+pub(crate) const DNS_PORT: u16 = 53;
+
+/// Why no endpoint took a connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OutboundError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    UnknownSource(#[from] UnknownWorkload),
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error("the policy's time to connect is over")]
+    Late,
+    #[error("as many connections as the policy allows are in use")]
+    Overflow,
+    #[error("the mesh has learnt meanwhile whose address it is")]
+    Outdated,
+}
+
+impl OutboundError {
+    /// What the access log says of it.
+    pub(crate) fn flags(&self) -> ResponseFlags {
+        match self {
+            Self::Refused(_) | Self::UnknownSource(_) | Self::Overflow | Self::Outdated => {
+                ResponseFlags::None
+            }
+            Self::Late => ResponseFlags::Connect,
+            Self::Dial(error) => error.flags(),
+        }
+    }
+
+    /// Why nobody answered, where it is the network that says so.
+    pub(crate) fn cause(&self) -> Option<Cause> {
+        match self {
+            // The mesh's own limits are no silence of the network: whoever meets them is refused at once.
+            Self::Refused(_)
+            | Self::UnknownSource(_)
+            | Self::Overflow
+            | Self::Late
+            | Self::Outdated => None,
+            Self::Dial(error) => error.cause(),
+        }
+    }
+
+    fn retry(&self) -> Retry {
+        match self {
+            Self::Refused(_) | Self::UnknownSource(_) | Self::Overflow | Self::Outdated => {
+                Retry::Never
+            }
+            Self::Late => Retry::Safe,
+            Self::Dial(error) => error.retry(),
+        }
+    }
+}
+
+/// Carries one connection of `pod` from its opening to its end.
+///
+/// # Cancel safety
+/// Dropping the future closes the connection as a reset.
+pub(crate) async fn serve(hub: &Rc<Hub>, pod: &Pod, app: Tcp) {
+    let (Ok(source), Ok(dialled)) = (app.peer_addr(), app.local_addr()) else {
+        // Reset between the handshake and accept: there is no one left to serve or to tell of.
+        return;
+    };
+    if dialled.port() == DNS_PORT
+        && let Some(take) = &pod.dns
+    {
+        // The DNS proxy lives on the control plane's runtime: it gets a descriptor of its own.
+        match app.as_fd().try_clone_to_owned() {
+            Ok(connection) => take(connection, dialled),
+            Err(error) => debug!(workload = %pod.uid, %error, "cannot hand a DNS connection over"),
+        }
+        return;
+    }
+    let mut app = app;
+    let (app, early, reached) = loop {
+        let (opaque, early) = match waypoint::welcome(hub, pod, (source, dialled), app).await {
+            Welcome::Served => return,
+            Welcome::Opaque(app, early) => (app, early),
+        };
+        match reach(hub, pod, source, dialled).await {
+            // What is known may have layer 7, and is to be welcomed as that.
+            Err(OutboundError::Outdated) if early.is_empty() => app = opaque,
+            reached => break (opaque, early, reached),
+        }
+    };
+    match reached {
+        Ok(reached) => carry(hub, pod, (app, early), reached).await,
+        Err(error) => {
+            hub.metrics
+                .refused(Reporter::Source, source, dialled, error.flags(), &error);
+            app.abort();
+            if let Err(error) = pod.sockets.hold_again(dialled) {
+                debug!(workload = %pod.uid, %dialled, %error, "still relied on to answer");
+            }
+        }
+    }
+}
+
+/// An upstream that has answered.
+pub(crate) struct Reached {
+    /// The application's address, and the one that it dialled.
+    ends: (SocketAddr, SocketAddr),
+    workload: Arc<Workload>,
+    plan: Plan,
+    target: Target,
+    far: Far,
+    /// What the connection takes up of its destination's limits.
+    held: Option<(Permit, Attended)>,
+}
+
+/// Tries the plan's targets in turn until one answers. No byte of the application has been read yet, so a
+/// failure of one costs nothing but time.
+///
+/// An address that the mesh does not know may be silent only because its service is about to be declared, and
+/// the kernel's own retransmissions would go on asking the silence. So the attempt ends as soon as somebody
+/// has the address.
+///
+/// # Errors
+/// [`OutboundError::Outdated`] if that happened: decide again. Else why the last target failed.
+///
+/// # Cancel safety
+/// Dropping the future gives up what it has reached.
+pub(crate) async fn reach(
+    hub: &Rc<Hub>,
+    pod: &Pod,
+    source: SocketAddr,
+    dialled: SocketAddr,
+) -> Result<Reached, OutboundError> {
+    let workload = hub.workload(&pod.uid).await?;
+    let (plan, endpoints) = plan(hub, &workload, source, dialled)?;
+    let admitted = match &endpoints {
+        None => None,
+        Some(Endpoints { group, policy, .. }) => {
+            let connections = &group.in_use.connections;
+            let permit = connections.admit(policy.limits.connections);
+            Some(permit.ok_or(OutboundError::Overflow)?)
+        }
+    };
+    let mut last = OutboundError::Refused(Refusal::NoHealthyUpstream);
+    for target in &plan.targets {
+        let request = || request(hub, &workload, &plan, target, (source, dialled.port()));
+        let reached = dial::reach(hub, pod, &workload, target, request);
+        let is_strange = plan.service.is_none() && target.workload.is_none();
+        let answered = tokio::select! {
+            biased;
+            answered = in_time(endpoints.as_ref(), reached) => answered,
+            () = becomes_known(hub, &workload, dialled.ip()), if is_strange => {
+                return Err(OutboundError::Outdated);
+            }
+        };
+        if let (Some(endpoints), Some(outcome)) = (&endpoints, outcome(&answered)) {
+            endpoints.ended(target.destination, outcome);
+        }
+        match answered {
+            Ok(far) => {
+                let target = target.clone();
+                let attended = endpoints.map(|found| found.group.attend(target.destination));
+                return Ok(Reached {
+                    ends: (source, dialled),
+                    workload,
+                    plan,
+                    target,
+                    far,
+                    held: admitted.zip(attended),
+                });
+            }
+            Err(error) => {
+                debug!(workload = %pod.uid, destination = %target.destination, %error, "endpoint failed");
+                let retry = error.retry();
+                last = error;
+                if retry == Retry::Never {
+                    break;
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+/// Resolves once the mesh knows whose address it is.
+async fn becomes_known(hub: &Hub, client: &Workload, address: IpAddr) {
+    let address = address.to_canonical();
+    hub.until(|snapshot| {
+        snapshot.workload_at(address).is_some()
+            || snapshot.service_at(address, &client.namespace).is_some()
+    })
+    .await;
+}
+
+/// Where the connection goes. Endpoints of services that are bound to a waypoint are chosen by their traffic
+/// policy, as the waypoint would.
+fn plan(
+    hub: &Hub,
+    workload: &Workload,
+    source: SocketAddr,
+    dialled: SocketAddr,
+) -> Result<(Plan, Option<Endpoints>), Refusal> {
+    let snapshot = hub.snapshot();
+    let mut choose = |bound| hub.choose(bound);
+    let (service, towards) = match route::meaning(&snapshot, workload, dialled, &mut choose)? {
+        Meaning::Target(plan) => return Ok((plan, None)),
+        Meaning::Service(service, towards) => (service, towards),
+    };
+    let service = Some(Arc::clone(service));
+    let is_bound = service
+        .as_ref()
+        .is_some_and(|service| snapshot.services_layer7.contains_key(&service.key));
+    if !is_bound {
+        let targets = route::targets(&snapshot, workload, &towards, &mut choose)?;
+        return Ok((Plan { service, targets }, None));
+    }
+    let policy = endpoints::policy(&snapshot, &towards);
+    let hash = match &policy.balance {
+        // All that a connection without requests could be told apart by.
+        Balance::ConsistentHash {
+            key: HashKey::SourceIp,
+            ..
+        } => Some(spread::address_hash(source.ip())),
+        _ => None,
+    };
+    let wish = Wish {
+        session: None,
+        hash,
+    };
+    let endpoints = endpoints::choose(hub, &snapshot, workload, &towards, (policy, wish))?;
+    let targets = endpoints.targets.clone();
+    Ok((Plan { service, targets }, Some(endpoints)))
+}
+
+/// What a connection's making says of the endpoint; `None`: nothing, as we could not even ask.
+fn outcome(answered: &Result<Far, OutboundError>) -> Option<Outcome> {
+    match answered {
+        Ok(_) => Some(Outcome::Status(StatusCode::OK)),
+        Err(OutboundError::Dial(DialError::NoIdentity(_))) => None,
+        Err(_) => Some(Outcome::LocalFailure),
+    }
+}
+
+/// A target that answers within the policy's time.
+async fn in_time(
+    endpoints: Option<&Endpoints>,
+    reached: impl Future<Output = Result<Far, DialError>>,
+) -> Result<Far, OutboundError> {
+    match endpoints.and_then(|endpoints| endpoints.policy.connect_timeout) {
+        None => Ok(reached.await?),
+        Some(limit) => {
+            let answered = tokio::time::timeout(limit, reached).await;
+            Ok(answered.map_err(|_elapsed| OutboundError::Late)??)
+        }
+    }
+}
+
+fn request(
+    hub: &Hub,
+    workload: &Workload,
+    plan: &Plan,
+    target: &Target,
+    (source, port): (SocketAddr, u16),
+) -> ConnectRequest {
+    let service = plan.service.as_deref().map(|service| &service.key);
+    let request = ConnectRequest::to_address(target.destination)
+        .from_workload(Baggage::of(workload))
+        .forwarded(source, service.map(|key| &*key.hostname));
+    match service.filter(|key| hub.snapshot().services_layer7.contains_key(*key)) {
+        // Whatever the port speaks: the service's demands hold for bytes, too.
+        Some(key) => request.for_service(ServiceClaim::of(key, port)),
+        None => request,
+    }
+}
+
+/// Carries a connection to its end; `early` has been received from the application already.
+///
+/// # Cancel safety
+/// Dropping the future closes the connection as a reset.
+pub(crate) async fn carry(
+    hub: &Rc<Hub>,
+    pod: &Pod,
+    (app, early): (Tcp, RecvBuf),
+    reached: Reached,
+) {
+    let Reached {
+        ends: (source, dialled),
+        workload,
+        plan,
+        target,
+        far,
+        held: _held,
+    } = reached;
+    let server = target.workload.as_ref().map(|workload| workload.identity());
+    let (carriage, next_hop, authenticated) = match &target.transport {
+        Transport::Plain => (Carriage::Tcp, target.destination, false),
+        Transport::Hbone { tunnel, .. } => (Carriage::Hbone, *tunnel, true),
+    };
+    let tracked = hub.connections.track(
+        LiveConnection {
+            workload: pod.uid.clone(),
+            direction: Direction::Outbound,
+            source,
+            original_destination: dialled,
+            service: plan
+                .service
+                .as_ref()
+                .map(|service| service.key.hostname.to_string()),
+            destination: target.destination,
+            peer: server.clone().filter(|_| authenticated),
+            carriage,
+        },
+        None,
+    );
+    let flow = hub.metrics.open(Flow {
+        reporter: Reporter::Source,
+        source_identity: authenticated.then(|| workload.identity()),
+        source: Some(workload),
+        destination_identity: server.filter(|_| authenticated),
+        destination: target.workload,
+        service: plan.service,
+        source_address: source,
+        destination_address: next_hop,
+        hbone_target: authenticated.then(|| target.destination.to_string()),
+        security: if authenticated {
+            Security::MutualTls
+        } else {
+            Security::Unknown
+        },
+    });
+    let local = Local {
+        application: Application::Client,
+        tcp: &app,
+        early,
+    };
+    let ending = relay::run(Pass::JudgedElsewhere, local, far, &flow, tracked.refused()).await;
+    ending.settle(flow);
+}

@@ -1,0 +1,136 @@
+//! L5: a local pod as its worker sees it: a name, and the means to open sockets where the pod lives.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use tokio::sync::watch;
+use tracing::debug;
+
+use crate::model::WorkloadUid;
+
+/// Address family of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// `AF_INET`.
+    V4,
+    /// `AF_INET6`.
+    V6,
+}
+
+impl Family {
+    /// The family that can dial `address`.
+    pub fn of(address: SocketAddr) -> Self {
+        if address.is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
+    }
+}
+
+/// Opens sockets in a pod's network namespace that capture lets pass. The agent implements it, since only
+/// it knows how capture recognises its own traffic. Called on worker threads: must not block for long, and
+/// must leave the calling thread in its own namespace.
+pub trait PodSockets: Send + Sync {
+    /// An unconnected TCP socket for the mesh's own traffic: tunnels and plain pass-through.
+    ///
+    /// # Errors
+    /// The socket could not be made (descriptors exhausted, namespace gone).
+    fn outbound(&self, family: Family) -> io::Result<OwnedFd>;
+
+    /// An unconnected TCP socket for the leg to the pod's application. The application will see `client`
+    /// as its peer.
+    ///
+    /// # Errors
+    /// As [`PodSockets::outbound`].
+    fn leg(&self, family: Family, client: SocketAddr) -> io::Result<OwnedFd>;
+
+    /// Answers a connection that is held back.
+    ///
+    /// # Errors
+    /// The answer could not be sent. The application then tries again by itself.
+    fn answer(&self, opening: &Opening, answer: Answer) -> io::Result<()>;
+
+    /// Has connections to an address held again, which capture has let pass because it answered all the time.
+    ///
+    /// # Errors
+    /// Capture could not be told. It asks again by itself within a second.
+    fn hold_again(&self, dialled: SocketAddr) -> io::Result<()>;
+}
+
+/// A connection of an application's that capture holds back: its SYN has not been answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// The cookie of its pod's network namespace.
+    pub netns: u64,
+    /// The application's address.
+    pub source: SocketAddr,
+    /// The address that it dialled.
+    pub dialled: SocketAddr,
+    /// The SYN's TCP header with its options.
+    pub tcp_header: SmallVec<[u8; 64]>,
+}
+
+/// What an application hears of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It stands, and the worker accepts it.
+    Release,
+    /// `ECONNREFUSED`.
+    Refuse,
+    /// `EHOSTUNREACH`.
+    HostUnreachable,
+    /// `ENETUNREACH`.
+    NetworkUnreachable,
+}
+
+/// Where a worker learns of connections that are held back for it. The same connection may come several times:
+/// applications send their SYN again.
+pub trait Openings: Send {
+    /// A descriptor that becomes readable when there is one more.
+    ///
+    /// # Errors
+    /// Descriptors are exhausted.
+    fn announcements(&self) -> io::Result<OwnedFd>;
+
+    /// The next one; never waits.
+    fn next(&mut self) -> Option<Opening>;
+}
+
+/// What a pod's tasks are told, in this order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Serving,
+    /// Accept nothing more; let connections end by themselves.
+    Closing,
+    /// End connections too.
+    Ended,
+}
+
+/// Runs a task of a pod until the pod ends.
+pub(crate) async fn until_ended(
+    mut phase: watch::Receiver<Phase>,
+    travel: impl Future<Output = ()>,
+) {
+    tokio::select! {
+        () = travel => {}
+        _ended = phase.wait_for(|phase| *phase == Phase::Ended) => debug!("ended with its pod"),
+    }
+}
+
+/// Takes a pod's DNS connections over TCP: the connection, and the resolver that it was for.
+pub type TakeDns = dyn Fn(OwnedFd, SocketAddr) + Send + Sync;
+
+/// A pod whose traffic this worker carries.
+#[derive(Clone)]
+pub(crate) struct Pod {
+    pub(crate) uid: WorkloadUid,
+    /// The cookie of its network namespace.
+    pub(crate) netns: u64,
+    pub(crate) sockets: Arc<dyn PodSockets>,
+    /// Whom DNS over TCP goes to; without one it is a connection like any other.
+    pub(crate) dns: Option<Arc<TakeDns>>,
+}

@@ -1,0 +1,190 @@
+//! Who may make a request: AuthorizationPolicies with HTTP conditions. Pure: demands and the facts of a
+//! request go in, an [`HttpVerdict`] comes out. Forwarding demands the [`HttpAllowed`] that only this module
+//! makes, and goes on with the path that it carries.
+
+mod matching;
+mod verdict;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use http::Method;
+use matching::Facts;
+pub use verdict::{
+    AfterAsking, Ask, Asked, HttpAllowed, HttpDecision, HttpDenial, HttpDryRun, HttpVerdict,
+    RuleName,
+};
+
+use super::jwt::Claims;
+use super::path::{self, NormalizedPath};
+use crate::model::{
+    Demands, HttpPolicy, HttpPolicyAction, PathNormalization, RequestHead, SpiffeId,
+};
+
+/// What is known about a request when it is judged.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpRequest<'a> {
+    /// The head, its path as it was received.
+    pub head: RequestHead<'a>,
+    /// How the mesh spells paths.
+    pub normalization: PathNormalization,
+    /// The verified identity of the client; `None` for plaintext.
+    pub identity: Option<&'a SpiffeId>,
+    /// The client's own address, as its node vouches for it.
+    pub source: IpAddr,
+    /// The address in front of trusted proxies; `source` where none is trusted.
+    pub remote: IpAddr,
+    /// The workload's own address and port.
+    pub destination: SocketAddr,
+    /// The port that was called: the service's, or the workload's where its own address was called.
+    pub service_port: u16,
+    /// The validated token.
+    pub token: Option<&'a Claims>,
+    /// Who the waypoint would be that this request went through.
+    pub waypoint_identity: Option<&'a SpiffeId>,
+}
+
+/// Judges a request by every policy that speaks about it: CUSTOM first, then DENY, then ALLOW, of which one
+/// has to match where any exists. AUDIT only takes note.
+pub fn judge_http(demands: &Demands, request: &HttpRequest<'_>) -> HttpVerdict {
+    judge(demands, request, true)
+}
+
+impl AfterAsking {
+    /// Judges on, once everybody who was asked has let the request pass; the request is what their answers
+    /// made of it.
+    pub fn judge(self, demands: &Demands, request: &HttpRequest<'_>) -> HttpVerdict {
+        judge(demands, request, false)
+    }
+}
+
+fn judge(demands: &Demands, request: &HttpRequest<'_>, asks: bool) -> HttpVerdict {
+    let path = match spelled(demands, request) {
+        Ok(path) => path,
+        Err(denial) => return HttpVerdict::denied(denial),
+    };
+    let facts = Facts::new(request, &path);
+    let judge = Judge {
+        policies: &demands.authorization,
+        facts: &facts,
+    };
+    if asks {
+        match judge.ask() {
+            Ok(asked) if asked.is_empty() => {}
+            Ok(asked) => return HttpVerdict::ask(asked),
+            Err(denial) => return HttpVerdict::denied(denial),
+        }
+    }
+    let decision = match judge.deny_or_allow() {
+        Ok(()) => HttpDecision::Allowed(HttpAllowed::new(path.clone())),
+        Err(denial) => HttpDecision::Denied(denial),
+    };
+    HttpVerdict {
+        decision,
+        dry_run: judge.dry_runs(),
+        audited: judge.audited(),
+    }
+}
+
+/// The path in its one spelling. Where policies speak of paths, one that a server could still take for
+/// another is refused: no rule can be right about it.
+fn spelled(demands: &Demands, request: &HttpRequest<'_>) -> Result<NormalizedPath, HttpDenial> {
+    if *request.head.method == Method::CONNECT && request.head.path.is_empty() {
+        return Ok(NormalizedPath::none());
+    }
+    let path = path::normalize(request.head.path, request.normalization)
+        .map_err(HttpDenial::InvalidPath)?;
+    let is_ambiguous =
+        request.normalization != PathNormalization::None && path.hides_dot_segments();
+    if is_ambiguous && demands.authorization.iter().any(|one| names_paths(one)) {
+        return Err(HttpDenial::AmbiguousPath);
+    }
+    Ok(path)
+}
+
+fn names_paths(policy: &HttpPolicy) -> bool {
+    if policy.dry_run || policy.action == HttpPolicyAction::Audit {
+        return false;
+    }
+    let mut operations = policy.rules.iter().flat_map(|rule| &rule.to);
+    operations.any(|operation| !operation.paths.is_empty() || !operation.not_paths.is_empty())
+}
+
+/// The policies of one target, and what they are asked about.
+struct Judge<'a> {
+    policies: &'a [Arc<HttpPolicy>],
+    facts: &'a Facts<'a>,
+}
+
+impl<'a> Judge<'a> {
+    fn of(&self, action: &HttpPolicyAction, dry_run: bool) -> impl Iterator<Item = &'a HttpPolicy> {
+        let selected =
+            move |policy: &&HttpPolicy| policy.dry_run == dry_run && policy.action == *action;
+        self.policies.iter().map(AsRef::as_ref).filter(selected)
+    }
+
+    /// The first rule that matches, of the first policy that has one.
+    fn first(&self, mut policies: impl Iterator<Item = &'a HttpPolicy>) -> Option<RuleName> {
+        policies.find_map(|policy| self.facts.matched_rule(policy))
+    }
+
+    /// Whom to ask: the provider of every CUSTOM policy that matches, each once.
+    fn ask(&self) -> Result<Vec<Asked>, HttpDenial> {
+        // Envoy asks before tokens are looked at, so no such rule can be about one (Istio).
+        let facts = self.facts.without_token();
+        let mut asked: Vec<Asked> = Vec::new();
+        for policy in self.policies.iter().filter(|policy| !policy.dry_run) {
+            let HttpPolicyAction::Custom(authorizer) = &policy.action else {
+                continue;
+            };
+            let Some(rule) = facts.matched_rule(policy) else {
+                continue;
+            };
+            let Some(authorizer) = authorizer else {
+                return Err(HttpDenial::NoAuthorizer(rule));
+            };
+            if !asked.iter().any(|other| other.authorizer == *authorizer) {
+                let authorizer = Arc::clone(authorizer);
+                asked.push(Asked { authorizer, rule });
+            }
+        }
+        Ok(asked)
+    }
+
+    fn deny_or_allow(&self) -> Result<(), HttpDenial> {
+        if let Some(rule) = self.first(self.of(&HttpPolicyAction::Deny, false)) {
+            return Err(HttpDenial::Explicit(rule));
+        }
+        let mut allowing = self.of(&HttpPolicyAction::Allow, false).peekable();
+        if allowing.peek().is_none() || self.first(allowing).is_some() {
+            Ok(())
+        } else {
+            Err(HttpDenial::NotAllowed)
+        }
+    }
+
+    fn dry_runs(&self) -> Vec<HttpDryRun> {
+        let mut runs = Vec::new();
+        if let Some(rule) = self.first(self.of(&HttpPolicyAction::Deny, true)) {
+            runs.push(HttpDryRun::WouldDeny(rule));
+        }
+        let mut allowing = self.of(&HttpPolicyAction::Allow, true).peekable();
+        if allowing.peek().is_some() {
+            runs.push(match self.first(allowing) {
+                Some(rule) => HttpDryRun::WouldAllow(rule),
+                None => HttpDryRun::WouldNotAllow,
+            });
+        }
+        runs
+    }
+
+    fn audited(&self) -> Vec<RuleName> {
+        let policies = self.of(&HttpPolicyAction::Audit, false);
+        policies
+            .filter_map(|policy| self.facts.matched_rule(policy))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

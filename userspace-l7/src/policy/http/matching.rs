@@ -1,0 +1,142 @@
+//! Whether a rule's conditions hold for a request.
+
+mod attribute;
+mod text;
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use text::{match_host, match_path, match_request_principal};
+
+use super::{HttpRequest, RuleName};
+use crate::model::{
+    HttpPolicy, HttpPolicyRule, OperationMatch, RequestHead, ServiceAccountMatch, SourceMatch,
+    SpiffeId, StringMatch,
+};
+use crate::policy::jwt::Claims;
+use crate::policy::path::NormalizedPath;
+use crate::policy::pattern::{glob, match_text};
+
+/// The request in the form that matching wants: addresses canonical, the principal spelled out once.
+#[derive(Clone)]
+pub(super) struct Facts<'a> {
+    head: RequestHead<'a>,
+    path: &'a str,
+    identity: Option<&'a SpiffeId>,
+    principal: Option<Cow<'a, str>>,
+    waypoint: Option<(&'a SpiffeId, String)>,
+    source: IpAddr,
+    remote: IpAddr,
+    destination: IpAddr,
+    port: u16,
+    token: Option<&'a Claims>,
+}
+
+impl<'a> Facts<'a> {
+    pub(super) fn new(request: &HttpRequest<'a>, path: &'a NormalizedPath) -> Self {
+        Self {
+            head: request.head,
+            path: path.as_str(),
+            identity: request.identity,
+            principal: request.identity.map(|id| id.principal().into()),
+            waypoint: request.waypoint_identity.map(|id| (id, id.principal())),
+            source: request.source.to_canonical(),
+            remote: request.remote.to_canonical(),
+            destination: request.destination.ip().to_canonical(),
+            port: request.service_port,
+            token: request.token,
+        }
+    }
+
+    /// The same request as if it had brought no token.
+    pub(super) fn without_token(&self) -> Self {
+        Self {
+            token: None,
+            ..self.clone()
+        }
+    }
+
+    /// The first rule of a policy that matches.
+    pub(super) fn matched_rule(&self, policy: &HttpPolicy) -> Option<RuleName> {
+        let rule = policy.rules.iter().position(|rule| self.match_rule(rule))?;
+        Some(RuleName {
+            policy: policy.key.clone(),
+            rule,
+        })
+    }
+
+    fn match_rule(&self, rule: &HttpPolicyRule) -> bool {
+        let from = rule.from.is_empty() || rule.from.iter().any(|one| self.match_source(one));
+        let to = || rule.to.is_empty() || rule.to.iter().any(|one| self.match_operation(one));
+        let when = || rule.when.iter().all(|one| self.match_attribute(one));
+        from && to() && when()
+    }
+
+    /// Who has no identity satisfies no positive field about it and every negative one; the same for tokens.
+    fn match_source(&self, one: &SourceMatch) -> bool {
+        let trust_domain = |wanted: &StringMatch| self.match_trust_domain(wanted);
+        let principal = |wanted: &StringMatch| self.match_principal(wanted);
+        let namespace = |wanted: &StringMatch| self.match_namespace(wanted);
+        let account = |wanted: &ServiceAccountMatch| self.match_service_account(wanted);
+        let token = |wanted: &StringMatch| {
+            self.token
+                .is_some_and(|token| match_request_principal(wanted, token))
+        };
+        let source = |net: &IpNet| net.contains(&self.source);
+        let remote = |net: &IpNet| net.contains(&self.remote);
+        field(&one.principals, &one.not_principals, principal)
+            && field(&one.namespaces, &one.not_namespaces, namespace)
+            && field(&one.service_accounts, &one.not_service_accounts, account)
+            && field(&one.trust_domains, &one.not_trust_domains, trust_domain)
+            && field(&one.ip_blocks, &one.not_ip_blocks, source)
+            && field(&one.remote_ip_blocks, &one.not_remote_ip_blocks, remote)
+            && field(&one.request_principals, &one.not_request_principals, token)
+    }
+
+    fn match_operation(&self, one: &OperationMatch) -> bool {
+        let host = |wanted: &StringMatch| match_host(wanted, self.head.authority);
+        let port = |wanted: &u16| *wanted == self.port;
+        let method = |wanted: &StringMatch| match_text(wanted, self.head.method.as_str());
+        field(&one.hosts, &one.not_hosts, host)
+            && field(&one.ports, &one.not_ports, port)
+            && field(&one.methods, &one.not_methods, method)
+            && field(&one.paths, &one.not_paths, |wanted| {
+                match_path(wanted, self.path)
+            })
+    }
+
+    /// A principal written out in full may be the waypoint's, through which the request went; a pattern is
+    /// about clients only, or every client would be of the waypoint's namespace.
+    fn match_principal(&self, wanted: &StringMatch) -> bool {
+        let client = self.principal.as_deref();
+        let is_waypoint = |exact: &str| {
+            self.waypoint
+                .as_ref()
+                .is_some_and(|(_, principal)| principal == exact)
+        };
+        client.is_some_and(|principal| match_text(wanted, principal))
+            || matches!(wanted, StringMatch::Exact(exact) if is_waypoint(exact))
+    }
+
+    fn match_namespace(&self, wanted: &StringMatch) -> bool {
+        self.identity.is_some_and(|id| glob(wanted, id.namespace()))
+    }
+
+    fn match_service_account(&self, wanted: &ServiceAccountMatch) -> bool {
+        let is = |id: &SpiffeId| {
+            id.namespace() == &*wanted.namespace && id.service_account() == &*wanted.service_account
+        };
+        self.identity.is_some_and(is) || self.waypoint.as_ref().is_some_and(|(id, _)| is(id))
+    }
+
+    fn match_trust_domain(&self, wanted: &StringMatch) -> bool {
+        self.identity
+            .is_some_and(|id| match_text(wanted, id.trust_domain().as_str()))
+    }
+}
+
+/// An empty positive list asks for nothing.
+fn field<T>(wanted: &[T], unwanted: &[T], holds: impl Fn(&T) -> bool) -> bool {
+    (wanted.is_empty() || wanted.iter().any(&holds)) && !unwanted.iter().any(&holds)
+}

@@ -1,0 +1,231 @@
+//! Who calls.
+
+use serde_json::json;
+
+use super::{Request, alice, check, exact, from, pattern};
+use crate::model::{ServiceAccountMatch, SourceMatch};
+
+fn get() -> Request {
+    Request::get("/")
+}
+
+/// A rule with one field filled, and the rule with its negation filled.
+macro_rules! field {
+    ($field:ident, $negated:ident, $value:expr) => {
+        (
+            from(SourceMatch {
+                $field: vec![$value],
+                ..SourceMatch::default()
+            }),
+            from(SourceMatch {
+                $negated: vec![$value],
+                ..SourceMatch::default()
+            }),
+        )
+    };
+}
+
+#[test]
+fn principals_match_the_verified_identity_only() {
+    let other = get().identity("spiffe://td/ns/web2/sa/client");
+    for (text, client, others, nobody) in [
+        ("td/ns/web/sa/client", true, false, false),
+        ("spiffe://td/ns/web/sa/client", false, false, false),
+        ("TD/ns/web/sa/client", false, false, false),
+        ("td/ns/web/*", true, false, false),
+        ("*/sa/client", true, true, false),
+        ("*/sa/server", false, false, false),
+        ("*", true, true, false),
+    ] {
+        let (positive, negative) = field!(principals, not_principals, pattern(text));
+        for (request, holds) in [
+            (get(), client),
+            (other.clone(), others),
+            (get().anonymous(), nobody),
+        ] {
+            check(&positive, &request, holds);
+            check(&negative, &request, !holds);
+        }
+    }
+}
+
+#[test]
+fn namespaces_take_a_star_anywhere() {
+    for (text, holds) in [
+        ("web", true),
+        ("we", false),
+        ("WEB", false),
+        ("w*", true),
+        ("*b", true),
+        ("*", true),
+        ("x*", false),
+    ] {
+        let (positive, negative) = field!(namespaces, not_namespaces, pattern(text));
+        check(&positive, &get(), holds);
+        check(&negative, &get(), !holds);
+        check(&positive, &get().anonymous(), false);
+        check(&negative, &get().anonymous(), true);
+    }
+    for (text, holds) in [
+        ("w*b", true),
+        ("w*e*b", true),
+        ("w*x", false),
+        ("we*eb", false),
+    ] {
+        let (positive, _) = field!(namespaces, not_namespaces, exact(text));
+        check(&positive, &get(), holds);
+    }
+}
+
+#[test]
+fn service_accounts_are_of_a_namespace_in_any_trust_domain() {
+    let account = |namespace: &str, name: &str| ServiceAccountMatch {
+        namespace: namespace.into(),
+        service_account: name.into(),
+    };
+    let (positive, negative) = field!(
+        service_accounts,
+        not_service_accounts,
+        account("web", "client")
+    );
+    let elsewhere = get().identity("spiffe://other/ns/web/sa/client");
+    for (request, holds) in [
+        (get(), true),
+        (elsewhere, true),
+        (get().identity("spiffe://td/ns/web/sa/server"), false),
+        (get().identity("spiffe://td/ns/app/sa/client"), false),
+        (get().anonymous(), false),
+    ] {
+        check(&positive, &request, holds);
+        check(&negative, &request, !holds);
+    }
+}
+
+#[test]
+fn trust_domains_are_of_the_identity() {
+    let (positive, negative) = field!(trust_domains, not_trust_domains, exact("td"));
+    let other = get().identity("spiffe://other/ns/web/sa/client");
+    for (request, holds) in [(get(), true), (other, false), (get().anonymous(), false)] {
+        check(&positive, &request, holds);
+        check(&negative, &request, !holds);
+    }
+}
+
+#[test]
+fn addresses_are_the_clients_own_or_the_one_in_front_of_proxies() {
+    for (net, holds) in [
+        ("10.0.0.1/32", true),
+        ("10.0.0.0/8", true),
+        ("203.0.113.9/32", false),
+        ("10.0.0.2/32", false),
+        ("::/0", false),
+    ] {
+        let (positive, negative) = field!(ip_blocks, not_ip_blocks, net.parse().unwrap());
+        check(&positive, &get(), holds);
+        check(&negative, &get(), !holds);
+        // What a client says about itself changes nothing.
+        check(
+            &positive,
+            &get().header("x-forwarded-for", "203.0.113.9"),
+            holds,
+        );
+    }
+    for (net, holds) in [("203.0.113.0/24", true), ("10.0.0.1/32", false)] {
+        let (positive, negative) =
+            field!(remote_ip_blocks, not_remote_ip_blocks, net.parse().unwrap());
+        check(&positive, &get(), holds);
+        check(&negative, &get(), !holds);
+    }
+}
+
+#[test]
+fn request_principals_are_issuer_and_subject_split_at_the_last_slash() {
+    let alice = get().token(&alice());
+    for (text, holds) in [
+        ("https://idp.example/realms/one/alice", true),
+        ("https://idp.example/realms/one/bob", false),
+        ("https://idp.example/realms/one/Alice", false),
+        ("https://idp.example/realms/alice", false),
+        ("https://idp.example/realms/one", false),
+        ("*", true),
+        ("*/alice", true),
+        ("*/bob", false),
+        ("*/one/alice", true),
+        ("*ice", true),
+        ("https://idp.example/realms/one/*", true),
+        ("https://idp.example/realms/one/al*", true),
+        ("https://idp.example/realms/*", false),
+        ("https://idp.example/*", false),
+        // Without a slash it is about one half only.
+        ("https:*", true),
+        ("http:*", false),
+    ] {
+        let (positive, negative) =
+            field!(request_principals, not_request_principals, pattern(text));
+        check(&positive, &alice, holds);
+        check(&negative, &alice, !holds);
+        check(&positive, &get(), false);
+        check(&negative, &get(), true);
+    }
+}
+
+#[test]
+fn a_token_without_a_subject_has_no_principal() {
+    let (any, not_any) = field!(request_principals, not_request_principals, pattern("*"));
+    for claims in [
+        json!({"iss": "i"}),
+        json!({"sub": "s"}),
+        json!({"iss": "i", "sub": 7}),
+        json!({"iss": "i", "sub": ""}),
+        json!({"iss": "", "sub": "s"}),
+    ] {
+        check(&any, &get().token(&claims), false);
+        check(&not_any, &get().token(&claims), true);
+    }
+}
+
+#[test]
+fn the_waypoint_is_satisfied_where_it_is_named_and_nowhere_else() {
+    const WAYPOINT: &str = "spiffe://td/ns/app/sa/waypoint";
+    let through = get().through(WAYPOINT);
+    let (named, not_named) = field!(principals, not_principals, exact("td/ns/app/sa/waypoint"));
+    check(&named, &through, true);
+    check(&named, &get(), false);
+    check(&named, &through.clone().anonymous(), true);
+    check(&not_named, &through, false);
+    check(&not_named, &get(), true);
+    // The waypoint's namespace is not its clients': patterns are about clients.
+    let (prefix, _) = field!(principals, not_principals, pattern("td/ns/app/*"));
+    check(&prefix, &through, false);
+    let (namespace, _) = field!(namespaces, not_namespaces, exact("app"));
+    check(&namespace, &through, false);
+    let (any, _) = field!(principals, not_principals, pattern("*"));
+    check(&any, &through.clone().anonymous(), false);
+    // And the client is still itself.
+    let (client, _) = field!(principals, not_principals, exact("td/ns/web/sa/client"));
+    check(&client, &through, true);
+}
+
+#[test]
+fn values_are_ored_fields_anded_and_sources_ored() {
+    let both = SourceMatch {
+        principals: vec![exact("x"), exact("td/ns/web/sa/client")],
+        ip_blocks: vec!["10.0.0.0/24".parse().unwrap()],
+        ..SourceMatch::default()
+    };
+    check(&from(both.clone()), &get(), true);
+    let elsewhere = SourceMatch {
+        ip_blocks: vec!["10.9.0.0/24".parse().unwrap()],
+        ..both.clone()
+    };
+    check(&from(elsewhere.clone()), &get(), false);
+    let except = SourceMatch {
+        not_ip_blocks: vec!["10.0.0.1/32".parse().unwrap()],
+        ..both.clone()
+    };
+    check(&from(except), &get(), false);
+    let mut either = from(elsewhere);
+    either.from.push(both);
+    check(&either, &get(), true);
+    check(&from(SourceMatch::default()), &get().anonymous(), true);
+}

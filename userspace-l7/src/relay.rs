@@ -1,0 +1,147 @@
+//! L5: carrying an accepted connection between an application and the far side, and saying how it ended.
+
+use std::io;
+
+use crate::hbone::Stream;
+use crate::io::{Preceded, TcpSink, TcpSource, carry, carry_both, is_ordinary_end};
+use crate::policy::{Allowed, Denial};
+use crate::ring::{RecvBuf, Tcp};
+use crate::telemetry::{OpenFlow, Outcome, ResponseFlags};
+
+/// The side that is not the local application.
+pub(crate) enum Far {
+    /// TCP as it is.
+    Plain(Tcp),
+    /// A stream in an HBONE tunnel.
+    Tunnel(Stream),
+}
+
+/// The local application's connection.
+pub(crate) struct Local<'a> {
+    pub(crate) application: Application,
+    pub(crate) tcp: &'a Tcp,
+    /// What has been received from it already.
+    pub(crate) early: RecvBuf,
+}
+
+/// Which end the local application is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Application {
+    /// It opened the connection.
+    Client,
+    /// It accepted the connection.
+    Server,
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    /// Both sides finished, or one reset as applications do that are done.
+    Complete,
+    /// Something between the two failed.
+    Broken(io::Error),
+    /// A change of policy took its right away.
+    Refused(Denial),
+}
+
+impl Ending {
+    /// Closes the connection's account.
+    pub(crate) fn settle(self, flow: OpenFlow) {
+        match self {
+            Self::Complete => flow.close(Outcome::Complete),
+            Self::Broken(error) => {
+                flow.close(Outcome::Failed {
+                    flags: ResponseFlags::None,
+                    error: &error,
+                });
+            }
+            Self::Refused(denial) => {
+                let error = format_args!("connection closed due to policy change: {denial}");
+                flow.close(Outcome::Failed {
+                    flags: ResponseFlags::Deny,
+                    error: &error,
+                });
+            }
+        }
+    }
+}
+
+/// Proof that a connection may be carried: judged inbound, or outbound, where the far side judges.
+pub(crate) enum Pass {
+    /// The local workload is the destination, and policy allows it.
+    Judged(Allowed),
+    /// The destination's node judges.
+    JudgedElsewhere,
+}
+
+/// Carries both directions until each has ended, an error, or `refused` resolves. Anything but an orderly end
+/// reaches both sides as a reset: a cut must never look like the end of the data.
+///
+/// # Cancel safety
+/// Dropping the future resets both sides, as does the death of the process.
+pub(crate) async fn run(
+    _pass: Pass,
+    local: Local<'_>,
+    far: Far,
+    flow: &OpenFlow,
+    refused: impl Future<Output = Denial>,
+) -> Ending {
+    let Local {
+        application,
+        tcp: app,
+        early,
+    } = local;
+    app.reset_when_dropped(true);
+    let from_app = |bytes| match application {
+        Application::Client => flow.to_server(bytes),
+        Application::Server => flow.to_client(bytes),
+    };
+    let from_far = |bytes| match application {
+        Application::Client => flow.to_client(bytes),
+        Application::Server => flow.to_server(bytes),
+    };
+    let (reader, writer) = (Preceded::new(early, app.clone()), TcpSink(app.clone()));
+    let carried = async {
+        match far {
+            Far::Plain(tcp) => {
+                tcp.reset_when_dropped(true);
+                let up = carry(reader, TcpSink(tcp.clone()), from_app);
+                let down = carry(TcpSource(tcp.clone()), writer, from_far);
+                carry_both(up, down).await?;
+                tcp.reset_when_dropped(false);
+            }
+            Far::Tunnel(stream) => {
+                let (source, sink) = stream.split();
+                let up = carry(reader, sink, from_app);
+                let down = carry(source, writer, from_far);
+                carry_both(up, down).await?;
+            }
+        }
+        Ok(())
+    };
+    let ended = tokio::select! {
+        carried = carried => carried.map_err(Ending::of_error),
+        denial = refused => Err(Ending::Refused(denial)),
+    };
+    match ended {
+        Ok(()) => {
+            app.reset_when_dropped(false);
+            Ending::Complete
+        }
+        Err(ending) => {
+            app.abort();
+            ending
+        }
+    }
+}
+
+impl Ending {
+    fn of_error(error: io::Error) -> Self {
+        tracing::debug!(%error, "connection cut");
+        if is_ordinary_end(&error) {
+            Self::Complete
+        } else {
+            Self::Broken(error)
+        }
+    }
+}

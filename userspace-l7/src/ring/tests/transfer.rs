@@ -1,0 +1,212 @@
+//! Bytes arrive once, in order, whatever happens to the futures.
+
+use std::task::Poll;
+
+use std::io::{Read as _, Write as _};
+use std::thread;
+
+use tokio::sync::mpsc;
+
+use super::*;
+
+on_every_carrier!(
+    both_directions_at_once_are_exact,
+    half_close_leaves_the_other_direction_open,
+    end_of_stream_is_repeated,
+    dropped_receives_lose_nothing,
+    concurrent_send_is_refused_and_a_dropped_one_breaks_the_stream,
+    received_buffers_can_be_sent_on,
+    slow_reader_bounds_what_a_sender_queues,
+    nobody_waits_while_others_are_served,
+);
+
+async fn both_directions_at_once_are_exact() {
+    const TOTAL: u64 = 64 << 20;
+    let (near, far) = pair().await;
+    tokio::join!(
+        send_pattern(&near, 1, TOTAL),
+        expect_pattern(&far, 1, TOTAL),
+        send_pattern(&far, 2, TOTAL),
+        expect_pattern(&near, 2, TOTAL),
+    );
+}
+
+async fn half_close_leaves_the_other_direction_open() {
+    let (near, far) = pair().await;
+    for (one, other, reply) in [(&near, &far, true), (&far, &near, false)] {
+        send(one, b"last words").await;
+        one.shutdown_write().unwrap();
+        assert_eq!(&*other.recv().await.unwrap(), b"last words");
+        assert!(other.recv().await.unwrap().is_empty());
+        if reply {
+            send(other, b"still here").await;
+            assert_eq!(&*one.recv().await.unwrap(), b"still here");
+        }
+    }
+}
+
+async fn end_of_stream_is_repeated() {
+    let (near, far) = pair().await;
+    drop(near);
+    for _ in 0..3 {
+        assert!(far.recv().await.unwrap().is_empty());
+    }
+}
+
+async fn dropped_receives_lose_nothing() {
+    const TOTAL: u64 = 1 << 20;
+    let (near, far) = pair().await;
+    let sender = spawn_local(async move {
+        for position in (0..TOTAL).step_by(4096) {
+            near.send(pattern_from(3, position, 4096)).await.0.unwrap();
+            tokio::task::yield_now().await;
+        }
+        near.shutdown_write().unwrap();
+        assert!(near.recv().await.unwrap().is_empty());
+    });
+    let (mut received, mut dropped) = (0, 0);
+    loop {
+        let polled_once = {
+            let mut receiving = std::pin::pin!(far.recv());
+            std::future::poll_fn(|cx| Poll::Ready(receiving.as_mut().poll(cx))).await
+        };
+        let Poll::Ready(bytes) = polled_once else {
+            dropped += 1;
+            tokio::task::yield_now().await;
+            continue;
+        };
+        let bytes = bytes.unwrap();
+        if bytes.is_empty() {
+            break;
+        }
+        assert!(*bytes == *pattern_from(3, received, bytes.len()));
+        received += bytes.len() as u64;
+    }
+    assert_eq!(received, TOTAL);
+    assert!(dropped > 10, "only {dropped} receives were dropped");
+    drop(far);
+    finished(sender).await;
+}
+
+async fn concurrent_send_is_refused_and_a_dropped_one_breaks_the_stream() {
+    let (near, far) = pair().await;
+    {
+        let mut large = std::pin::pin!(near.send(vec![0; 64 << 20]));
+        tokio::select! {
+            biased;
+            _ = &mut large => panic!("64 MiB fit into no socket buffer"),
+            () = tokio::task::yield_now() => {}
+        }
+        let (refused, back) = near.send(vec![1]).await;
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        assert_eq!(back, [1]);
+    }
+    let (broken, _) = near.send(vec![1]).await;
+    assert_eq!(broken.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    drop(near);
+    while far.recv().await.is_ok_and(|bytes| !bytes.is_empty()) {}
+}
+
+async fn received_buffers_can_be_sent_on() {
+    let (client, proxy_down) = pair().await;
+    let (proxy_up, server) = pair().await;
+    let relay = spawn_local(async move {
+        loop {
+            let mut bytes = proxy_down.recv().await.unwrap();
+            if bytes.is_empty() {
+                break;
+            }
+            // What is cut off in front is not sent, and changes in place are.
+            bytes.advance(1);
+            bytes
+                .iter_mut()
+                .for_each(|byte| *byte = byte.to_ascii_uppercase());
+            proxy_up.send(bytes).await.0.unwrap();
+        }
+    });
+    send(&client, b"_abc").await;
+    assert_eq!(&*server.recv().await.unwrap(), b"ABC");
+    drop(client);
+    finished(relay).await;
+}
+
+async fn slow_reader_bounds_what_a_sender_queues() {
+    let (near, far) = pair().await;
+    SockRef::from(&near).set_send_buffer_size(64 << 10).unwrap();
+    SockRef::from(&far).set_recv_buffer_size(64 << 10).unwrap();
+    let mut accepted = 0;
+    // The reader reads one buffer and stops: what the sender gets rid of is bounded by the kernel's two
+    // socket buffers, because nothing is received ahead of a `recv`.
+    send(&near, b"first").await;
+    assert_eq!(&*far.recv().await.unwrap(), b"first");
+    while timeout(Duration::from_millis(200), near.send(vec![7; 4096]))
+        .await
+        .is_ok()
+    {
+        accepted += 4096;
+        assert!(
+            accepted < 4 << 20,
+            "unbounded: {accepted} bytes accepted unread"
+        );
+    }
+    assert!(accepted > 0);
+}
+
+/// Conversations with threads of other cores, whose bytes arrive at any moment of a worker's turn, and are answered by
+/// tasks that no completion wakes: each answer comes long before a second has passed. (A mark that the kernel leaves
+/// behind its work once kept a driver turning while they waited.)
+async fn nobody_waits_while_others_are_served() {
+    const TALKERS: usize = 2;
+    const CONVERSATIONS: usize = 32;
+    const ROUNDS: usize = 2_000;
+    let (listener, address) = listen(loopback(), 64);
+    let talkers: Vec<_> = (0..TALKERS)
+        .map(|_| {
+            thread::spawn(move || -> io::Result<()> {
+                let connect = |_| {
+                    let stream = std::net::TcpStream::connect(address)?;
+                    stream.set_nodelay(true)?;
+                    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+                    Ok(stream)
+                };
+                let mut streams: Vec<_> =
+                    (0..CONVERSATIONS).map(connect).collect::<io::Result<_>>()?;
+                for _ in 0..ROUNDS {
+                    for stream in &mut streams {
+                        stream.write_all(b"x")?;
+                    }
+                    for stream in &mut streams {
+                        stream.read_exact(&mut [0])?;
+                    }
+                }
+                Ok(())
+            })
+        })
+        .collect();
+    let mut echoes = Vec::new();
+    for _ in 0..TALKERS * CONVERSATIONS {
+        let tcp = listener.accept().await.unwrap();
+        let (pass, mut passed) = mpsc::unbounded_channel();
+        let answering = tcp.clone();
+        echoes.push(spawn_local(async move {
+            while let Some(bytes) = passed.recv().await {
+                answering.send(bytes).await.0.unwrap();
+            }
+        }));
+        echoes.push(spawn_local(async move {
+            loop {
+                let bytes = tcp.recv().await.unwrap();
+                if bytes.is_empty() {
+                    break;
+                }
+                pass.send(bytes).unwrap();
+            }
+        }));
+    }
+    for echo in echoes {
+        finished(echo).await;
+    }
+    for talker in talkers {
+        talker.join().unwrap().unwrap();
+    }
+}

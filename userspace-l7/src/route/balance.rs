@@ -1,0 +1,162 @@
+//! Which endpoints of a service may take a connection, and in which order to try them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::{Choose, MAX_ATTEMPTS, Target, workload_target};
+use crate::model::{
+    Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancerMode, RoutingScope, Service, Snapshot,
+    Workload,
+};
+
+/// Whose endpoints are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Towards<'a> {
+    /// The service.
+    pub service: &'a Service,
+    /// Only this part of it (DestinationRule). What no rule knows has no endpoints.
+    pub subset: Option<&'a Arc<str>>,
+    /// The service port, and an address of the family to prefer.
+    pub address: SocketAddr,
+}
+
+/// An endpoint that could take a connection or a request.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The workload that answers.
+    pub workload: Arc<Workload>,
+    /// Where its application listens.
+    pub address: SocketAddr,
+}
+
+impl Candidate {
+    /// How it is reached in the name of a service.
+    pub fn target(&self, service: &Service) -> Target {
+        workload_target(&self.workload, self.address, Some(service))
+    }
+}
+
+/// Endpoints that are ready, reachable on the port, and close enough to `source` for the service's scopes.
+pub fn candidates(snapshot: &Snapshot, source: &Workload, towards: &Towards<'_>) -> Vec<Candidate> {
+    let service = towards.service;
+    let members = match towards.subset {
+        None => None,
+        Some(name) => {
+            let traffic = snapshot.traffic.get(&service.key);
+            match traffic.and_then(|traffic| traffic.subsets.get(name)) {
+                Some(subset) => Some(&subset.members),
+                None => return Vec::new(),
+            }
+        }
+    };
+    let all = snapshot.endpoints_of(&service.key).iter();
+    let usable = all
+        .filter(|endpoint| members.is_none_or(|members| members.contains(&endpoint.workload)))
+        .filter_map(|endpoint| usable(snapshot, towards, endpoint));
+    let scopes = &service.load_balancer.scopes;
+    match service.load_balancer.mode {
+        LoadBalancerMode::Any | LoadBalancerMode::Passthrough => usable.collect(),
+        LoadBalancerMode::Strict => usable
+            .filter(|found| matched(scopes, source, &found.workload) == scopes.len())
+            .collect(),
+        LoadBalancerMode::Failover => {
+            let ranked: Vec<_> = usable
+                .map(|found| (rank(scopes, source, &found.workload), found))
+                .collect();
+            let best = ranked.iter().map(|(rank, _)| *rank).max();
+            let closest = ranked.into_iter().filter(|(rank, _)| Some(*rank) == best);
+            closest.map(|(_, found)| found).collect()
+        }
+    }
+}
+
+fn usable(snapshot: &Snapshot, towards: &Towards<'_>, endpoint: &Endpoint) -> Option<Candidate> {
+    let service = towards.service;
+    let healthy = endpoint.health == Health::Healthy;
+    if !healthy && service.load_balancer.health == HealthPolicy::OnlyHealthy {
+        return None;
+    }
+    let workload = snapshot.workloads.get(&endpoint.workload)?;
+    let port = endpoint.target_port(service, towards.address.port())?;
+    let address = address_of(workload, service, towards.address.ip())?;
+    (workload.capacity > 0).then(|| Candidate {
+        workload: Arc::clone(workload),
+        address: SocketAddr::new(address, port),
+    })
+}
+
+/// The workload's address for this service: the family that the client used if there is one, else any that
+/// the service is served in.
+fn address_of(workload: &Workload, service: &Service, dialled: IpAddr) -> Option<IpAddr> {
+    let served = |address: &&IpAddr| match service.ip_families {
+        IpFamilies::Automatic | IpFamilies::Dual => true,
+        IpFamilies::Ipv4Only => address.is_ipv4(),
+        IpFamilies::Ipv6Only => address.is_ipv6(),
+    };
+    let same_family = |address: &&IpAddr| address.is_ipv4() == dialled.is_ipv4();
+    let served_addresses = || workload.addresses.iter().filter(served);
+    served_addresses()
+        .find(same_family)
+        .or_else(|| served_addresses().next())
+        .copied()
+}
+
+/// How close an endpoint is. One's own network outranks everything: reaching another takes a gateway.
+fn rank(scopes: &[RoutingScope], source: &Workload, other: &Workload) -> usize {
+    let own_network = scopes.first() == Some(&RoutingScope::Network)
+        && same(RoutingScope::Network, source, other);
+    let bonus = if own_network { scopes.len() - 1 } else { 0 };
+    matched(scopes, source, other) + bonus
+}
+
+/// How many scopes match in a row from the first on. A different network does not end the row: a zone
+/// of the same region is close whatever network it is on (ztunnel ranks the same way).
+fn matched(scopes: &[RoutingScope], source: &Workload, other: &Workload) -> usize {
+    let mut matched = 0;
+    for (position, scope) in scopes.iter().enumerate() {
+        match (same(*scope, source, other), scope, position) {
+            (true, ..) => matched += 1,
+            (false, RoutingScope::Network, 0) => {}
+            (false, ..) => break,
+        }
+    }
+    matched
+}
+
+fn same(scope: RoutingScope, a: &Workload, b: &Workload) -> bool {
+    let region = a.locality.region == b.locality.region;
+    let zone = region && a.locality.zone == b.locality.zone;
+    match scope {
+        RoutingScope::Network => a.network == b.network,
+        RoutingScope::Region => region,
+        RoutingScope::Zone => zone,
+        RoutingScope::Subzone => zone && a.locality.subzone == b.locality.subzone,
+        RoutingScope::Node => a.node == b.node,
+        RoutingScope::Cluster => a.cluster == b.cluster,
+    }
+}
+
+/// Up to [`MAX_ATTEMPTS`] different candidates, each drawn by its workload's capacity.
+pub(super) fn draw(
+    mut candidates: Vec<Candidate>,
+    choose: &mut Choose<'_>,
+) -> SmallVec<[Candidate; MAX_ATTEMPTS]> {
+    let mut chosen = SmallVec::new();
+    while chosen.len() < MAX_ATTEMPTS && !candidates.is_empty() {
+        let weights = candidates
+            .iter()
+            .map(|candidate| candidate.workload.capacity);
+        // Capacities are small numbers of a person's choosing; saturating keeps a silly sum harmless.
+        let total = weights.clone().fold(0_u32, u32::saturating_add);
+        let mut point = choose(total);
+        let hit = weights.clone().position(|weight| {
+            let inside = point < weight;
+            point = point.saturating_sub(weight);
+            inside
+        });
+        chosen.push(candidates.swap_remove(hit.unwrap_or(0)));
+    }
+    chosen
+}

@@ -1,0 +1,400 @@
+//! Istio's outbound decision table, row by row.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::{HBONE_PORT, Refusal, Target, Transport, plan};
+use crate::model::{
+    Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode, Locality,
+    MeshSettings, NamespacedHostname, NetworkMode, Peer, RoutingScope, Service, ServicePort,
+    Snapshot, TrustDomain, TunnelProtocol, Workload, WorkloadUid,
+};
+
+fn workload(name: &str, address: &str) -> Workload {
+    Workload {
+        uid: WorkloadUid::new(format!("k//Pod/app/{name}")),
+        name: name.into(),
+        namespace: "app".into(),
+        service_account: name.into(),
+        trust_domain: TrustDomain::new("td").unwrap(),
+        addresses: address
+            .split_whitespace()
+            .map(|text| text.parse().unwrap())
+            .collect(),
+        hostname: "".into(),
+        node: "here".into(),
+        network: "".into(),
+        network_mode: NetworkMode::Standard,
+        cluster: "k".into(),
+        protocol: TunnelProtocol::Hbone,
+        peer: Peer::Culvert,
+        canonical_name: name.into(),
+        canonical_revision: "latest".into(),
+        workload_name: name.into(),
+        workload_type: "pod".into(),
+        locality: Locality {
+            region: "r".into(),
+            zone: "z".into(),
+            subzone: "".into(),
+        },
+        health: Health::Healthy,
+        capacity: 1,
+        services: vec![],
+        authorization_policies: vec![],
+        waypoint: None,
+    }
+}
+
+fn service(name: &str, vip: &str) -> Service {
+    let key = NamespacedHostname {
+        namespace: "app".into(),
+        hostname: format!("{name}.app.svc.cluster.local").into(),
+    };
+    let port = ServicePort {
+        name: "http".into(),
+        target_port: 8080,
+        app_protocol: "".into(),
+    };
+    Service {
+        name: name.into(),
+        key,
+        vips: vip
+            .split_whitespace()
+            .map(|text| text.parse().unwrap())
+            .collect(),
+        cidr_vips: vec![],
+        ports: BTreeMap::from([(80, port)]),
+        load_balancer: LoadBalancer::default(),
+        ip_families: IpFamilies::default(),
+        subject_alt_names: vec![],
+        waypoint: None,
+        canonical: true,
+        namespace_private: false,
+        alias: None,
+    }
+}
+
+struct Mesh(Snapshot);
+
+impl Mesh {
+    fn new() -> Self {
+        Self(Snapshot::empty(MeshSettings {
+            trust_domain: TrustDomain::new("td").unwrap(),
+            cluster_domain: "cluster.local".into(),
+            cluster: "k".into(),
+            network: "".into(),
+        }))
+    }
+
+    fn with(mut self, workload: Workload) -> Self {
+        let workload = Arc::new(workload);
+        for address in &workload.addresses {
+            self.0
+                .workloads_by_address
+                .insert(*address, Arc::clone(&workload));
+        }
+        self.0.workloads.insert(workload.uid.clone(), workload);
+        self
+    }
+
+    fn serving(mut self, service: Service, endpoints: &[&str]) -> Self {
+        let endpoint = |name: &&str| Endpoint {
+            workload: WorkloadUid::new(format!("k//Pod/app/{name}")),
+            ports: [].into_iter().collect(),
+            health: Health::Healthy,
+        };
+        let endpoints: Vec<_> = endpoints.iter().map(endpoint).collect();
+        self.0
+            .endpoints
+            .insert(service.key.clone(), endpoints.into());
+        for vip in &service.vips {
+            self.0
+                .services_by_vip
+                .entry(*vip)
+                .or_default()
+                .push(service.key.clone());
+        }
+        let service = Arc::new(service);
+        if !service.cidr_vips.is_empty() {
+            self.0.services_with_ranges.push(Arc::clone(&service));
+        }
+        self.0.services.insert(service.key.clone(), service);
+        self
+    }
+
+    /// Destinations in order, from a client at 10.0.0.1 on node `here`, always drawing the first candidate.
+    fn plan(&self, dialled: &str) -> Result<Vec<Target>, Refusal> {
+        let dialled: SocketAddr = dialled.parse().unwrap();
+        let client = workload("client", "10.0.0.1");
+        plan(&self.0, &client, dialled, &mut |_bound| 0).map(|plan| plan.targets.into_vec())
+    }
+
+    #[track_caller]
+    fn check(&self, dialled: &str, expected: &[&str]) {
+        let targets = self.plan(dialled).unwrap();
+        let mut shown: Vec<_> = targets.iter().map(show).collect();
+        shown.sort();
+        assert_eq!(shown, expected, "{dialled}");
+    }
+}
+
+fn show(target: &Target) -> String {
+    match &target.transport {
+        Transport::Plain => format!("tcp {}", target.destination),
+        Transport::Hbone { tunnel, .. } => format!("hbone {} via {tunnel}", target.destination),
+    }
+}
+
+#[test]
+fn an_address_unknown_to_the_mesh_passes_as_it_is() {
+    Mesh::new().check("203.0.113.9:443", &["tcp 203.0.113.9:443"]);
+    Mesh::new().check("[2001:db8::1]:443", &["tcp [2001:db8::1]:443"]);
+    Mesh::new().check("[::ffff:203.0.113.9]:443", &["tcp 203.0.113.9:443"]);
+}
+
+#[test]
+fn a_pod_address_goes_to_that_pod() {
+    let mesh = Mesh::new().with(workload("a", "10.0.0.5 fd00::5"));
+    mesh.check("10.0.0.5:99", &["hbone 10.0.0.5:99 via 10.0.0.5:15008"]);
+    mesh.check("[fd00::5]:99", &["hbone [fd00::5]:99 via [fd00::5]:15008"]);
+    let plain = Workload {
+        protocol: TunnelProtocol::Tcp,
+        ..workload("a", "10.0.0.5")
+    };
+    Mesh::new()
+        .with(plain)
+        .check("10.0.0.5:99", &["tcp 10.0.0.5:99"]);
+}
+
+#[test]
+fn a_service_goes_to_an_endpoint_on_its_target_port() {
+    let mesh = Mesh::new()
+        .with(workload("a", "10.0.0.5"))
+        .serving(service("s", "10.96.0.1"), &["a"]);
+    mesh.check("10.96.0.1:80", &["hbone 10.0.0.5:8080 via 10.0.0.5:15008"]);
+    assert_eq!(mesh.plan("10.96.0.1:81"), Err(Refusal::NoSuchPort(81)));
+}
+
+#[test]
+fn an_endpoint_may_have_a_port_of_its_own() {
+    let mut mesh = Mesh::new()
+        .with(workload("a", "10.0.0.5"))
+        .serving(service("s", "10.96.0.1"), &[]);
+    let endpoint = Endpoint {
+        workload: WorkloadUid::new("k//Pod/app/a"),
+        ports: [(80, 9999)].into_iter().collect(),
+        health: Health::Healthy,
+    };
+    let key = service("s", "").key;
+    mesh.0.endpoints.insert(key, Arc::new([endpoint]));
+    mesh.check("10.96.0.1:80", &["hbone 10.0.0.5:9999 via 10.0.0.5:15008"]);
+}
+
+#[test]
+fn a_service_without_endpoints_refuses() {
+    let mesh = Mesh::new().serving(service("s", "10.96.0.1"), &[]);
+    assert_eq!(mesh.plan("10.96.0.1:80"), Err(Refusal::NoHealthyUpstream));
+    let gone = Mesh::new().serving(service("s", "10.96.0.1"), &["never-existed"]);
+    assert_eq!(gone.plan("10.96.0.1:80"), Err(Refusal::NoHealthyUpstream));
+}
+
+#[test]
+fn a_workload_address_wins_over_a_virtual_one() {
+    let mesh = Mesh::new()
+        .with(workload("a", "10.0.0.5"))
+        .with(workload("b", "10.0.0.6"))
+        .serving(service("s", "10.0.0.5"), &["b"]);
+    mesh.check("10.0.0.5:80", &["hbone 10.0.0.5:80 via 10.0.0.5:15008"]);
+}
+
+#[test]
+fn unready_endpoints_are_left_out_unless_published() {
+    let unready = |health_policy| {
+        let mut service = service("s", "10.96.0.1");
+        service.load_balancer.health = health_policy;
+        let mut mesh = Mesh::new()
+            .with(workload("a", "10.0.0.5"))
+            .serving(service.clone(), &[]);
+        let endpoint = Endpoint {
+            workload: WorkloadUid::new("k//Pod/app/a"),
+            ports: [].into_iter().collect(),
+            health: Health::Unhealthy,
+        };
+        mesh.0.endpoints.insert(service.key, Arc::new([endpoint]));
+        mesh
+    };
+    let strict = unready(HealthPolicy::OnlyHealthy);
+    assert_eq!(strict.plan("10.96.0.1:80"), Err(Refusal::NoHealthyUpstream));
+    unready(HealthPolicy::AllowAll)
+        .check("10.96.0.1:80", &["hbone 10.0.0.5:8080 via 10.0.0.5:15008"]);
+}
+
+#[test]
+fn every_endpoint_is_tried_once_and_no_more_than_three() {
+    let mut mesh = Mesh::new();
+    let names = ["a", "b", "c", "d"];
+    for (index, name) in names.iter().enumerate() {
+        mesh = mesh.with(workload(name, &format!("10.0.0.{}", index + 5)));
+    }
+    let mesh = mesh.serving(service("s", "10.96.0.1"), &names);
+    let targets = mesh.plan("10.96.0.1:80").unwrap();
+    let mut destinations: Vec<_> = targets.iter().map(|target| target.destination).collect();
+    destinations.dedup();
+    assert_eq!(destinations.len(), 3);
+}
+
+#[test]
+fn capacity_is_the_weight_and_zero_is_never_chosen() {
+    let mesh = Mesh::new()
+        .with(Workload {
+            capacity: 3,
+            ..workload("a", "10.0.0.5")
+        })
+        .with(Workload {
+            capacity: 1,
+            ..workload("b", "10.0.0.6")
+        })
+        .with(Workload {
+            capacity: 0,
+            ..workload("c", "10.0.0.7")
+        })
+        .serving(service("s", "10.96.0.1"), &["a", "b", "c"]);
+    let client = workload("client", "10.0.0.1");
+    let mut first = BTreeMap::<SocketAddr, u32>::new();
+    for point in 0..4 {
+        let mut choose = |bound: u32| if bound == 4 { point } else { 0 };
+        let dialled = "10.96.0.1:80".parse().unwrap();
+        let plan = plan(&mesh.0, &client, dialled, &mut choose).unwrap();
+        assert_eq!(plan.targets.len(), 2);
+        *first.entry(plan.targets[0].destination).or_default() += 1;
+    }
+    let expected = [("10.0.0.5:8080", 3), ("10.0.0.6:8080", 1)];
+    assert_eq!(
+        first,
+        expected
+            .map(|(address, count)| (address.parse().unwrap(), count))
+            .into()
+    );
+}
+
+#[test]
+fn the_family_that_the_client_used_is_preferred() {
+    let mesh = || {
+        Mesh::new()
+            .with(workload("a", "10.0.0.5 fd00::5"))
+            .with(workload("b", "fd00::6"))
+    };
+    let both = mesh().serving(service("s", "10.96.0.1 fd96::1"), &["a"]);
+    both.check("10.96.0.1:80", &["hbone 10.0.0.5:8080 via 10.0.0.5:15008"]);
+    both.check(
+        "[fd96::1]:80",
+        &["hbone [fd00::5]:8080 via [fd00::5]:15008"],
+    );
+    let other = mesh().serving(service("s", "10.96.0.1"), &["b"]);
+    other.check(
+        "10.96.0.1:80",
+        &["hbone [fd00::6]:8080 via [fd00::6]:15008"],
+    );
+    let mut only_v4 = service("s", "10.96.0.1");
+    only_v4.ip_families = IpFamilies::Ipv4Only;
+    let none = mesh().serving(only_v4, &["b"]);
+    assert_eq!(none.plan("10.96.0.1:80"), Err(Refusal::NoHealthyUpstream));
+}
+
+#[test]
+fn scopes_keep_traffic_close() {
+    use LoadBalancerMode::{Failover, Strict};
+    use RoutingScope::{Network, Node, Region, Zone};
+    let elsewhere = Workload {
+        node: "there".into(),
+        ..workload("b", "10.0.0.6")
+    };
+    let far = Workload {
+        node: "there".into(),
+        locality: Locality {
+            region: "r".into(),
+            zone: "other".into(),
+            subzone: "".into(),
+        },
+        ..workload("c", "10.0.0.7")
+    };
+    let balanced = |mode, scopes: &[RoutingScope], endpoints: &[&str]| {
+        let mut service = service("s", "10.96.0.1");
+        service.load_balancer = LoadBalancer {
+            mode,
+            scopes: scopes.into(),
+            health: HealthPolicy::OnlyHealthy,
+        };
+        Mesh::new()
+            .with(workload("a", "10.0.0.5"))
+            .with(elsewhere.clone())
+            .with(far.clone())
+            .serving(service, endpoints)
+    };
+    let here = "hbone 10.0.0.5:8080 via 10.0.0.5:15008";
+    let there = "hbone 10.0.0.6:8080 via 10.0.0.6:15008";
+    let other_zone = "hbone 10.0.0.7:8080 via 10.0.0.7:15008";
+    balanced(Strict, &[Node], &["a", "b", "c"]).check("10.96.0.1:80", &[here]);
+    let none = balanced(Strict, &[Node], &["b", "c"]);
+    assert_eq!(none.plan("10.96.0.1:80"), Err(Refusal::NoHealthyUpstream));
+    let close = [Network, Region, Zone];
+    balanced(Failover, &close, &["a", "b", "c"]).check("10.96.0.1:80", &[here, there]);
+    balanced(Failover, &close, &["c"]).check("10.96.0.1:80", &[other_zone]);
+}
+
+#[test]
+fn a_service_entry_without_resolution_passes_through() {
+    let mut service = service("s", "");
+    service.cidr_vips = vec!["198.51.100.0/24".parse().unwrap()];
+    service.load_balancer.mode = LoadBalancerMode::Passthrough;
+    Mesh::new()
+        .serving(service, &[])
+        .check("198.51.100.7:8443", &["tcp 198.51.100.7:8443"]);
+}
+
+#[test]
+fn the_server_may_prove_the_names_that_its_service_lists() {
+    let mut named = service("s", "10.96.0.1");
+    named.subject_alt_names = vec!["spiffe://td/ns/x/sa/y".into(), "not-an-identity".into()];
+    let mesh = Mesh::new()
+        .with(workload("a", "10.0.0.5"))
+        .serving(named, &["a"]);
+    let target = mesh.plan("10.96.0.1:80").unwrap().remove(0);
+    let Transport::Hbone { tunnel, expected } = target.transport else {
+        panic!("no tunnel")
+    };
+    assert_eq!(tunnel.port(), HBONE_PORT);
+    let expected: Vec<_> = expected.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        expected,
+        ["spiffe://td/ns/app/sa/a", "spiffe://td/ns/x/sa/y"]
+    );
+}
+
+#[test]
+fn conflicting_services_are_settled_the_same_way_each_time() {
+    let mut foreign = service("s", "10.96.0.1");
+    foreign.key.namespace = "other".into();
+    let mut private = service("p", "10.96.0.1");
+    private.key.namespace = "elsewhere".into();
+    private.namespace_private = true;
+    let mesh = Mesh::new()
+        .with(workload("a", "10.0.0.5"))
+        .with(workload("b", "10.0.0.6"))
+        .serving(private, &["b"])
+        .serving(foreign, &["b"])
+        .serving(service("s", "10.96.0.1"), &["a"]);
+    mesh.check("10.96.0.1:80", &["hbone 10.0.0.5:8080 via 10.0.0.5:15008"]);
+}
+
+#[test]
+fn the_mesh_never_dials_itself() {
+    let mesh = Mesh::new();
+    for port in [15001, 15006, 15008] {
+        assert_eq!(
+            mesh.plan(&format!("127.0.0.1:{port}")),
+            Err(Refusal::OwnPort)
+        );
+    }
+}

@@ -1,0 +1,217 @@
+//! L1: what the proxy tells operators about connections and requests: Istio's standard metrics by their own
+//! names and labels, and one access-log event for each. Counts and logs only; carries no traffic and
+//! decides nothing. How log events reach a file is the agent's affair.
+//!
+//! ```text
+//!  Flow ──Metrics::open──▶ OpenFlow ──to_server/to_client (while copying)──▶ close(Outcome)
+//!           opened +1                   byte counters move at once             closed +1, failed +1,
+//!           log at DEBUG                                                       log at INFO or ERROR
+//!  refused before a Flow is known ──Metrics::refused──▶ log at WARN, no TCP metric
+//! ```
+
+mod access_log;
+mod cost;
+mod flow;
+mod http;
+mod labels;
+mod limit;
+#[cfg(test)]
+mod tests;
+pub mod trace;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::time::Instant;
+
+use crate::model::{Workload, WorkloadUid};
+
+pub use cost::WorkloadTime;
+pub use flow::{Flow, OpenFlow, Outcome};
+pub use http::{
+    MessageCount, OpenRequest, RequestClient, RequestDestination, RequestEnd, RequestFlag,
+    RequestFlags, RequestFlow, RequestProtocol, Upstream,
+};
+pub use labels::{Reporter, ResponseFlags, Security};
+
+use cost::Costs;
+use flow::{Series, SeriesKey};
+use http::RequestMetrics;
+use labels::{RefusalLabels, ReporterLabel, TrafficLabels};
+use limit::RateLimit;
+
+/// More label sets than a node's pods use at once; beyond it the cache starts anew. The series themselves
+/// stay, as Prometheus counters must.
+const CACHED_SERIES: usize = 4096;
+
+/// Log lines per second that refused peers may cause together.
+const REFUSALS_LOGGED_PER_SECOND: u32 = 100;
+
+/// The counters of every worker. Shared by reference; all methods are cheap and never block for long.
+#[derive(Debug)]
+pub struct Metrics {
+    opened: Family<TrafficLabels, Counter>,
+    closed: Family<TrafficLabels, Counter>,
+    failed: Family<TrafficLabels, Counter>,
+    received: Family<TrafficLabels, Counter>,
+    sent: Family<TrafficLabels, Counter>,
+    sockets: Family<ReporterLabel, Gauge>,
+    refused: Family<RefusalLabels, Counter>,
+    series: RwLock<HashMap<SeriesKey, Arc<Series>>>,
+    requests: Arc<RequestMetrics>,
+    costs: Costs,
+    refusal_log: RateLimit,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Counters that all stand at zero.
+    pub fn new() -> Self {
+        let costs = Costs::default();
+        Self {
+            opened: Family::default(),
+            closed: Family::default(),
+            failed: Family::default(),
+            received: Family::default(),
+            sent: Family::default(),
+            sockets: Family::default(),
+            refused: Family::default(),
+            series: RwLock::default(),
+            requests: Arc::new(RequestMetrics::new(costs.clone())),
+            costs,
+            refusal_log: RateLimit::per_second(REFUSALS_LOGGED_PER_SECOND),
+        }
+    }
+
+    /// Makes the counters part of what is scraped. The encoder appends `_total` to counters.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "istio_tcp_connections_opened",
+            "The total number of TCP connections opened",
+            self.opened.clone(),
+        );
+        registry.register(
+            "istio_tcp_connections_closed",
+            "The total number of TCP connections closed",
+            self.closed.clone(),
+        );
+        registry.register(
+            "istio_tcp_connections_failed",
+            "The total number of TCP connections that ended with an error (unstable)",
+            self.failed.clone(),
+        );
+        registry.register(
+            "istio_tcp_received_bytes",
+            "The total number of bytes that clients sent to servers",
+            self.received.clone(),
+        );
+        registry.register(
+            "istio_tcp_sent_bytes",
+            "The total number of bytes that servers sent to clients",
+            self.sent.clone(),
+        );
+        registry.register(
+            "istio_tcp_sockets_open",
+            "The number of application connections carried now (unstable)",
+            self.sockets.clone(),
+        );
+        registry.register(
+            "culvert_connections_refused",
+            "The total number of connections refused before a destination was known",
+            self.refused.clone(),
+        );
+        self.requests.register(registry);
+        self.costs.register(registry);
+    }
+
+    /// Starts to account for a connection: counts it as opened and logs that at DEBUG.
+    pub fn open(&self, flow: Flow) -> OpenFlow {
+        let series = self.series_of(&flow);
+        OpenFlow::start(flow, series)
+    }
+
+    /// Starts to account for a request whose head has been read. It is counted when it ends.
+    pub fn open_request(&self, flow: RequestFlow) -> OpenRequest {
+        OpenRequest::start(flow, Arc::clone(&self.requests))
+    }
+
+    /// Where the time of a local pod's tasks is added up.
+    pub fn workload_time(&self, uid: &WorkloadUid) -> WorkloadTime {
+        self.costs.time(uid)
+    }
+
+    /// Accounts for a connection that was turned away before its destination or its peer were known. Such
+    /// refusals stand in the log (WARN, at most 100 lines a second) and in a counter of Culvert's own,
+    /// never in the TCP metrics.
+    pub fn refused(
+        &self,
+        reporter: Reporter,
+        source: SocketAddr,
+        destination: SocketAddr,
+        flags: ResponseFlags,
+        error: &dyn fmt::Display,
+    ) {
+        let _new_value = self
+            .refused
+            .get_or_create(&RefusalLabels { reporter, flags })
+            .inc();
+        if let Some(suppressed) = self.refusal_log.admit(Instant::now()) {
+            access_log::refused(reporter, source, destination, error, suppressed);
+        }
+    }
+
+    /// The counters of a flow's label set: built on first use, found by pointer afterwards.
+    fn series_of(&self, flow: &Flow) -> Arc<Series> {
+        let key = SeriesKey::of(flow);
+        let cached = self
+            .series
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&key)
+            .cloned();
+        cached.unwrap_or_else(|| {
+            let built = Arc::new(self.build_series(flow));
+            let mut cache = self.series.write().unwrap_or_else(PoisonError::into_inner);
+            if cache.len() >= CACHED_SERIES {
+                cache.clear();
+            }
+            Arc::clone(cache.entry(key).or_insert(built))
+        })
+    }
+
+    fn build_series(&self, flow: &Flow) -> Series {
+        let labels = TrafficLabels::of(flow);
+        let reporter = ReporterLabel {
+            reporter: flow.reporter,
+        };
+        Series {
+            opened: self.opened.get_or_create_owned(&labels),
+            closed: self.closed.get_or_create_owned(&labels),
+            received: self.received.get_or_create_owned(&labels),
+            sent: self.sent.get_or_create_owned(&labels),
+            sockets: self.sockets.get_or_create_owned(&reporter),
+            failed: self.failed.clone(),
+            carried: local(flow).map(|workload| self.costs.bytes(workload)),
+            labels,
+        }
+    }
+}
+
+/// The pod of ours that a connection is for.
+fn local(flow: &Flow) -> Option<&Workload> {
+    match flow.reporter {
+        Reporter::Source => flow.source.as_deref(),
+        Reporter::Destination => flow.destination.as_deref(),
+    }
+}

@@ -1,0 +1,218 @@
+//! One connection's account, from its opening to its end.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::time::Instant;
+
+use super::access_log::{self, End, Totals};
+use super::labels::{Reporter, ResponseFlags, Security, TrafficLabels};
+use crate::model::{Service, SpiffeId, Workload};
+
+/// What is known of a connection when it opens.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// Our end.
+    pub reporter: Reporter,
+    /// The client, if the mesh knows its address.
+    pub source: Option<Arc<Workload>>,
+    /// The client as TLS proved it; never taken from headers or addresses.
+    pub source_identity: Option<SpiffeId>,
+    /// The chosen server, if the mesh knows it.
+    pub destination: Option<Arc<Workload>>,
+    /// The server as TLS proved it.
+    pub destination_identity: Option<SpiffeId>,
+    /// The service that was addressed.
+    pub service: Option<Arc<Service>>,
+    /// The client's address.
+    pub source_address: SocketAddr,
+    /// The next hop's address: port 15008 for HBONE.
+    pub destination_address: SocketAddr,
+    /// What an HBONE request asks for: the application's address, or a hostname and port.
+    pub hbone_target: Option<String>,
+    /// Whether the peer was authenticated.
+    pub security: Security,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy)]
+pub enum Outcome<'a> {
+    /// Both sides said so.
+    Complete,
+    /// It broke, or was not allowed to go on.
+    Failed {
+        /// The metric's word for it.
+        flags: ResponseFlags,
+        /// The log's sentence for it.
+        error: &'a dyn fmt::Display,
+    },
+}
+
+/// A connection that is being accounted for. Dropping it (the worker stops, the pod leaves) closes the
+/// account too, so counters of opened and closed connections always meet.
+#[derive(Debug)]
+pub struct OpenFlow {
+    flow: Flow,
+    series: Arc<Series>,
+    start: Instant,
+    to_server: AtomicU64,
+    to_client: AtomicU64,
+    settled: bool,
+}
+
+impl OpenFlow {
+    pub(super) fn start(flow: Flow, series: Arc<Series>) -> Self {
+        let _new_value = series.opened.inc();
+        let _new_value = series.sockets.inc();
+        access_log::opened(&flow);
+        Self {
+            flow,
+            series,
+            start: Instant::now(),
+            to_server: AtomicU64::new(0),
+            to_client: AtomicU64::new(0),
+            settled: false,
+        }
+    }
+
+    /// Counts bytes that went from the client to the server, on whichever node this is.
+    ///
+    /// Istio counts them as `istio_tcp_received_bytes_total` for both reporters, also for the client's own
+    /// (istio/istio#32399): "received" is the server's view of a request. The access log counts as the
+    /// local workload sees it.
+    pub fn to_server(&self, bytes: u64) {
+        let _before = self.to_server.fetch_add(bytes, Ordering::Relaxed);
+        let _new_value = self.series.received.inc_by(bytes);
+        self.series.carry(bytes);
+    }
+
+    /// Counts bytes that went from the server to the client: `istio_tcp_sent_bytes_total`.
+    pub fn to_client(&self, bytes: u64) {
+        let _before = self.to_client.fetch_add(bytes, Ordering::Relaxed);
+        let _new_value = self.series.sent.inc_by(bytes);
+        self.series.carry(bytes);
+    }
+
+    /// What was said when it opened.
+    pub fn flow(&self) -> &Flow {
+        &self.flow
+    }
+
+    /// Ends the account: counts the connection as closed, a failed one also as failed, and logs it.
+    pub fn close(mut self, outcome: Outcome<'_>) {
+        self.settle();
+        match outcome {
+            Outcome::Complete => self.log(End::Complete),
+            Outcome::Failed { flags, error } => {
+                let labels = self.series.labels.with_flags(flags);
+                let _new_value = self.series.failed.get_or_create(&labels).inc();
+                self.log(End::Failed(error));
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        self.settled = true;
+        let _new_value = self.series.closed.inc();
+        let _new_value = self.series.sockets.dec();
+    }
+
+    fn log(&self, end: End<'_>) {
+        let (to_server, to_client) = (
+            self.to_server.load(Ordering::Relaxed),
+            self.to_client.load(Ordering::Relaxed),
+        );
+        let (sent, received) = match self.flow.reporter {
+            Reporter::Source => (to_server, to_client),
+            Reporter::Destination => (to_client, to_server),
+        };
+        let totals = Totals {
+            sent,
+            received,
+            duration: self.start.elapsed(),
+        };
+        access_log::closed(&self.flow, &totals, end);
+    }
+}
+
+impl Drop for OpenFlow {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.settle();
+            self.log(End::Abandoned);
+        }
+    }
+}
+
+/// The counters of one label set, so that a connection finds them once and copying only adds.
+#[derive(Debug)]
+pub(super) struct Series {
+    pub(super) opened: Counter,
+    pub(super) closed: Counter,
+    pub(super) received: Counter,
+    pub(super) sent: Counter,
+    pub(super) sockets: Gauge,
+    /// Failures are rare and carry one label more: looked up when they happen.
+    pub(super) failed: Family<TrafficLabels, Counter>,
+    /// Bytes of the local pod; `None` if the mesh does not know it.
+    pub(super) carried: Option<Counter>,
+    pub(super) labels: TrafficLabels,
+}
+
+impl Series {
+    fn carry(&self, bytes: u64) {
+        if let Some(carried) = &self.carried {
+            let _before = carried.inc_by(bytes);
+        }
+    }
+}
+
+/// What the labels follow from. Snapshot objects are immutable, so their addresses stand for their content.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct SeriesKey {
+    reporter: Reporter,
+    security: Security,
+    source: Option<ByAddress<Workload>>,
+    destination: Option<ByAddress<Workload>>,
+    service: Option<ByAddress<Service>>,
+    source_identity: Option<SpiffeId>,
+    destination_identity: Option<SpiffeId>,
+}
+
+impl SeriesKey {
+    pub(super) fn of(flow: &Flow) -> Self {
+        Self {
+            reporter: flow.reporter,
+            security: flow.security,
+            source: flow.source.clone().map(ByAddress),
+            destination: flow.destination.clone().map(ByAddress),
+            service: flow.service.clone().map(ByAddress),
+            source_identity: flow.source_identity.clone(),
+            destination_identity: flow.destination_identity.clone(),
+        }
+    }
+}
+
+/// Compares by identity. Holding the object keeps its address from being given to another one.
+#[derive(Debug)]
+struct ByAddress<T>(Arc<T>);
+
+impl<T> PartialEq for ByAddress<T> {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl<T> Eq for ByAddress<T> {}
+
+impl<T> Hash for ByAddress<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}

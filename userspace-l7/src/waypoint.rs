@@ -1,0 +1,140 @@
+//! L6: the journey of a request at its client's node: the work of a waypoint, done for one local pod.
+//!
+//! ```text
+//!  application ─► welcome ─ sniff ─┬─► not HTTP: back to outbound, as bytes
+//!                                  └─► serve: each request ─► phases ─► upstream ─► endpoint
+//! ```
+
+mod account;
+mod affinity;
+mod backend;
+mod client;
+mod forward;
+mod grpc;
+mod limits;
+mod mirror;
+mod phases;
+mod upstream;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use hyper::service::service_fn;
+use tracing::debug;
+
+use crate::connections::{Carriage, Direction, LiveConnection};
+use crate::http::{self, Handover, Version, Wire};
+use crate::hub::Hub;
+use crate::model::{AppProtocol, Service, Workload};
+use crate::pod::Pod;
+use crate::ring::{RecvBuf, Tcp};
+use crate::telemetry::{RequestClient, Security};
+
+use client::Client;
+
+/// What became of a connection.
+pub(crate) enum Welcome {
+    /// It was served to its end.
+    Served,
+    /// It is not for layer 7, or not HTTP: carry it as bytes, these first.
+    Opaque(Tcp, RecvBuf),
+}
+
+/// Serves a connection of a local pod to its end if it speaks HTTP to a port of a service with layer 7.
+///
+/// # Cancel safety
+/// Dropping the future resets the connection and drops its requests.
+pub(crate) async fn welcome(
+    hub: &Rc<Hub>,
+    pod: &Pod,
+    (source, dialled): (SocketAddr, SocketAddr),
+    app: Tcp,
+) -> Welcome {
+    // Who is unknown is refused where every connection of an unknown pod is.
+    let Ok(workload) = hub.workload(&pod.uid).await else {
+        return Welcome::Opaque(app, RecvBuf::default());
+    };
+    let Some((service, protocol)) = addressed(hub, &workload, dialled) else {
+        return Welcome::Opaque(app, RecvBuf::default());
+    };
+    let (version, early) = match http::listen(async || app.recv().await, protocol).await {
+        (Some(version), early) => (version, early),
+        (None, early) => return Welcome::Opaque(app, early),
+    };
+    let recorded = Arc::new(RequestClient {
+        identity: Some(workload.identity()),
+        workload: Some(Arc::clone(&workload)),
+        address: source,
+        dialled,
+        // The kernel vouches for a local pod as a certificate would.
+        security: Security::MutualTls,
+    });
+    let client = Client {
+        hub: Rc::clone(hub),
+        pod: pod.clone(),
+        workload,
+        service,
+        source,
+        dialled,
+        recorded,
+    };
+    serve(client, version, Wire::tcp(app, early)).await;
+    Welcome::Served
+}
+
+/// Whether [`welcome`] has to see what the application sends before anybody can be reached for it: requests get their
+/// answer by status, and which endpoint they go to is in them.
+pub(crate) async fn has_to_read(hub: &Hub, pod: &Pod, dialled: SocketAddr) -> bool {
+    let workload = hub.workload(&pod.uid).await;
+    workload.is_ok_and(|workload| addressed(hub, &workload, dialled).is_some())
+}
+
+/// The service with layer 7 that an address stands for, and what its port speaks; `None` where bytes are all
+/// that there is to see.
+fn addressed(
+    hub: &Hub,
+    workload: &Workload,
+    dialled: SocketAddr,
+) -> Option<(Arc<Service>, AppProtocol)> {
+    let snapshot = hub.snapshot();
+    if snapshot.workload_at(dialled.ip()).is_some() {
+        return None;
+    }
+    let service = snapshot.service_at(dialled.ip(), &workload.namespace)?;
+    let layer7 = snapshot.services_layer7.get(&service.key)?;
+    let protocol = layer7.ports.get(&dialled.port())?.protocol;
+    let is_seen = protocol.is_http() || protocol == AppProtocol::Detect;
+    is_seen.then(|| (Arc::clone(service), protocol))
+}
+
+async fn serve(client: Client, version: Version, wire: Wire) {
+    let tracked = client.hub.connections.track(
+        LiveConnection {
+            workload: client.pod.uid.clone(),
+            direction: Direction::Outbound,
+            source: client.source,
+            original_destination: client.dialled,
+            service: Some(client.service.key.hostname.to_string()),
+            destination: client.dialled,
+            peer: None,
+            carriage: Carriage::Hbone,
+        },
+        None,
+    );
+    let draining = client.hub.draining();
+    let handover = Rc::<Handover>::default();
+    let client = Rc::new(client);
+    let service = {
+        let handover = Rc::clone(&handover);
+        service_fn(move |request| {
+            let (client, handover) = (Rc::clone(&client), Rc::clone(&handover));
+            async move { Ok::<_, Infallible>(phases::answer(&client, &handover, request).await) }
+        })
+    };
+    if let Err(error) = http::serve(wire, version, service, handover, draining).await {
+        debug!(%error, "client's connection ended");
+    }
+    drop(tracked);
+}

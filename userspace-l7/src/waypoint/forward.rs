@@ -1,0 +1,318 @@
+//! One request to one of a backend's endpoints, as often as its retry policy wants.
+
+use std::sync::Arc;
+
+use ::http::{Method, Request, StatusCode, request};
+use hyper::body::Body as _;
+use tracing::debug;
+
+use crate::endpoints::Endpoints;
+use crate::http::{self, Answered, Body, Failure, Inflow, Malformed, Recording, Refusal, Version};
+use crate::model::{RetryPolicy, Service};
+use crate::route::Target;
+use crate::route::http::retry::{self, Attempt};
+use crate::route::outlier::Outcome;
+use crate::telemetry::RequestFlag;
+
+use super::account::Account;
+use super::client::Client;
+use super::upstream::{self, NoConnection};
+
+/// Reused connections that may turn out to be closed before one is made anew.
+const STALE: u32 = 2;
+
+/// Where a request goes.
+pub(super) struct Destination<'a> {
+    pub(super) service: &'a Arc<Service>,
+    pub(super) port: u16,
+    pub(super) version: Version,
+    pub(super) retry: &'a RetryPolicy,
+    pub(super) endpoints: &'a Endpoints,
+}
+
+/// An attempt without a response.
+struct Failed {
+    attempt: Attempt<'static>,
+    refusal: Refusal,
+    /// The request, if no byte of it has left.
+    request: Option<Request<Body>>,
+    /// Whether a connection that had waited was found closed.
+    is_stale: bool,
+}
+
+/// What another attempt is made of.
+struct Again {
+    parts: request::Parts,
+    body: AgainBody,
+}
+
+enum AgainBody {
+    Empty,
+    Recorded(Recording),
+}
+
+impl Again {
+    fn request(self) -> Option<Request<Body>> {
+        let body = match self.body {
+            AgainBody::Empty => Body::Empty,
+            AgainBody::Recorded(recording) => Body::Recorded(recording.replay()?),
+        };
+        Some(Request::from_parts(self.parts, body))
+    }
+}
+
+/// Sends a request until there is a response that the policy keeps, or no attempt is left.
+pub(super) async fn forward(
+    client: &Client,
+    to: &Destination<'_>,
+    (mut request, recording): (Request<Body>, Option<Recording>),
+    account: &mut Account,
+) -> Result<Answered, Refusal> {
+    let may_repeat = is_repeatable(request.method()) && request.body().is_end_stream();
+    let (mut retries, mut stale) = (0, 0);
+    loop {
+        let target = pick(retries, &to.endpoints.targets, to.retry);
+        let target = target.ok_or(Refusal::NoHealthyUpstream)?;
+        let attended = to.endpoints.group.attend(target.destination);
+        account.asks(target, (&to.service.key, to.port), attended);
+        let again = remember(&request, recording.as_ref(), to, may_repeat);
+        let failed = match attempt(client, target, to, request, stale).await {
+            Ok(answered) => {
+                let (status, headers) = (answered.response.status(), answered.response.headers());
+                to.endpoints
+                    .ended(target.destination, Outcome::of_response(status, headers));
+                let wanted =
+                    retry::is_worth_another(to.retry, &Attempt::Response { status, headers });
+                match again
+                    .filter(|_| wanted && retries < to.retry.attempts)
+                    .filter(|_| account.may_retry(to.endpoints))
+                    .and_then(Again::request)
+                {
+                    Some(next) => {
+                        drop(answered);
+                        request = next;
+                        retries += 1;
+                        pause(client, to.retry, retries).await;
+                        continue;
+                    }
+                    None => return Ok(answered),
+                }
+            }
+            Err(failed) => failed,
+        };
+        debug!(destination = %target.destination, refusal = ?failed.refusal, "attempt failed");
+        let is_stale = failed.is_stale && stale < STALE;
+        if let Some(outcome) = outcome(&failed.refusal)
+            && !is_stale
+        {
+            to.endpoints.ended(target.destination, outcome);
+        }
+        let next = failed.request.or_else(|| again.and_then(Again::request));
+        let Some(next) = next else {
+            return Err(failed.refusal);
+        };
+        if is_stale {
+            // The race that every reused connection has: no fault of the endpoint, so no attempt lost.
+            stale += 1;
+        } else if failed.refusal != Refusal::Overflow
+            && retries < to.retry.attempts
+            && retry::is_worth_another(to.retry, &failed.attempt)
+            && account.may_retry(to.endpoints)
+        {
+            retries += 1;
+            pause(client, to.retry, retries).await;
+        } else {
+            if retries > 0 {
+                account.flag(RequestFlag::RetriesExhausted);
+            }
+            return Err(failed.refusal);
+        }
+        request = next;
+    }
+}
+
+/// What a refusal says of the endpoint that was asked; `None`: nothing.
+fn outcome(refusal: &Refusal) -> Option<Outcome> {
+    match refusal {
+        Refusal::ConnectFailure | Refusal::UpstreamReset | Refusal::UpstreamNonsense => {
+            Some(Outcome::LocalFailure)
+        }
+        // What the client is told.
+        Refusal::Timeout => Some(Outcome::Status(StatusCode::GATEWAY_TIMEOUT)),
+        _ => None,
+    }
+}
+
+/// Which target an attempt goes to: the next one, unless the policy keeps to the first.
+fn pick<'t>(retries: u32, targets: &'t [Target], retry: &RetryPolicy) -> Option<&'t Target> {
+    if retry.same_endpoint {
+        return targets.first();
+    }
+    targets.get(retries as usize % targets.len().max(1))
+}
+
+/// Keeps what passes of a body that may have to be sent twice, or that others get a copy of.
+pub(super) fn prepare(
+    body: Inflow,
+    to: &Destination<'_>,
+    has_copies: bool,
+) -> (Body, Option<Recording>) {
+    if body.is_end_stream() {
+        return (Body::Empty, None);
+    }
+    let may_repeat = to.retry.attempts > 0 && repeats_after_sending(to);
+    if !may_repeat && !has_copies {
+        return (Body::Streamed(body), None);
+    }
+    let (recording, first) = Recording::new(body);
+    (Body::Recorded(first), Some(recording))
+}
+
+/// Whether the policy may want another attempt after bytes of the body have left.
+fn repeats_after_sending(to: &Destination<'_>) -> bool {
+    let on = to.retry.on;
+    let by_response = on.gateway_error || on.server_error || on.retriable_4xx;
+    let by_reset = on.reset || on.reset_before_request || to.retry.per_try_timeout.is_some();
+    let by_stream = to.version == Version::Http2;
+    by_response || by_reset || by_stream || !to.retry.statuses.is_empty()
+}
+
+/// What a second attempt needs, where there may be one after the first has begun to leave.
+fn remember(
+    request: &Request<Body>,
+    recording: Option<&Recording>,
+    to: &Destination<'_>,
+    may_repeat: bool,
+) -> Option<Again> {
+    if !may_repeat && !repeats_after_sending(to) {
+        return None;
+    }
+    let body = match (request.body(), recording) {
+        (Body::Empty, _) => AgainBody::Empty,
+        (_, Some(recording)) => AgainBody::Recorded(recording.clone()),
+        (_, None) => return None,
+    };
+    let (mut parts, ()) = Request::new(()).into_parts();
+    parts.method = request.method().clone();
+    parts.uri = request.uri().clone();
+    parts.version = request.version();
+    parts.headers = request.headers().clone();
+    Some(Again { parts, body })
+}
+
+async fn attempt(
+    client: &Client,
+    target: &Target,
+    to: &Destination<'_>,
+    request: Request<Body>,
+    stale: u32,
+) -> Result<Answered, Failed> {
+    let one = attempt_once(client, target, to, request, stale);
+    match to.retry.per_try_timeout {
+        None => one.await,
+        Some(limit) => tokio::time::timeout(limit, one)
+            .await
+            .unwrap_or(Err(Failed {
+                attempt: Attempt::PerTryTimeout,
+                refusal: Refusal::Timeout,
+                request: None,
+                is_stale: false,
+            })),
+    }
+}
+
+async fn attempt_once(
+    client: &Client,
+    target: &Target,
+    to: &Destination<'_>,
+    request: Request<Body>,
+    stale: u32,
+) -> Result<Answered, Failed> {
+    let is_repeatable = is_repeatable(request.method()) && request.body().is_end_stream();
+    let taken =
+        match upstream::take(client, (to.endpoints, target), to.version, stale >= STALE).await {
+            Ok(taken) => taken,
+            Err(error) => {
+                debug!(destination = %target.destination, %error, "no connection");
+                return Err(Failed {
+                    attempt: Attempt::ConnectFailure,
+                    refusal: refusal(&error),
+                    request: Some(request),
+                    is_stale: false,
+                });
+            }
+        };
+    let failed = match http::send_on(taken.lease, request).await {
+        Ok(mut answered) => {
+            let told = http::take_told(answered.response.headers_mut());
+            return match told.filter(|_| target.is_judged_there()) {
+                Some(refusal) => Err(unanswered(refusal)),
+                None => Ok(answered),
+            };
+        }
+        Err(failed) => failed,
+    };
+    debug!(destination = %target.destination, %failed, "no response");
+    let (attempt, is_stale) = match failed.failure {
+        Failure::Unsent => (Attempt::ConnectFailure, taken.is_reused),
+        Failure::Refused => (Attempt::RefusedStream, false),
+        // "a client … can retry … automatically" if it is idempotent and the connection was one that had
+        // waited (RFC 9110 §9.2.2).
+        Failure::Reset => (
+            Attempt::Reset { request_sent: true },
+            taken.is_reused && is_repeatable,
+        ),
+        Failure::Nonsense => (Attempt::Reset { request_sent: true }, false),
+        Failure::Sender => (
+            Attempt::Reset {
+                request_sent: false,
+            },
+            false,
+        ),
+    };
+    Err(Failed {
+        attempt,
+        refusal: match failed.failure {
+            Failure::Unsent => Refusal::ConnectFailure,
+            Failure::Refused | Failure::Reset => Refusal::UpstreamReset,
+            Failure::Nonsense => Refusal::UpstreamNonsense,
+            Failure::Sender => Refusal::Malformed(Malformed::Body),
+        },
+        request: failed.request.map(|request| *request),
+        is_stale,
+    })
+}
+
+/// An attempt that came to the endpoint's node, and no further.
+fn unanswered(refusal: Refusal) -> Failed {
+    Failed {
+        attempt: match refusal {
+            Refusal::ConnectFailure => Attempt::ConnectFailure,
+            _ => Attempt::Reset { request_sent: true },
+        },
+        refusal,
+        request: None,
+        is_stale: false,
+    }
+}
+
+fn refusal(error: &NoConnection) -> Refusal {
+    match error {
+        NoConnection::Overflow => Refusal::Overflow,
+        NoConnection::Dial(_) | NoConnection::Late | NoConnection::Handshake(_) => {
+            Refusal::ConnectFailure
+        }
+    }
+}
+
+/// Whether doing it twice is doing it once (RFC 9110 §9.2.2).
+fn is_repeatable(method: &Method) -> bool {
+    method.is_idempotent()
+}
+
+async fn pause(client: &Client, policy: &RetryPolicy, retries: u32) {
+    let pause = retry::pause(policy, retries, &mut |bound| client.hub.choose(bound));
+    if !pause.is_zero() {
+        tokio::time::sleep(pause).await;
+    }
+}

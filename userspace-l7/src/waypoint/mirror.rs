@@ -1,0 +1,95 @@
+//! Copies of requests for mirrors: sent and forgotten, a bounded number at once.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::header::{HOST, HeaderValue};
+use ::http::{HeaderMap, Request, request};
+use hyper::body::Body as _;
+use tracing::debug;
+
+use crate::endpoints;
+use crate::http::{self, Body, Version};
+use crate::model::{BackendTarget, Mirror, Snapshot};
+use crate::traffic::Wish;
+
+use super::client::{Client, version_towards};
+use super::upstream;
+
+/// Time that a mirror has for its whole answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Sends a copy of a request to a mirror, unless too many are under way. Nobody waits for what comes of it.
+pub(super) fn send(
+    client: &Rc<Client>,
+    snapshot: &Arc<Snapshot>,
+    mirror: &Mirror,
+    mut parts: request::Parts,
+    body: Body,
+) {
+    let BackendTarget::Service {
+        service,
+        port,
+        subset,
+    } = &mirror.target
+    else {
+        return;
+    };
+    let Ok(permit) = Arc::clone(&client.hub.mirrored).try_acquire_owned() else {
+        debug!(mirror = %service, "too many copies are under way");
+        return;
+    };
+    if mirror.shadow_host {
+        shadow(&mut parts.headers);
+    }
+    let (client, snapshot) = (Rc::clone(client), Arc::clone(snapshot));
+    let (service, port, subset) = (service.clone(), *port, subset.clone());
+    drop(tokio::task::spawn_local(async move {
+        let copy = async {
+            let service = snapshot.services.get(&service)?;
+            let version = version_towards(&snapshot, service, port, Version::of(parts.version));
+            let towards = client.towards(service, port, subset.as_ref());
+            let policy = endpoints::policy(&snapshot, &towards);
+            let regard = (policy, Wish::default());
+            let endpoints =
+                endpoints::choose(&client.hub, &snapshot, &client.workload, &towards, regard)
+                    .ok()?;
+            let target = endpoints.targets.first()?;
+            let _admitted = endpoints.admit_request()?;
+            let _attended = endpoints.group.attend(target.destination);
+            http::send(&mut parts, version, &service.key.hostname);
+            let taken = upstream::take(&client, (&endpoints, target), version, false)
+                .await
+                .ok()?;
+            let request = Request::from_parts(parts, body);
+            let answered = http::send_on(taken.lease, request).await.ok()?;
+            let mut answer = answered.response.into_body();
+            while let Some(frame) = poll_fn(|cx| Pin::new(&mut answer).poll_frame(cx)).await {
+                let _unread = frame.ok()?;
+            }
+            answered.lease.give_back();
+            Some(())
+        };
+        if !matches!(tokio::time::timeout(PATIENCE, copy).await, Ok(Some(()))) {
+            debug!(mirror = %service, "a copy was not answered");
+        }
+        drop(permit);
+    }));
+}
+
+/// Appends `-shadow` to the host, before its port (Envoy does so, for logs to tell copies apart).
+fn shadow(headers: &mut HeaderMap) {
+    let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else {
+        return;
+    };
+    let shadow = match host.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') => format!("{name}-shadow:{port}"),
+        _ => format!("{host}-shadow"),
+    };
+    if let Ok(shadow) = HeaderValue::from_str(&shadow) {
+        drop(headers.insert(HOST, shadow));
+    }
+}

@@ -1,0 +1,459 @@
+//! What happens to a request, in order. Each phase decides by the mesh as it was when the request arrived.
+
+use std::borrow::Cow;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ::http::header::{HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, ORIGIN, SERVER};
+use ::http::{Request, Response, request};
+use bytes::Bytes;
+use hyper::body::{Body as _, Incoming};
+use tokio::time::Instant;
+
+use crate::http::{self, Answered, Body, Handover, Inflow, Recording, Refusal, Relayed, Version};
+use crate::judgement::{self, Call};
+use crate::model::{
+    AbortAnswer, BackendTarget, HeaderModifier, HttpAction, HttpRouteEntry, HttpRule,
+    PathNormalization, PortRoutes, RetryPolicy, Snapshot, TracingSettings,
+};
+use crate::policy::path;
+use crate::route::Target;
+use crate::route::http as route;
+use crate::telemetry::trace::{Sampler, TraceContext};
+use crate::telemetry::{RequestFlag, RequestFlow};
+
+use super::account::Account;
+use super::affinity::Affinity;
+use super::backend::Backend;
+use super::client::Client;
+use super::forward::{self, Destination};
+use super::limits::{self, Standing};
+use super::{grpc, mirror};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const UPSTREAM_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+
+/// What responses say if their application does not (Istio's own; clients and tests look for it).
+const SERVER_NAME: HeaderValue = HeaderValue::from_static("istio-envoy");
+
+/// A response to the client.
+pub(super) type Answer = Response<Relayed<Account>>;
+
+/// Answers one request. Never fails: what cannot be forwarded is answered here.
+pub(super) async fn answer(
+    client: &Rc<Client>,
+    handover: &Handover,
+    request: Request<Incoming>,
+) -> Answer {
+    let exchange = Exchange {
+        client,
+        handover,
+        snapshot: client.hub.snapshot(),
+        arrived: Instant::now(),
+    };
+    let (parts, body) = request.into_parts();
+    let is_grpc = http::is_grpc(&parts.headers);
+    let mut account = exchange.open(&parts);
+    match exchange.run(parts, body, &mut account).await {
+        Ok(Outcome::Forwarded(answered, after)) => {
+            match exchange.relay(answered, after, account).await {
+                Ok(response) => response,
+                Err((refusal, account)) => refuse(&refusal, is_grpc, account),
+            }
+        }
+        Ok(Outcome::Here(response)) => own(response, account),
+        Err(refusal) => refuse(&refusal, is_grpc, account),
+    }
+}
+
+/// One request, and what it is decided by.
+struct Exchange<'a> {
+    client: &'a Rc<Client>,
+    handover: &'a Handover,
+    snapshot: Arc<Snapshot>,
+    arrived: Instant,
+}
+
+/// What the phases come to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is the ordinary one, and taken apart at once"
+)]
+enum Outcome {
+    /// A response of a backend.
+    Forwarded(Answered, After),
+    /// An answer of our own.
+    Here(Response<Body>),
+}
+
+/// What is still to be done to a response.
+struct After {
+    upgrade: Option<http::Upgrade>,
+    rule: Option<Arc<HttpRule>>,
+    backend: HeaderModifier,
+    origin: Option<HeaderValue>,
+    deadline: Option<Instant>,
+    affinity: Affinity,
+    standing: Standing,
+}
+
+/// What a request matched; nothing where its port has no routes.
+type Matched<'s> = Option<&'s HttpRouteEntry>;
+
+impl Exchange<'_> {
+    fn open(&self, parts: &request::Parts) -> Account {
+        let service = self.snapshot.services.get(&self.client.service.key);
+        let layer7 = self.client.layer7(&self.snapshot);
+        let telemetry = layer7.map(|layer7| Arc::clone(&layer7.telemetry));
+        let flow = RequestFlow::new(
+            Arc::clone(&self.client.recorded),
+            Some(Arc::clone(service.unwrap_or(&self.client.service))),
+            telemetry.unwrap_or_default(),
+            parts,
+        );
+        Account::new(self.client.hub.metrics.open_request(flow))
+    }
+
+    async fn run(
+        &self,
+        mut parts: request::Parts,
+        body: Incoming,
+        account: &mut Account,
+    ) -> Result<Outcome, Refusal> {
+        let client_version = Version::of(parts.version);
+        let upgrade = http::wants_upgrade(&parts);
+        http::receive(&mut parts).map_err(Refusal::Malformed)?;
+        http::strip(&mut parts.headers, upgrade.as_ref());
+        spell_path(&mut parts, self.snapshot.path_normalization)?;
+        self.identify(&mut parts.headers);
+
+        let matched = self.select(&parts)?;
+        let rule = matched.map(|entry| &entry.rule);
+        if let Some(rule) = rule {
+            account.matched(rule);
+        }
+        let standing = limits::pass(self.client, &self.snapshot, rule, &parts)?;
+        if let Some(response) = self.suffer(rule, account).await {
+            return Ok(Outcome::Here(response));
+        }
+        let origin = parts.headers.get(ORIGIN).cloned();
+        if let Some(response) = self.answered_here(matched, &parts) {
+            account.details(Cow::Borrowed("direct_response"));
+            return Ok(Outcome::Here(response));
+        }
+        let mut affinity = Affinity::of(rule, &parts);
+        let backend = self.choose_backend(matched, &affinity)?;
+        let endpoints = backend.endpoints(self.client, &self.snapshot, (&mut affinity, &parts))?;
+        let version = match upgrade {
+            // A change of protocol exists in HTTP/1.1 only.
+            Some(_) => Version::Http1,
+            None => backend.version(&self.snapshot, &endpoints.policy, client_version),
+        };
+        let default_retry = RetryPolicy::default();
+        let to = Destination {
+            service: backend.service,
+            port: backend.port,
+            version,
+            retry: rule.map_or(&default_retry, |rule| &rule.retry),
+            endpoints: &endpoints,
+        };
+        let limit = grpc::timeout(&parts.headers, rule.and_then(|rule| rule.timeout));
+
+        self.judge_here(&endpoints.targets, &mut parts)?;
+        account.admitted(endpoints.admit_request().ok_or(Refusal::Overflow)?);
+        change_by_rule(&mut parts, matched)?;
+        let has_copies = rule.is_some_and(|rule| !rule.mirrors.is_empty());
+        let body = Inflow::counted(body, account.open());
+        let (body, recording) = forward::prepare(body, &to, has_copies);
+        if let Some(rule) = rule {
+            self.mirror(rule, &parts, recording.as_ref(), body.is_end_stream());
+        }
+        if let Some(reference) = backend.reference {
+            modify(&reference.request_headers, &mut parts.headers);
+        }
+        http::send(&mut parts, version, &self.client.service.key.hostname);
+
+        let deadline = limit.map(|limit| self.arrived + limit);
+        let request = (Request::from_parts(parts, body), recording);
+        let forwarded = forward::forward(self.client, &to, request, account);
+        let answered = within(deadline, forwarded)
+            .await
+            .inspect_err(|_refused| endpoints.cut_off(account.host(), deadline))?;
+        let after = After {
+            upgrade,
+            rule: rule.map(Arc::clone),
+            backend: backend.response_headers(),
+            origin,
+            deadline,
+            affinity,
+            standing,
+        };
+        Ok(Outcome::Forwarded(answered, after))
+    }
+
+    /// Gives a request what tells it apart and says how it came.
+    fn identify(&self, headers: &mut HeaderMap) {
+        if !headers.contains_key(REQUEST_ID) {
+            drop(headers.insert(REQUEST_ID, self.client.hub.request_id()));
+        }
+        if !headers.contains_key(FORWARDED_PROTO) {
+            drop(headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http")));
+        }
+        let layer7 = self.client.layer7(&self.snapshot);
+        let unbound = TracingSettings::default();
+        let settings = layer7.map_or(&unbound, |layer7| &layer7.telemetry.tracing);
+        let mut random = || self.client.hub.random();
+        let context = TraceContext::of(headers, &mut Sampler::new(settings, &mut random));
+        context.inject(headers);
+    }
+
+    /// The entry of the port's routes that the request matches.
+    fn select(&self, parts: &request::Parts) -> Result<Matched<'_>, Refusal> {
+        let Some(port) = self.client.port(&self.snapshot) else {
+            return Ok(None);
+        };
+        match port.routes_for(&self.client.workload.namespace) {
+            PortRoutes::None | PortRoutes::Tcp(_) => Ok(None),
+            PortRoutes::Http(table) => match route::select(table, &http::head_of(parts)) {
+                Some(entry) if entry.rule.is_usable => Ok(Some(entry)),
+                Some(_) => Err(Refusal::NoBackend),
+                None => Err(Refusal::NoRoute),
+            },
+        }
+    }
+
+    /// A fault that was ordered: waits, and answers in the backend's place.
+    async fn suffer(
+        &self,
+        rule: Option<&Arc<HttpRule>>,
+        account: &mut Account,
+    ) -> Option<Response<Body>> {
+        let fault = rule?.fault.as_ref()?;
+        let injected = route::fault::inject(fault, &mut |bound| self.client.hub.choose(bound));
+        if let Some(delay) = injected.delay {
+            account.flag(RequestFlag::DelayInjected);
+            tokio::time::sleep(delay).await;
+        }
+        let answer = injected.abort?;
+        account.flag(RequestFlag::FaultInjected);
+        account.details(Cow::Borrowed("fault_filter_abort"));
+        let text = "fault filter abort";
+        Some(match answer {
+            AbortAnswer::Http(status) => http::plain(status, Bytes::from_static(text.as_bytes())),
+            AbortAnswer::Grpc(code) => http::trailers_only(code, text),
+        })
+    }
+
+    /// The answer of a rule that needs no backend.
+    fn answered_here(
+        &self,
+        matched: Matched<'_>,
+        parts: &request::Parts,
+    ) -> Option<Response<Body>> {
+        let HttpRouteEntry { matches, rule } = matched?;
+        let head = http::head_of(parts);
+        if let Some(cors) = &rule.cors
+            && let Some(headers) = route::cors::preflight(cors, &head)
+        {
+            let mut response = Response::new(Body::Empty);
+            *response.headers_mut() = headers;
+            return Some(response);
+        }
+        match &rule.action {
+            HttpAction::Forward(_) => None,
+            HttpAction::Respond { status, body } => {
+                let body = Bytes::copy_from_slice(body.as_bytes());
+                Some(http::plain(*status, body))
+            }
+            HttpAction::Redirect(redirect) => {
+                let port = self.client.dialled.port();
+                let (status, location) = route::redirect(redirect, matches, &head, port);
+                let mut response = Response::new(Body::Empty);
+                *response.status_mut() = status;
+                drop(response.headers_mut().insert(LOCATION, location));
+                Some(response)
+            }
+        }
+    }
+
+    /// Which service takes the request: one of the rule's by weight, else the one that was dialled.
+    fn choose_backend<'s>(
+        &'s self,
+        matched: Matched<'s>,
+        affinity: &Affinity,
+    ) -> Result<Backend<'s>, Refusal> {
+        let Some(entry) = matched else {
+            // As it is now: its ports and ways of spreading may have changed.
+            let service = self.snapshot.services.get(&self.client.service.key);
+            return Ok(Backend {
+                service: service.unwrap_or(&self.client.service),
+                port: self.client.dialled.port(),
+                reference: None,
+            });
+        };
+        let HttpAction::Forward(backends) = &entry.rule.action else {
+            return Err(Refusal::NoBackend);
+        };
+        let mut choose = |bound| self.client.hub.choose(bound);
+        let chosen = affinity
+            .backend(self.client, &self.snapshot, backends)
+            .or_else(|| route::choose_backend(backends, &mut choose))
+            .ok_or(Refusal::NoBackend)?;
+        let BackendTarget::Service { service, port, .. } = &chosen.target else {
+            return Err(Refusal::NoBackend);
+        };
+        let service = self
+            .snapshot
+            .services
+            .get(service)
+            .ok_or(Refusal::NoBackend)?;
+        Ok(Backend {
+            service,
+            port: *port,
+            reference: Some(chosen),
+        })
+    }
+
+    /// Enforces the service's demands where the endpoint's node will not: outside the mesh, or where another
+    /// data plane answers that sees connections only.
+    fn judge_here(&self, targets: &[Target], parts: &mut request::Parts) -> Result<(), Refusal> {
+        let Some(unjudged) = targets.iter().find(|target| !target.is_judged_there()) else {
+            return Ok(());
+        };
+        let Some(layer7) = self.client.layer7(&self.snapshot) else {
+            return Ok(());
+        };
+        let identity = self.client.workload.identity();
+        let call = Call {
+            identity: Some(&identity),
+            source: self.client.source.ip(),
+            destination: unjudged.destination,
+            port: self.client.dialled.port(),
+            waypoint: Some(&layer7.waypoint_identity),
+        };
+        let _allowed = judgement::judge(&self.client.hub, &layer7.demands, &call, parts)?;
+        Ok(())
+    }
+
+    /// Sends the rule's copies on their way.
+    fn mirror(
+        &self,
+        rule: &HttpRule,
+        parts: &request::Parts,
+        recording: Option<&Recording>,
+        is_empty: bool,
+    ) {
+        for one in &rule.mirrors {
+            if !route::fault::is_mirrored(one, &mut |bound| self.client.hub.choose(bound)) {
+                continue;
+            }
+            let body = match recording.and_then(Recording::follow) {
+                Some(copy) => Body::Recorded(copy),
+                None if is_empty => Body::Empty,
+                None => continue,
+            };
+            mirror::send(self.client, &self.snapshot, one, parts.clone(), body);
+        }
+    }
+
+    /// A response on its way back, with what a proxy, the backend and the rule make of it.
+    async fn relay(
+        &self,
+        answered: Answered,
+        after: After,
+        mut account: Account,
+    ) -> Result<Answer, (Refusal, Account)> {
+        let taken = self.arrived.elapsed();
+        let host = account.host();
+        account.answered(
+            answered.response.status(),
+            answered.response.headers(),
+            taken,
+        );
+        let upgrade = after.upgrade.as_ref();
+        let mut response = http::relay(answered, upgrade, self.handover, account).await?;
+        let headers = response.headers_mut();
+        let millis = HeaderValue::from(u64::try_from(taken.as_millis()).unwrap_or(u64::MAX));
+        drop(headers.insert(UPSTREAM_TIME, millis));
+        if !headers.contains_key(SERVER) {
+            drop(headers.insert(SERVER, SERVER_NAME));
+        }
+        after.affinity.tell(after.rule.as_ref(), host, headers);
+        after.standing.tell(headers);
+        route::modify(&after.backend, headers);
+        if let Some(rule) = &after.rule {
+            route::modify(&rule.response_headers, headers);
+            if let (Some(cors), Some(origin)) = (&rule.cors, &after.origin) {
+                route::cors::decorate(cors, origin, headers);
+            }
+        }
+        if let Some(deadline) = after.deadline {
+            response.body_mut().end_by(deadline);
+        }
+        Ok(response)
+    }
+}
+
+/// The path in the one spelling that everybody after us reads.
+fn spell_path(parts: &mut request::Parts, spelling: PathNormalization) -> Result<(), Refusal> {
+    let path = parts.uri.path();
+    if path == "*" {
+        return Ok(());
+    }
+    let spelled = path::normalize(path, spelling).map_err(Refusal::InvalidPath)?;
+    http::respell(parts, &spelled).map_err(Refusal::Malformed)
+}
+
+/// What the rule makes of the request.
+fn change_by_rule(parts: &mut request::Parts, matched: Matched<'_>) -> Result<(), Refusal> {
+    let Some(HttpRouteEntry { matches, rule }) = matched else {
+        return Ok(());
+    };
+    modify(&rule.request_headers, &mut parts.headers);
+    match &rule.rewrite {
+        Some(rewrite) => {
+            route::rewrite(rewrite, matches, parts).map_err(|_why| Refusal::Unrewritable)
+        }
+        None => Ok(()),
+    }
+}
+
+fn modify(modifier: &HeaderModifier, headers: &mut HeaderMap) {
+    route::modify(modifier, headers);
+    if let Some(authority) = &modifier.authority {
+        drop(headers.insert(HOST, authority.clone()));
+    }
+}
+
+/// The response's head, or 504 once the time is over.
+async fn within<T>(
+    deadline: Option<Instant>,
+    forwarded: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    match deadline {
+        None => forwarded.await,
+        Some(deadline) => tokio::time::timeout_at(deadline, forwarded)
+            .await
+            .unwrap_or(Err(Refusal::Timeout)),
+    }
+}
+
+fn refuse(refusal: &Refusal, is_grpc: bool, mut account: Account) -> Answer {
+    if let Some(flag) = refusal.flag() {
+        account.flag(flag);
+    }
+    account.details(refusal.details());
+    own(refusal.answer(is_grpc), account)
+}
+
+/// An answer of our own; its account is closed with its head.
+fn own(mut response: Response<Body>, account: Account) -> Answer {
+    let headers = response.headers_mut();
+    if !headers.contains_key(SERVER) {
+        drop(headers.insert(SERVER, SERVER_NAME));
+    }
+    let bytes = response.body().size_hint().lower();
+    account.close_own(response.status(), response.headers(), bytes);
+    response.map(Relayed::own)
+}

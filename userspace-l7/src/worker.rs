@@ -1,0 +1,390 @@
+//! L7: one proxy thread. It owns its ring, its share of every pod's listeners, its tunnels and its copy of
+//! the mesh; the control plane reaches it by commands only.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+pub use crate::connections::{Carriage, Direction, LiveConnection};
+use crate::held::{self, Desk};
+use crate::hub::Hub;
+use crate::inbound;
+use crate::key_sets::KeySets;
+use crate::model::{Snapshot, WorkloadUid};
+use crate::pod::{Openings, Phase, Pod, PodSockets, TakeDns, until_ended};
+use crate::ring::{self, Backend, Listener, Tcp};
+use crate::telemetry::Metrics;
+use crate::tls::Identities;
+use crate::traffic::Traffic;
+
+/// What every worker is given.
+#[derive(Clone)]
+pub struct Settings {
+    /// How it waits for sockets.
+    pub backend: Backend,
+    /// The mesh to begin with.
+    pub snapshot: Arc<Snapshot>,
+    /// Identities of local pods, kept current by the agent.
+    pub identities: Arc<Identities>,
+    /// Keys of tokens, kept current by the agent.
+    pub key_sets: Arc<KeySets>,
+    /// What traffic policies remember, for all workers together.
+    pub traffic: Arc<Traffic>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Called with a pod whose listener stopped working, so that the agent makes it a new one.
+    pub listener_lost: Arc<dyn Fn(&WorkloadUid) + Send + Sync>,
+}
+
+/// A pod that the worker shall serve: this worker's share of its listeners, and its sockets.
+pub struct Attachment {
+    /// The pod.
+    pub uid: WorkloadUid,
+    /// The cookie of its network namespace, by which [`Openings`] names it.
+    pub netns: u64,
+    /// Accepts what the pod's applications dialled; its connections' local address is the original
+    /// destination.
+    pub outbound: OwnedFd,
+    /// Accepts plaintext for the pod; its connections' local address is the original destination.
+    pub inbound: OwnedFd,
+    /// Accepts HBONE for the pod.
+    pub hbone: OwnedFd,
+    /// Opens sockets where the pod lives.
+    pub sockets: Arc<dyn PodSockets>,
+    /// Takes the pod's DNS connections over TCP; without it they are carried like any other.
+    pub dns: Option<Arc<TakeDns>>,
+}
+
+enum Command {
+    Publish(Arc<Snapshot>),
+    Attach(Box<Attachment>),
+    Detach(WorkloadUid, oneshot::Sender<()>),
+    Connections(oneshot::Sender<Vec<LiveConnection>>),
+    Drain(Duration),
+}
+
+/// A running worker. Dropping it without [`Worker::drain`] ends its connections at once.
+pub struct Worker {
+    commands: mpsc::UnboundedSender<Command>,
+    thread: thread::JoinHandle<io::Result<()>>,
+}
+
+impl Worker {
+    /// Starts the thread `culvert-worker-<index>`. Without `openings`, connections are accepted before their far
+    /// side is known to answer.
+    ///
+    /// # Errors
+    /// The thread could not be started; what goes wrong on it is told by [`Worker::drain`].
+    pub fn start(
+        index: usize,
+        settings: Settings,
+        openings: Option<Box<dyn Openings>>,
+    ) -> io::Result<Self> {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let thread = thread::Builder::new()
+            .name(format!("culvert-worker-{index}"))
+            .spawn(move || ring::run(settings.backend, run(settings, openings, inbox)))?;
+        Ok(Self { commands, thread })
+    }
+
+    /// Gives the worker a new mesh. Live connections that it forbids are ended.
+    pub fn publish(&self, snapshot: Arc<Snapshot>) {
+        self.send(Command::Publish(snapshot));
+    }
+
+    /// Serves a pod, in place of an earlier attachment of the same one. Connections made through that go on.
+    pub fn attach(&self, attachment: Attachment) {
+        self.send(Command::Attach(Box::new(attachment)));
+    }
+
+    /// Stops serving a pod and ends its connections. The receiver resolves when all of them have ended, or
+    /// fails if the worker has.
+    pub fn detach(&self, uid: WorkloadUid) -> oneshot::Receiver<()> {
+        let (ended, done) = oneshot::channel();
+        self.send(Command::Detach(uid, ended));
+        done
+    }
+
+    /// The connections that are alive now; none if the worker has stopped.
+    pub async fn connections(&self) -> Vec<LiveConnection> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Connections(answer));
+        answered.await.unwrap_or_default()
+    }
+
+    /// Asks the worker to accept no more, and to end what is left after `deadline`.
+    pub fn drain(&self, deadline: Duration) {
+        self.send(Command::Drain(deadline));
+    }
+
+    /// Whether the thread has ended, which it does by itself only after a failure.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits for the thread, which blocks: call it after [`Worker::drain`].
+    ///
+    /// # Errors
+    /// The ring failed, or the thread panicked.
+    pub fn join(self) -> io::Result<()> {
+        drop(self.commands);
+        self.thread
+            .join()
+            .map_err(|_panic| io::Error::other("the worker thread panicked"))?
+    }
+
+    fn send(&self, command: Command) {
+        // A worker that has stopped needs no more commands; `is_finished` tells the agent.
+        let _stopped = self.commands.send(command);
+    }
+}
+
+async fn run(
+    settings: Settings,
+    openings: Option<Box<dyn Openings>>,
+    mut inbox: mpsc::UnboundedReceiver<Command>,
+) {
+    let Settings {
+        snapshot,
+        identities,
+        key_sets,
+        traffic,
+        metrics,
+        listener_lost,
+        ..
+    } = settings;
+    let hub = Rc::new(Hub::new(snapshot, identities, key_sets, traffic, metrics));
+    let desk = Desk::new(Rc::clone(&hub));
+    if let Some(openings) = openings {
+        spawn(Rc::clone(&desk).attend(openings));
+    }
+    let mut pods = HashMap::<WorkloadUid, Served>::new();
+    while let Some(command) = inbox.recv().await {
+        match command {
+            Command::Publish(snapshot) => {
+                let refused = hub.publish(snapshot);
+                if refused > 0 {
+                    info!(
+                        connections = refused,
+                        "connections lost their right by a policy change"
+                    );
+                }
+            }
+            Command::Attach(attachment) => {
+                let uid = attachment.uid.clone();
+                match Served::start(&desk, &hub, *attachment, &listener_lost) {
+                    Ok(mut served) => {
+                        if let Some(earlier) = pods.remove(&uid) {
+                            served.succeed(earlier);
+                        }
+                        pods.insert(uid, served);
+                    }
+                    Err(error) => {
+                        warn!(workload = %uid, %error, "cannot serve the pod's listeners");
+                        listener_lost(&uid);
+                    }
+                }
+            }
+            Command::Detach(uid, ended) => {
+                hub.requests.forget(|key| key.pod == uid);
+                hub.tunnels.forget(&uid);
+                let served = pods.remove(&uid);
+                spawn(async move {
+                    if let Some(served) = served {
+                        served.end().await;
+                    }
+                    // Whoever asked may have gone away.
+                    let _gone = ended.send(());
+                });
+            }
+            Command::Connections(answer) => {
+                // Whoever asked may have gone away.
+                let _gone = answer.send(hub.connections.list());
+            }
+            Command::Drain(deadline) => {
+                drain(&hub, &mut pods, deadline).await;
+                return;
+            }
+        }
+    }
+}
+
+async fn drain(hub: &Hub, pods: &mut HashMap<WorkloadUid, Served>, deadline: Duration) {
+    let until = Instant::now() + deadline;
+    for served in pods.values() {
+        served.stop_accepting();
+    }
+    hub.drain();
+    let idle = hub.connections.until_empty();
+    if tokio::time::timeout_at(until, idle).await.is_err() {
+        info!(
+            connections = hub.connections.len(),
+            "ending connections that outlived the drain time"
+        );
+    }
+    for (_uid, served) in pods.drain() {
+        served.end().await;
+    }
+}
+
+/// A pod being served: dropping it ends its tasks.
+struct Served {
+    phase: watch::Sender<Phase>,
+    /// Of earlier attachments whose connections go on.
+    earlier: Vec<watch::Sender<Phase>>,
+    netns: u64,
+    desk: Rc<Desk>,
+}
+
+impl Served {
+    fn start(
+        desk: &Rc<Desk>,
+        hub: &Rc<Hub>,
+        attachment: Attachment,
+        listener_lost: &Arc<dyn Fn(&WorkloadUid) + Send + Sync>,
+    ) -> io::Result<Self> {
+        let Attachment {
+            uid,
+            netns,
+            outbound,
+            inbound,
+            hbone,
+            sockets,
+            dns,
+        } = attachment;
+        let phase = watch::Sender::new(Phase::Serving);
+        let pod = Pod {
+            uid,
+            netns,
+            sockets,
+            dns,
+        };
+        let door = |listener| -> io::Result<Door> {
+            Ok(Door {
+                listener: Listener::from_fd(listener)?,
+                hub: Rc::clone(hub),
+                pod: pod.clone(),
+                phase: phase.subscribe(),
+                lost: Arc::clone(listener_lost),
+            })
+        };
+        let (outbound, inbound, hbone) = (door(outbound)?, door(inbound)?, door(hbone)?);
+        desk.welcome(pod, phase.clone());
+        let outbound_desk = Rc::clone(desk);
+        spawn(outbound.open(move |_hub, pod, tcp| {
+            let desk = Rc::clone(&outbound_desk);
+            async move { held::serve(&desk, &pod, tcp).await }
+        }));
+        spawn(
+            inbound
+                .open(|hub, pod, tcp| async move { inbound::serve_plain(&hub, &pod, tcp).await }),
+        );
+        spawn(
+            hbone.open(|hub, pod, tcp| async move { inbound::serve_hbone(&hub, &pod, tcp).await }),
+        );
+        let desk = Rc::clone(desk);
+        Ok(Self {
+            phase,
+            earlier: Vec::new(),
+            netns,
+            desk,
+        })
+    }
+
+    /// Takes the place of an earlier attachment of the same pod, whose connections go on.
+    fn succeed(&mut self, earlier: Self) {
+        earlier.stop_accepting();
+        if earlier.netns != self.netns {
+            earlier.desk.forget(earlier.netns);
+        }
+        self.earlier = earlier.earlier;
+        self.earlier.push(earlier.phase);
+        self.earlier.retain(|phase| !phase.is_closed());
+    }
+
+    fn stop_accepting(&self) {
+        self.phase
+            .send_modify(|phase| *phase = (*phase).max(Phase::Closing));
+    }
+
+    /// Ends every connection, and resolves when the last task is gone.
+    async fn end(self) {
+        self.desk.forget(self.netns);
+        for phase in self.earlier.iter().chain([&self.phase]) {
+            phase.send_replace(Phase::Ended);
+        }
+        for phase in self.earlier.iter().chain([&self.phase]) {
+            phase.closed().await;
+        }
+    }
+}
+
+/// A listener and what its connections need.
+struct Door {
+    listener: Listener,
+    hub: Rc<Hub>,
+    pod: Pod,
+    phase: watch::Receiver<Phase>,
+    lost: Arc<dyn Fn(&WorkloadUid) + Send + Sync>,
+}
+
+impl Door {
+    /// Accepts until the pod's phase moves on, giving each connection a task that ends with the pod.
+    async fn open<J, F>(self, journey: J)
+    where
+        J: Fn(Rc<Hub>, Pod, Tcp) -> F + 'static,
+        F: Future<Output = ()> + 'static,
+    {
+        let Self {
+            listener,
+            hub,
+            pod,
+            mut phase,
+            lost,
+        } = self;
+        let time = hub.metrics.workload_time(&pod.uid);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _moved_on = phase.wait_for(|phase| *phase > Phase::Serving) => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok(tcp) => {
+                    let travel = journey(Rc::clone(&hub), pod.clone(), tcp);
+                    spawn(time.meter(until_ended(phase.clone(), travel)));
+                }
+                Err(error) if ring::is_passing(&error) => {
+                    warn!(workload = %pod.uid, %error, "cannot accept for a moment");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                Err(error) => {
+                    warn!(workload = %pod.uid, %error, "the listener stopped working");
+                    lost(&pod.uid);
+                    break;
+                }
+            }
+        }
+        listener.close();
+    }
+}
+
+/// Pause after the process ran out of descriptors or memory: long enough not to spin, short enough to be
+/// there when some are free again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+fn spawn(task: impl Future<Output = ()> + 'static) {
+    // Tasks end by themselves or with their pod; a panic in one is reported by the runtime and stays there.
+    drop(tokio::task::spawn_local(task));
+}
+
+#[cfg(test)]
+mod tests;
