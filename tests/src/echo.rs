@@ -35,6 +35,7 @@ pub(crate) use wish::HEADER as WISH_HEADER;
 pub use wish::Wish;
 
 use crate::lab::Pod;
+use crate::net::sys;
 use wish::{Cut, Tries};
 
 /// What a body may end with instead of its end: the connection is cut.
@@ -145,13 +146,13 @@ fn run(
         .context("no runtime for an echo workload")?;
     // What still runs when this returns is dropped with the runtime, as a process that ends drops its sockets.
     runtime.block_on(async {
-        for listener in listeners {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
+        for listener in &listeners {
+            let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
             tokio::spawn(accept(listener, Arc::clone(workload)));
         }
         // An error says that the sender is gone, which is the signal.
         drop(stopped.changed().await);
-        Ok(())
+        listeners.iter().try_for_each(sys::end_listening)
     })
 }
 

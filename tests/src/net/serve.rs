@@ -74,7 +74,7 @@ impl Server {
                 // A handler's failure is the scenario's business, which sees the client's end of it.
                 thread::spawn(move || drop(handle(&stream)));
             }
-            Ok(())
+            sys::end_listening(&listener)
         });
         Ok(Self {
             address,

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::io;
 use std::mem::{self, size_of};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
@@ -16,8 +16,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::{BindToDevice, Linger, Mark, RcvBufForce, SocketError};
 use nix::sys::socket::{
-    self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, getsockopt,
-    setsockopt,
+    self, AddressFamily, MsgFlags, Shutdown, SockFlag, SockProtocol, SockType, SockaddrStorage,
+    getsockopt, setsockopt,
 };
 
 use super::PATIENCE;
@@ -50,6 +50,15 @@ pub(crate) fn wait_readable(
     }
     let stopped = fds.get(1).is_some_and(|fd| fd.any().unwrap_or(true));
     Ok(!stopped)
+}
+
+/// Ends listening, at once: a child that another scenario forks at this moment holds a copy of the listener
+/// until it executes its program, so closing ours alone leaves the port taken for that long.
+///
+/// # Errors
+/// If it does not listen any more.
+pub(crate) fn end_listening(listener: &TcpListener) -> Result<()> {
+    socket::shutdown(listener.as_raw_fd(), Shutdown::Both).context("cannot end listening")
 }
 
 /// A non-blocking socket that sees every packet of one interface, in both directions.
