@@ -34,7 +34,7 @@ pub(crate) use body::{Body, BodyError};
 #[cfg(test)]
 pub(crate) use client::Sender;
 pub(crate) use client::{Failure, connect};
-pub(crate) use exchange::{Answered, relay, send_on};
+pub(crate) use exchange::{Answered, relay, send_on, switch};
 pub(crate) use forwarding::{Upgrade, strip, wants_upgrade};
 pub(crate) use inflow::Inflow;
 pub(crate) use listen::listen;

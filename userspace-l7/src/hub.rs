@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::HeaderValue;
-use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use tokio::sync::{Semaphore, watch};
 
 use crate::connections::Connections;
+use crate::dormant::Dormant;
 use crate::hbone::Pool;
 use crate::http;
 use crate::key_sets::{KeySets, Keys};
@@ -77,10 +78,10 @@ impl Hub {
     /// Resolves once the worker drains.
     pub(crate) fn draining(&self) -> impl Future<Output = ()> + use<> {
         let mut draining = self.draining.subscribe();
-        async move {
+        Dormant::new(async move {
             // The worker is gone when the sender is: then it certainly drains.
             let _gone = draining.wait_for(|draining| *draining).await;
-        }
+        })
     }
 
     /// The mesh as it is now.
@@ -129,17 +130,22 @@ impl Hub {
         let mut random = self.random.borrow_mut();
         let high = random.next() & !0xf000 | 0x4000;
         let low = random.next() & !(0b11 << 62) | 0b10 << 62;
-        let text = format!(
-            "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-            high >> 32,
-            high >> 16 & 0xffff,
-            high & 0xffff,
-            low >> 48,
-            low & 0xffff_ffff_ffff
-        );
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&high.to_be_bytes());
+        bytes[8..].copy_from_slice(&low.to_be_bytes());
+        let mut text = [b'-'; 36];
+        let groups = [
+            (0..4, 0..8),
+            (4..6, 9..13),
+            (6..8, 14..18),
+            (8..10, 19..23),
+            (10..16, 24..36),
+        ];
+        for (from, to) in groups {
+            HEXLOWER.encode_mut(&bytes[from], &mut text[to]);
+        }
         // Hexadecimal digits and dashes are a header's value.
-        HeaderValue::from_maybe_shared(Bytes::from(text))
-            .unwrap_or_else(|_never| HeaderValue::from_static("-"))
+        HeaderValue::from_bytes(&text).unwrap_or_else(|_never| HeaderValue::from_static("-"))
     }
 
     /// A random number.

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::connections::{Carriage, Claim, Direction, LiveConnection, Tracked, WorkloadGone};
+use crate::dormant::Dormant;
 use crate::hbone::{self, Baggage, Cause, ConnectResponse, ErrorCode, Incoming, Stream};
 use crate::http;
 use crate::hub::{Hub, UnknownWorkload};
@@ -270,7 +271,7 @@ async fn fulfil(
             }
             close(flow, relay::Ending::Complete);
         }
-        denial = tracked.refused() => close(flow, relay::Ending::Refused(denial)),
+        denial = Dormant::new(tracked.refused()) => close(flow, relay::Ending::Refused(denial)),
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod connections;
 mod dial;
+mod dormant;
 mod endpoints;
 pub mod error;
 pub mod hbone;

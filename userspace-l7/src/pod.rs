@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use tokio::sync::watch;
 use tracing::debug;
 
+use crate::dormant::Dormant;
 use crate::model::WorkloadUid;
 
 /// Address family of a socket.
@@ -115,9 +116,10 @@ pub(crate) async fn until_ended(
     mut phase: watch::Receiver<Phase>,
     travel: impl Future<Output = ()>,
 ) {
+    let ended = Dormant::new(phase.wait_for(|phase| *phase == Phase::Ended));
     tokio::select! {
         () = travel => {}
-        _ended = phase.wait_for(|phase| *phase == Phase::Ended) => debug!("ended with its pod"),
+        _ended = ended => debug!("ended with its pod"),
     }
 }
 

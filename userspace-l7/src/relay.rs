@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::dormant::Dormant;
 use crate::hbone::Stream;
 use crate::io::{Preceded, TcpSink, TcpSource, carry, carry_both, is_ordinary_end};
 use crate::policy::{Allowed, Denial};
@@ -121,7 +122,7 @@ pub(crate) async fn run(
     };
     let ended = tokio::select! {
         carried = carried => carried.map_err(Ending::of_error),
-        denial = refused => Err(Ending::Refused(denial)),
+        denial = Dormant::new(refused) => Err(Ending::Refused(denial)),
     };
     match ended {
         Ok(()) => {

@@ -7,10 +7,11 @@
 mod group;
 mod quotas;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use hashbrown::HashMap;
 use tokio::time::Instant;
 
 pub use group::{Attended, Group, Place, Wish};

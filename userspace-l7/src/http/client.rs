@@ -57,6 +57,30 @@ pub(crate) struct SendError {
     source: hyper::Error,
 }
 
+impl SendError {
+    fn new(request: Option<Box<Request<Body>>>, source: hyper::Error) -> Self {
+        let failure = match &request {
+            Some(_) => Failure::Unsent,
+            None if is_refusal(&source) => Failure::Refused,
+            // Whoever reads the body for hyper is its user.
+            None if source.is_user() => Failure::Sender,
+            None if is_nonsense(&source) => Failure::Nonsense,
+            None => Failure::Reset,
+        };
+        Self {
+            failure,
+            request,
+            source,
+        }
+    }
+}
+
+/// A request that waits for its response.
+enum Sent<Http1, Http2> {
+    Http1(Http1),
+    Http2(Http2),
+}
+
 /// Speaks HTTP on a fresh connection. Its task lives on this worker until the connection ends.
 ///
 /// # Errors
@@ -143,31 +167,25 @@ impl Sender {
     ///
     /// # Cancel safety
     /// Dropping the future cancels the request; an HTTP/1.1 connection ends with it.
-    pub(crate) async fn send(
+    pub(crate) fn send(
         &mut self,
         request: Request<Body>,
-    ) -> Result<Response<Incoming>, SendError> {
+    ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
+        // Handed over at once, so that the request is not moved from future to future.
         let sent = match self {
-            Self::Http1(http1) => http1.requests.try_send_request(request).await,
-            Self::Http2(requests) => requests.try_send_request(request).await,
+            Self::Http1(http1) => Sent::Http1(http1.requests.try_send_request(request)),
+            Self::Http2(requests) => Sent::Http2(requests.try_send_request(request)),
         };
-        sent.map_err(|mut failed| {
-            let request = failed.take_message().map(Box::new);
-            let source = failed.into_error();
-            let failure = match &request {
-                Some(_) => Failure::Unsent,
-                None if is_refusal(&source) => Failure::Refused,
-                // Whoever reads the body for hyper is its user.
-                None if source.is_user() => Failure::Sender,
-                None if is_nonsense(&source) => Failure::Nonsense,
-                None => Failure::Reset,
+        async move {
+            let answered = match sent {
+                Sent::Http1(sent) => sent.await,
+                Sent::Http2(sent) => sent.await,
             };
-            SendError {
-                failure,
-                request,
-                source,
-            }
-        })
+            answered.map_err(|mut failed| {
+                let request = failed.take_message().map(Box::new);
+                SendError::new(request, failed.into_error())
+            })
+        }
     }
 
     /// The connection itself, after a response that switched the protocol.

@@ -1,6 +1,6 @@
 //! One request on one connection, and its response on the way back.
 
-use ::http::{Request, Response, StatusCode};
+use ::http::{Request, Response, StatusCode, response};
 use hyper::body::Incoming;
 
 use super::body::Body;
@@ -24,49 +24,64 @@ pub(crate) struct Answered {
 ///
 /// # Cancel safety
 /// As [`Lease::send`].
-pub(crate) async fn send_on(
+pub(crate) fn send_on(
     mut lease: Lease,
     request: Request<Body>,
-) -> Result<Answered, SendError> {
-    let response = lease.send(request).await?;
-    Ok(Answered { response, lease })
+) -> impl Future<Output = Result<Answered, SendError>> {
+    let sent = lease.send(request);
+    async move {
+        let response = sent.await?;
+        Ok(Answered { response, lease })
+    }
 }
 
-/// Passes a response on: without the fields of its hop, and with the connection itself where the protocol that
-/// was asked for (`wanted`) is granted.
+impl Answered {
+    /// Whether the connection is no longer HTTP with this response: it is for [`switch`] then.
+    pub(crate) fn switches(&self) -> bool {
+        self.response.status() == StatusCode::SWITCHING_PROTOCOLS
+    }
+}
+
+/// Passes a response on, without the fields of its hop.
+pub(crate) fn relay<O: Observer>(answered: Answered, observer: O) -> Response<Relayed<O>> {
+    let Answered { response, lease } = answered;
+    let (mut parts, body) = response.into_parts();
+    strip(&mut parts.headers, None);
+    let body = Relayed::upstream(Body::from(body), lease, observer);
+    passed_on(parts, body)
+}
+
+/// Passes on a response that switches the protocol, and the connection itself, where it is the protocol that
+/// was asked for (`wanted`).
 ///
 /// # Errors
 /// [`Refusal::UpstreamReset`] if a protocol is granted that nobody asked for, or the connection has ended; the
 /// observer comes back with it.
-pub(crate) async fn relay<O: Observer>(
+pub(crate) async fn switch<O: Observer>(
     answered: Answered,
     wanted: Option<&Upgrade>,
     handover: &Handover,
     mut observer: O,
 ) -> Result<Response<Relayed<O>>, (Refusal, O)> {
     let Answered { response, lease } = answered;
-    let (mut parts, body) = response.into_parts();
-    let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-    let granted = switches
-        .then(|| upgrade_of(parts.version, &parts.headers))
-        .flatten();
+    let (mut parts, _body) = response.into_parts();
+    let granted = upgrade_of(parts.version, &parts.headers);
     strip(&mut parts.headers, granted.as_ref());
-    let body = if switches {
-        let other = match wanted.and(granted) {
-            Some(_) => lease.switched().await,
-            None => None,
-        };
-        let Some(other) = other else {
-            return Err((Refusal::UpstreamReset, observer));
-        };
-        handover.give(other);
-        observer.end(Ending::Complete);
-        Relayed::own(Body::Empty)
-    } else {
-        Relayed::upstream(Body::from(body), lease, observer)
+    let other = match wanted.and(granted) {
+        Some(_) => lease.switched().await,
+        None => None,
     };
+    let Some(other) = other else {
+        return Err((Refusal::UpstreamReset, observer));
+    };
+    handover.give(other);
+    observer.end(Ending::Complete);
+    Ok(passed_on(parts, Relayed::own(Body::Empty)))
+}
+
+fn passed_on<O>(parts: response::Parts, body: Relayed<O>) -> Response<Relayed<O>> {
     let mut response = Response::new(body);
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
-    Ok(response)
+    response
 }

@@ -2,12 +2,12 @@
 //! and per key.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 use tokio::sync::Notify;
@@ -326,11 +326,11 @@ impl Lease {
     ///
     /// # Cancel safety
     /// As [`Sender::send`].
-    pub(crate) async fn send(
+    pub(crate) fn send(
         &mut self,
         request: Request<Body>,
-    ) -> Result<Response<Incoming>, SendError> {
-        self.sender.send(request).await
+    ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
+        self.sender.send(request)
     }
 
     /// The connection itself, after a response that switched the protocol.

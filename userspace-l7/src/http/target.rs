@@ -3,6 +3,8 @@
 //!
 //! Between the two, a request has its target in origin form and its authority in `Host`.
 
+use std::fmt;
+
 use http::header::{COOKIE, HOST, HeaderValue};
 use http::uri::{self, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Uri, Version, request};
@@ -78,12 +80,16 @@ pub(crate) fn receive(parts: &mut request::Parts) -> Result<(), Malformed> {
 }
 
 /// Writes a request for a server that speaks `version`.
-pub(crate) fn send(parts: &mut request::Parts, version: super::Version, authority_if_none: &str) {
+pub(crate) fn send(
+    parts: &mut request::Parts,
+    version: super::Version,
+    authority_if_none: &dyn fmt::Display,
+) {
     match version {
         super::Version::Http1 => {
             parts.version = Version::HTTP_11;
             if !parts.headers.contains_key(HOST)
-                && let Ok(host) = HeaderValue::from_str(authority_if_none)
+                && let Ok(host) = HeaderValue::try_from(authority_if_none.to_string())
             {
                 drop(parts.headers.insert(HOST, host));
             }
@@ -92,8 +98,10 @@ pub(crate) fn send(parts: &mut request::Parts, version: super::Version, authorit
             parts.version = Version::HTTP_2;
             let host = parts.headers.remove(HOST);
             let host = host.filter(|host| !host.is_empty());
-            let named = host.as_ref().map(HeaderValue::as_bytes);
-            let authority = uri::Authority::try_from(named.unwrap_or(authority_if_none.as_bytes()));
+            let authority = match &host {
+                Some(named) => uri::Authority::try_from(named.as_bytes()),
+                None => uri::Authority::try_from(authority_if_none.to_string()),
+            };
             let mut target = uri::Parts::default();
             target.scheme = Some(Scheme::HTTP);
             target.authority = authority.ok();

@@ -132,13 +132,15 @@ impl Exchange {
         let snapshot = self.hub.snapshot();
         let allowed = self.judge(&snapshot, &mut parts)?;
         http::respell(&mut parts, allowed.path()).map_err(Refusal::Malformed)?;
-        http::send(&mut parts, version, &self.to.to_string());
+        http::send(&mut parts, version, &self.to);
         let mut answered = self.forward(key, version, parts, body).await?;
         // The application has no say in it.
         let _forged = http::take_told(answered.response.headers_mut());
-        http::relay(answered, upgrade.as_ref(), handover, ())
-            .await
-            .map_err(|(refusal, ())| refusal)
+        if answered.switches() {
+            let switched = Box::pin(http::switch(answered, upgrade.as_ref(), handover, ()));
+            return switched.await.map_err(|(refusal, ())| refusal);
+        }
+        Ok(http::relay(answered, ()))
     }
 
     /// The demands that hold now.
@@ -193,7 +195,7 @@ impl Exchange {
         let was_waiting = waiting.is_some();
         let lease = match waiting {
             Some(lease) => lease,
-            None => self.connect(key, version).await?,
+            None => Box::pin(self.connect(key, version)).await?,
         };
         let mut failed = match http::send_on(lease, request).await {
             Ok(answered) => return Ok(answered),
@@ -209,7 +211,7 @@ impl Exchange {
             debug!(workload = %self.workload.uid, %failed, "the application gives no response");
             return Err(refusal(failed.failure));
         };
-        let lease = self.connect(key, version).await?;
+        let lease = Box::pin(self.connect(key, version)).await?;
         let sent = http::send_on(lease, next).await;
         sent.map_err(|failed| refusal(failed.failure))
     }

@@ -207,18 +207,17 @@ async fn attempt(
     request: Request<Body>,
     stale: u32,
 ) -> Result<Answered, Failed> {
-    let one = attempt_once(client, target, to, request, stale);
-    match to.retry.per_try_timeout {
-        None => one.await,
-        Some(limit) => tokio::time::timeout(limit, one)
-            .await
-            .unwrap_or(Err(Failed {
-                attempt: Attempt::PerTryTimeout,
-                refusal: Refusal::Timeout,
-                request: None,
-                is_stale: false,
-            })),
-    }
+    let Some(limit) = to.retry.per_try_timeout else {
+        return attempt_once(client, target, to, request, stale).await;
+    };
+    let one = Box::pin(attempt_once(client, target, to, request, stale));
+    let timed = tokio::time::timeout(limit, one).await;
+    timed.unwrap_or(Err(Failed {
+        attempt: Attempt::PerTryTimeout,
+        refusal: Refusal::Timeout,
+        request: None,
+        is_stale: false,
+    }))
 }
 
 async fn attempt_once(

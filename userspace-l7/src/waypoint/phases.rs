@@ -1,8 +1,11 @@
 //! What happens to a request, in order. Each phase decides by the mesh as it was when the request arrived.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::header::{HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, ORIGIN, SERVER};
 use ::http::{Request, Response, request};
@@ -13,7 +16,7 @@ use tokio::time::Instant;
 use crate::http::{self, Answered, Body, Handover, Inflow, Recording, Refusal, Relayed, Version};
 use crate::judgement::{self, Call};
 use crate::model::{
-    AbortAnswer, BackendTarget, HeaderModifier, HttpAction, HttpRouteEntry, HttpRule,
+    AbortAnswer, BackendTarget, Fault, HeaderModifier, HttpAction, HttpRouteEntry, HttpRule,
     PathNormalization, PortRoutes, RetryPolicy, Snapshot, TracingSettings,
 };
 use crate::policy::path;
@@ -134,7 +137,9 @@ impl Exchange<'_> {
             account.matched(rule);
         }
         let standing = limits::pass(self.client, &self.snapshot, rule, &parts)?;
-        if let Some(response) = self.suffer(rule, account).await {
+        if let Some(fault) = rule.and_then(|rule| rule.fault.as_ref())
+            && let Some(response) = Box::pin(self.suffer(fault, account)).await
+        {
             return Ok(Outcome::Here(response));
         }
         let origin = parts.headers.get(ORIGIN).cloned();
@@ -176,10 +181,12 @@ impl Exchange<'_> {
 
         let deadline = limit.map(|limit| self.arrived + limit);
         let request = (Request::from_parts(parts, body), recording);
-        let forwarded = forward::forward(self.client, &to, request, account);
-        let answered = within(deadline, forwarded)
-            .await
-            .inspect_err(|_refused| endpoints.cut_off(account.host(), deadline))?;
+        let answered = {
+            let forwarded = pin!(forward::forward(self.client, &to, request, account));
+            within(deadline, forwarded).await
+        };
+        let answered =
+            answered.inspect_err(|_refused| endpoints.cut_off(account.host(), deadline))?;
         let after = After {
             upgrade,
             rule: rule.map(Arc::clone),
@@ -224,12 +231,7 @@ impl Exchange<'_> {
     }
 
     /// A fault that was ordered: waits, and answers in the backend's place.
-    async fn suffer(
-        &self,
-        rule: Option<&Arc<HttpRule>>,
-        account: &mut Account,
-    ) -> Option<Response<Body>> {
-        let fault = rule?.fault.as_ref()?;
+    async fn suffer(&self, fault: &Fault, account: &mut Account) -> Option<Response<Body>> {
         let injected = route::fault::inject(fault, &mut |bound| self.client.hub.choose(bound));
         if let Some(delay) = injected.delay {
             account.flag(RequestFlag::DelayInjected);
@@ -357,7 +359,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// A response on its way back, with what a proxy, the backend and the rule make of it.
+    /// A response on its way back.
     async fn relay(
         &self,
         answered: Answered,
@@ -371,8 +373,24 @@ impl Exchange<'_> {
             answered.response.headers(),
             taken,
         );
-        let upgrade = after.upgrade.as_ref();
-        let mut response = http::relay(answered, upgrade, self.handover, account).await?;
+        let mut response = if answered.switches() {
+            let wanted = after.upgrade.as_ref();
+            Box::pin(http::switch(answered, wanted, self.handover, account)).await?
+        } else {
+            http::relay(answered, account)
+        };
+        self.decorate(&mut response, &after, host, taken);
+        Ok(response)
+    }
+
+    /// What a proxy, the backend and the rule make of a response.
+    fn decorate(
+        &self,
+        response: &mut Answer,
+        after: &After,
+        host: Option<SocketAddr>,
+        taken: Duration,
+    ) {
         let headers = response.headers_mut();
         let millis = HeaderValue::from(u64::try_from(taken.as_millis()).unwrap_or(u64::MAX));
         drop(headers.insert(UPSTREAM_TIME, millis));
@@ -391,7 +409,6 @@ impl Exchange<'_> {
         if let Some(deadline) = after.deadline {
             response.body_mut().end_by(deadline);
         }
-        Ok(response)
     }
 }
 
@@ -426,10 +443,10 @@ fn modify(modifier: &HeaderModifier, headers: &mut HeaderMap) {
     }
 }
 
-/// The response's head, or 504 once the time is over.
+/// The response's head, or 504 once the time is over. The future is a large one, which is not to be moved.
 async fn within<T>(
     deadline: Option<Instant>,
-    forwarded: impl Future<Output = Result<T, Refusal>>,
+    forwarded: Pin<&mut impl Future<Output = Result<T, Refusal>>>,
 ) -> Result<T, Refusal> {
     match deadline {
         None => forwarded.await,

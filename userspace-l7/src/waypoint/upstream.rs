@@ -55,7 +55,6 @@ pub(super) async fn take(
         group: Some(endpoints.key.clone()),
         client: None,
     });
-    let limits = &endpoints.policy.limits;
     let waiting = if fresh {
         None
     } else {
@@ -67,11 +66,22 @@ pub(super) async fn take(
             is_reused: true,
         });
     }
+    // On the heap: most requests find one that waits, and need not carry the room for making one.
+    Box::pin(make(client, (endpoints, target), &key, version)).await
+}
+
+/// A new connection, or one that comes back while the policy has no room for a new one.
+async fn make(
+    client: &Client,
+    (endpoints, target): (&Endpoints, &Target),
+    key: &Rc<PoolKey>,
+    version: Version,
+) -> Result<Taken, NoConnection> {
     let pending = &endpoints.group.in_use.pending;
     let _pending = pending
-        .admit(limits.pending_requests)
+        .admit(endpoints.policy.limits.pending_requests)
         .ok_or(NoConnection::Overflow)?;
-    let place = match room(client, (endpoints, target), &key, version).await {
+    let place = match room(client, (endpoints, target), key, version).await {
         Room::Fresh(place) => place,
         Room::Waiting(lease) => {
             return Ok(Taken {
@@ -102,7 +112,10 @@ pub(super) async fn take(
     let wire = wire.accounted(Rc::new(flow), Peer::Server).holding(place);
     let sender = http::connect(wire, version).await?;
     Ok(Taken {
-        lease: pool.adopt(&key, sender, keeping(&endpoints.policy)),
+        lease: client
+            .hub
+            .requests
+            .adopt(key, sender, keeping(&endpoints.policy)),
         is_reused: false,
     })
 }

@@ -4,7 +4,7 @@ use super::source::SourceFile;
 
 /// Layers of the proxy library. A module may name only modules of lower layers, never one of its own.
 const PROXY_LAYERS: [&[&str]; 13] = [
-    &["model", "error", "time"],
+    &["model", "error", "time", "dormant"],
     &["policy", "route", "telemetry"],
     &["ring", "key_sets", "traffic"],
     &["io"],

@@ -4,6 +4,8 @@ use std::cell::Cell;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 
+use data_encoding::HEXLOWER;
+
 /// A trace and the span within it that a connection belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Traceparent {
@@ -96,15 +98,13 @@ const SAMPLED: u8 = 1;
 
 impl fmt::Display for Traceparent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("00-")?;
-        self.trace
-            .iter()
-            .try_for_each(|byte| write!(f, "{byte:02x}"))?;
-        f.write_str("-")?;
-        self.parent
-            .iter()
-            .try_for_each(|byte| write!(f, "{byte:02x}"))?;
-        write!(f, "-{:02x}", self.flags)
+        let mut text = [b'-'; 55];
+        text[..2].copy_from_slice(b"00");
+        HEXLOWER.encode_mut(&self.trace, &mut text[3..35]);
+        HEXLOWER.encode_mut(&self.parent, &mut text[36..52]);
+        HEXLOWER.encode_mut(&[self.flags], &mut text[53..]);
+        // Digits and dashes are text.
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
     }
 }
 
