@@ -5,9 +5,11 @@
 
 #![deny(unsafe_code)]
 
+mod asking;
 mod connections;
 mod dial;
 mod endpoints;
+mod envoy;
 pub mod error;
 pub mod hbone;
 mod held;
@@ -33,5 +35,6 @@ pub mod telemetry;
 mod tests;
 pub mod tls;
 pub mod traffic;
+mod upstream;
 mod waypoint;
 pub mod worker;
