@@ -14,6 +14,7 @@ mod decode;
 mod destination_rule;
 mod duration;
 mod endpoint_slice;
+mod ext_authz;
 mod external;
 mod field;
 mod gateway;
@@ -49,6 +50,7 @@ pub use destination_rule::{
 };
 pub use duration::{GatewayDuration, InvalidDuration, IstioDuration};
 pub use endpoint_slice::{EndpointSlice, SliceEndpoint};
+pub use ext_authz::{ExtAuthz, IncludedBody};
 pub use external::{
     EntryPort, Location, Resolution, ServiceEntry, ServiceEntrySpec, WorkloadEntry,
     WorkloadEntrySpec,
@@ -67,8 +69,8 @@ pub use http_route::{
     RedirectFilter, RewriteFilter, ValueMatch, ValueMatchType,
 };
 pub use mesh_config::{
-    AccessLogEncoding, DefaultProviders, ExtAuthz, ExtensionProvider, FileAccessLog, LogFormat,
-    MeshConfig, MeshConfigSpec, Normalization, NormalizationSetting, ProxyConfig, ProxyTracing,
+    AccessLogEncoding, DefaultProviders, ExtensionProvider, FileAccessLog, LogFormat, MeshConfig,
+    MeshConfigSpec, Normalization, NormalizationSetting, ProxyConfig, ProxyTracing,
 };
 pub use meta::{Interner, Labels, Meta, ObjectName};
 pub use object::{Change, Kind, Object, ObjectKey};

@@ -9,25 +9,20 @@ mod seen;
 mod wish;
 
 use std::convert::Infallible;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, UPGRADE};
-use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use tokio::sync::watch;
+use hyper_util::rt::TokioIo;
 
 pub use mesh::EchoMesh;
 pub use seen::Seen;
@@ -35,7 +30,7 @@ pub(crate) use wish::HEADER as WISH_HEADER;
 pub use wish::Wish;
 
 use crate::lab::Pod;
-use crate::net::sys;
+use crate::net::service::{Ends, Service};
 use wish::{Cut, Tries};
 
 /// What a body may end with instead of its end: the connection is cut.
@@ -55,31 +50,16 @@ impl std::error::Error for CutOff {}
 
 /// A running echo workload; dropping it closes its ports and connections.
 pub struct Echo {
-    counters: Arc<Counters>,
-    // Taken by drop: closing it ends the serving thread.
-    stop: Option<watch::Sender<()>>,
-    thread: Option<JoinHandle<Result<()>>>,
-}
-
-#[derive(Default)]
-struct Counters {
-    connections: AtomicUsize,
-    requests: AtomicUsize,
+    requests: Arc<AtomicUsize>,
+    service: Service,
 }
 
 /// What requests of one workload share.
 struct Workload {
     pod: String,
     version: String,
-    counters: Arc<Counters>,
+    requests: Arc<AtomicUsize>,
     tries: Tries,
-}
-
-/// The two ends of a connection.
-#[derive(Clone, Copy)]
-struct Ends {
-    peer: SocketAddr,
-    local: SocketAddr,
 }
 
 impl Echo {
@@ -88,99 +68,29 @@ impl Echo {
     /// # Errors
     /// If a port cannot be opened.
     pub fn start(pod: &Pod, ports: &[u16]) -> Result<Self> {
-        let listeners = pod.run(|| {
-            let listen = |port: &u16| {
-                let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port))
-                    .with_context(|| format!("cannot listen on {port}"))?;
-                listener.set_nonblocking(true)?;
-                Ok(listener)
-            };
-            ports.iter().map(listen).collect::<Result<Vec<_>>>()
-        })?;
-        let counters = Arc::new(Counters::default());
+        let requests = Arc::new(AtomicUsize::new(0));
         let version = pod.spec().labels.get("version");
-        let workload = Workload {
+        let workload = Arc::new(Workload {
             pod: pod.spec().name.clone(),
             version: version.cloned().unwrap_or_default(),
-            counters: Arc::clone(&counters),
+            requests: Arc::clone(&requests),
             tries: Tries::default(),
-        };
-        let (stop, stopped) = watch::channel(());
-        let workload = Arc::new(workload);
-        let thread = thread::spawn(move || run(listeners, &workload, stopped));
-        Ok(Self {
-            counters,
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        });
+        let service = Service::start(pod, ports, move |ends, request| {
+            let workload = Arc::clone(&workload);
+            async move { workload.answer(ends, request).await }
+        })?;
+        Ok(Self { requests, service })
     }
 
     /// How many requests it has begun to answer.
     pub fn requests(&self) -> usize {
-        self.counters.requests.load(Ordering::Relaxed)
+        self.requests.load(Ordering::Relaxed)
     }
 
     /// How many connections it has accepted.
     pub fn connections(&self) -> usize {
-        self.counters.connections.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Echo {
-    fn drop(&mut self) {
-        self.stop.take();
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join());
-        }
-    }
-}
-
-fn run(
-    listeners: Vec<TcpListener>,
-    workload: &Arc<Workload>,
-    mut stopped: watch::Receiver<()>,
-) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("no runtime for an echo workload")?;
-    // What still runs when this returns is dropped with the runtime, as a process that ends drops its sockets.
-    runtime.block_on(async {
-        for listener in &listeners {
-            let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
-            tokio::spawn(accept(listener, Arc::clone(workload)));
-        }
-        // An error says that the sender is gone, which is the signal.
-        drop(stopped.changed().await);
-        listeners.iter().try_for_each(sys::end_listening)
-    })
-}
-
-async fn accept(listener: tokio::net::TcpListener, workload: Arc<Workload>) {
-    // A client that gave up before it was accepted is its own affair.
-    while let Ok((stream, peer)) = listener.accept().await {
-        let Ok(local) = stream.local_addr() else {
-            continue;
-        };
-        workload
-            .counters
-            .connections
-            .fetch_add(1, Ordering::Relaxed);
-        let ends = Ends { peer, local };
-        let workload = Arc::clone(&workload);
-        tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let workload = Arc::clone(&workload);
-                async move { workload.answer(ends, request).await }
-            });
-            let server = auto::Builder::new(TokioExecutor::new());
-            // A failure is the scenario's business, which sees the client's end of it.
-            drop(
-                server
-                    .serve_connection_with_upgrades(TokioIo::new(stream), service)
-                    .await,
-            );
-        });
+        self.service.connections()
     }
 }
 
@@ -190,7 +100,7 @@ impl Workload {
         ends: Ends,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, CutOff> {
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let wish = Wish::of(request.headers(), &self.tries);
         tokio::time::sleep(wish.delay).await;
         if wish.cut == Some(Cut::BeforeTheAnswer) {

@@ -3,6 +3,7 @@
 //!
 //! Needs root and the built `culvert` program; links nothing of it.
 
+pub mod authorizer;
 pub mod bench;
 pub mod bookinfo;
 pub mod echo;
@@ -11,6 +12,7 @@ pub mod jwt;
 pub mod kubectl;
 pub mod lab;
 pub mod net;
+pub mod rate_limiter;
 pub mod scenario;
 pub mod seed;
 pub mod traffic;

@@ -5,6 +5,7 @@ pub mod h2c;
 pub mod http;
 pub mod pattern;
 pub mod serve;
+pub mod service;
 pub mod sys;
 
 use std::io::{self, Read as _};

@@ -33,14 +33,14 @@ use hyper::rt::Executor;
 pub(crate) use body::{Body, BodyError};
 #[cfg(test)]
 pub(crate) use client::Sender;
-pub(crate) use client::{Failure, connect};
+pub(crate) use client::{Failure, SendError, connect};
 pub(crate) use exchange::{Answered, relay, send_on, switch};
 pub(crate) use forwarding::{Upgrade, strip, wants_upgrade};
 pub(crate) use inflow::Inflow;
 pub(crate) use listen::listen;
 pub(crate) use pool::{Keeping, Lease, Pool, PoolKey};
 pub(crate) use recording::Recording;
-pub(crate) use refusal::{Refusal, is_grpc, plain, trailers_only};
+pub(crate) use refusal::{OverLimit, Refusal, is_grpc, plain, replace, trailers_only};
 pub(crate) use relayed::{Ending, Observer, Relayed};
 pub(crate) use server::{Handover, serve};
 pub(crate) use sniff::Version;

@@ -16,7 +16,7 @@ use crate::hbone::Pool;
 use crate::http;
 use crate::key_sets::{KeySets, Keys};
 use crate::model::{Snapshot, Workload, WorkloadUid};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, RateLimit};
 use crate::tls::{Identities, Identity};
 use crate::traffic::Traffic;
 
@@ -27,6 +27,9 @@ const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
 /// Copies of requests that are under way at once, so that a slow mirror costs no more than their memory.
 const MIRRORED: usize = 256;
 
+/// Log lines per second of services that do not answer, however many requests they are asked about.
+const SILENCES_LOGGED_PER_SECOND: u32 = 1;
+
 /// The shared state of one worker.
 pub(crate) struct Hub {
     pub(crate) metrics: Arc<Metrics>,
@@ -36,6 +39,8 @@ pub(crate) struct Hub {
     pub(crate) requests: http::Pool,
     /// How many copies of requests may be under way for mirrors.
     pub(crate) mirrored: Arc<Semaphore>,
+    /// Bounds what is said of services that do not answer the agent's own questions.
+    pub(crate) silences: RateLimit,
     /// Keys of tokens.
     pub(crate) keys: Keys,
     /// The node's, not this worker's: locked against the others.
@@ -60,6 +65,7 @@ impl Hub {
             tunnels: Pool::new(),
             requests: http::Pool::default(),
             mirrored: Arc::new(Semaphore::new(MIRRORED)),
+            silences: RateLimit::per_second(SILENCES_LOGGED_PER_SECOND),
             keys: Keys::new(key_sets),
             traffic,
             identities,

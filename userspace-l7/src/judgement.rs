@@ -1,17 +1,22 @@
 //! L6: judging one request by demands, wherever they are enforced: at the destination, or at the source for a
 //! destination whose node does not judge requests.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, request};
 use tracing::info;
 
-use crate::http::{self, Refusal};
+use crate::asking::{Asker, Inquiry, ask_authorizer};
+use crate::http::{self, Inflow, Refusal};
 use crate::hub::Hub;
 use crate::model::{Demands, SpiffeId};
-use crate::policy::http::{HttpAllowed, HttpDecision, HttpDenial, HttpRequest, judge_http};
-use crate::policy::jwt;
+use crate::policy::ext_authz::{CheckedPeer, HeaderChange};
+use crate::policy::http::{
+    Asked, HttpAllowed, HttpDecision, HttpDenial, HttpRequest, ask_first, judge_http,
+};
+use crate::policy::jwt::{self, Claims};
+use crate::policy::path::NormalizedPath;
 
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
@@ -20,46 +25,64 @@ const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert
 pub(crate) struct Call<'a> {
     /// The client, as it is proven.
     pub(crate) identity: Option<&'a SpiffeId>,
-    pub(crate) source: IpAddr,
+    pub(crate) source: SocketAddr,
     /// The application.
     pub(crate) destination: SocketAddr,
+    /// Whose it is, where it can prove it.
+    pub(crate) server: Option<&'a SpiffeId>,
     /// The port that was called.
     pub(crate) port: u16,
     /// Who the waypoint would be that the request goes through.
     pub(crate) waypoint: Option<&'a SpiffeId>,
 }
 
-/// Proves who a request's token is from, and judges the request. What the application gets of the token is in
-/// `parts` then.
+/// A request that may be forwarded.
+pub(crate) struct Judged {
+    pub(crate) allowed: HttpAllowed,
+    /// What those who were asked make of its response.
+    pub(crate) response: Vec<HeaderChange>,
+}
+
+/// Asks those who have to be asked about a request, proves who its token is from, and judges it: in this order, so
+/// that an answer may bring the token, and DENY and ALLOW see what the answers made of the request. What the
+/// application gets of the answers and the token is in `parts` then.
 ///
 /// # Errors
 /// [`Refusal`]: what to answer.
-pub(crate) fn judge(
-    hub: &Hub,
+///
+/// # Cancel safety
+/// Dropping the future takes questions back.
+pub(crate) async fn judge(
+    asker: Asker<'_>,
     demands: &Demands,
     call: &Call<'_>,
-    parts: &mut request::Parts,
-) -> Result<HttpAllowed, Refusal> {
+    (parts, body): (&mut request::Parts, &mut Inflow),
+) -> Result<Judged, Refusal> {
     jwt::sanitize(&demands.authentication, &mut parts.headers);
-    let keys = |keys: &_| hub.keys.of(keys);
+    let first = ask_first(demands, &call.request(asker.hub, parts, None));
+    let (response, then) = match first.map_err(Refusal::Denied)? {
+        None => (Vec::new(), None),
+        Some(ask) => {
+            let (authorizers, path) = (ask.authorizers, ask.path);
+            // On the heap: most requests wait for nobody, and should not be as large as those that do.
+            let answers = Box::pin(ask_all(
+                asker,
+                &authorizers,
+                call.about(&path),
+                (parts, body),
+            ));
+            (answers.await?, Some(ask.then))
+        }
+    };
+    let keys = |keys: &_| asker.hub.keys.of(keys);
     let head = http::head_of(parts);
     let token = jwt::authenticate(&demands.authentication, &keys, &head, SystemTime::now())
         .map_err(Refusal::Unauthenticated)?;
-    let verdict = judge_http(
-        demands,
-        &HttpRequest {
-            head,
-            normalization: hub.snapshot().path_normalization,
-            identity: call.identity,
-            source: call.source,
-            // No proxy in front of a client of the mesh is trusted to name another.
-            remote: call.source,
-            destination: call.destination,
-            service_port: call.port,
-            token: token.as_ref(),
-            waypoint_identity: call.waypoint,
-        },
-    );
+    let request = call.request(asker.hub, parts, token.as_ref());
+    let verdict = match then {
+        Some(then) => then.judge(demands, &request),
+        None => judge_http(demands, &request),
+    };
     for observed in &verdict.dry_run {
         info!(source = %call.source, destination = %call.destination, policy = %observed, "dry run");
     }
@@ -69,14 +92,8 @@ pub(crate) fn judge(
     let allowed = match verdict.decision {
         HttpDecision::Allowed(allowed) => allowed,
         HttpDecision::Denied(denial) => return Err(Refusal::Denied(denial)),
-        // Nobody here can be asked yet, and what cannot be asked is refused.
-        HttpDecision::Ask(ask) => {
-            let denial = match ask.authorizers.into_iter().next() {
-                Some(asked) => HttpDenial::NoAuthorizer(asked.rule),
-                None => HttpDenial::NotAllowed,
-            };
-            return Err(Refusal::Denied(denial));
-        }
+        // All who had to be asked were; who turns up after that is refused, not asked.
+        HttpDecision::Ask(_) => return Err(Refusal::Denied(HttpDenial::NotAllowed)),
     };
     if let Some(claims) = &token {
         claims.apply(parts);
@@ -84,7 +101,62 @@ pub(crate) fn judge(
     if demands.names_clients {
         name_client(call, &mut parts.headers);
     }
-    Ok(allowed)
+    Ok(Judged { allowed, response })
+}
+
+/// Asks one after the other, each about the request that the former ones have made of it.
+async fn ask_all(
+    asker: Asker<'_>,
+    authorizers: &[Asked],
+    inquiry: Inquiry<'_>,
+    (parts, body): (&mut request::Parts, &mut Inflow),
+) -> Result<Vec<HeaderChange>, Refusal> {
+    let mut response = Vec::new();
+    for asked in authorizers {
+        // An authorizer is not asked about questions to itself, which would go on for ever.
+        if asker.workload.services.contains(&asked.authorizer.service) {
+            continue;
+        }
+        let changes = ask_authorizer(asker, &asked.authorizer, inquiry, (parts, body)).await?;
+        response.extend(changes);
+    }
+    Ok(response)
+}
+
+impl<'a> Call<'a> {
+    fn request(
+        &self,
+        hub: &Hub,
+        parts: &'a request::Parts,
+        token: Option<&'a Claims>,
+    ) -> HttpRequest<'a> {
+        HttpRequest {
+            head: http::head_of(parts),
+            normalization: hub.snapshot().path_normalization,
+            identity: self.identity,
+            source: self.source.ip(),
+            // No proxy in front of a client of the mesh is trusted to name another.
+            remote: self.source.ip(),
+            destination: self.destination,
+            service_port: self.port,
+            token,
+            waypoint_identity: self.waypoint,
+        }
+    }
+
+    fn about<'i>(&'i self, path: &'i NormalizedPath) -> Inquiry<'i> {
+        Inquiry {
+            path,
+            source: CheckedPeer {
+                address: self.source,
+                identity: self.identity,
+            },
+            destination: CheckedPeer {
+                address: self.destination,
+                identity: self.server,
+            },
+        }
+    }
 }
 
 /// Tells the application who calls, in the form of Istio's waypoint, and nothing that a client says of itself.

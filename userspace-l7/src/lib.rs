@@ -5,10 +5,12 @@
 
 #![deny(unsafe_code)]
 
+mod asking;
 mod connections;
 mod dial;
 mod dormant;
 mod endpoints;
+mod envoy;
 pub mod error;
 pub mod hbone;
 mod held;
@@ -34,5 +36,6 @@ pub mod telemetry;
 mod tests;
 pub mod tls;
 pub mod traffic;
+mod upstream;
 mod waypoint;
 pub mod worker;

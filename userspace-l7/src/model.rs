@@ -19,9 +19,9 @@ mod workload;
 
 pub use app_protocol::AppProtocol;
 pub use http_policy::{
-    Attribute, AttributeMatch, AttributeValue, ExternalAuthorizer, ExternalAuthorizerProtocol,
-    HttpAuthorizer, HttpPolicy, HttpPolicyAction, HttpPolicyRule, OperationMatch,
-    PathNormalization, PathPattern, PathTemplate, SourceMatch, TemplateSegment,
+    Attribute, AttributeMatch, AttributeValue, CheckedBody, ExternalAuthorizer,
+    ExternalAuthorizerProtocol, HttpAuthorizer, HttpPolicy, HttpPolicyAction, HttpPolicyRule,
+    OperationMatch, PathNormalization, PathPattern, PathTemplate, SourceMatch, TemplateSegment,
 };
 pub use http_route::{
     AbortAnswer, BackendTarget, Cors, Fault, FaultAbort, FaultDelay, FullRegex, HeaderMatch,

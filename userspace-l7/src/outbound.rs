@@ -290,7 +290,7 @@ fn request(
     let service = plan.service.as_deref().map(|service| &service.key);
     let request = ConnectRequest::to_address(target.destination)
         .from_workload(Baggage::of(workload))
-        .forwarded(source, service.map(|key| &*key.hostname));
+        .forwarded(Some(source), service.map(|key| &*key.hostname));
     match service.filter(|key| hub.snapshot().services_layer7.contains_key(*key)) {
         // Whatever the port speaks: the service's demands hold for bytes, too.
         Some(key) => request.for_service(ServiceClaim::of(key, port)),

@@ -1,7 +1,8 @@
 //! L1: who may open a connection to a workload. Pure: a snapshot and the facts of a connection go in, a
 //! [`Verdict`] comes out. Forwarding demands the [`Allowed`] that only this module makes. Who may make a
-//! request is [`http`]'s.
+//! request is [`http`]'s, what an authorizer that is asked says of it [`ext_authz`]'s.
 
+pub mod ext_authz;
 pub mod http;
 pub mod jwt;
 mod layer4;

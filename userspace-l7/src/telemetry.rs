@@ -44,7 +44,7 @@ use cost::Costs;
 use flow::{Series, SeriesKey};
 use http::RequestMetrics;
 use labels::{RefusalLabels, ReporterLabel, TrafficLabels};
-use limit::RateLimit;
+pub(crate) use limit::RateLimit;
 
 /// More label sets than a node's pods use at once; beyond it the cache starts anew. The series themselves
 /// stay, as Prometheus counters must.

@@ -14,7 +14,6 @@ mod grpc;
 mod limits;
 mod mirror;
 mod phases;
-mod upstream;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

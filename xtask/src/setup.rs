@@ -16,6 +16,8 @@ use crate::shell;
 /// The LLVM that bpf-linker is built with; the compiler may not be newer, or its bitcode is unreadable.
 const LLVM_MAJOR: u32 = 22;
 const ENVOY_VERSION: &str = "1.40.0";
+/// It has no releases that Go's module proxy knows; this is the state of its main branch at a day.
+const RATE_LIMITER_VERSION: &str = "v1.4.1-0.20260122083618-3fb702589d36";
 const BPF_LINKER_VERSION: &str = "0.13.0";
 /// Compiler, its library's source (for `-Z build-std=core`), and the LLVM that bpf-linker links.
 const EBPF_PACKAGES: [&str; 5] = [
@@ -68,9 +70,15 @@ pub(crate) fn run() -> Result<Tools> {
     })
 }
 
-/// Installs what only the tests need: a real Envoy, for the interoperation scenarios to speak with.
+/// Installs what only the tests need: a real Envoy, for the interoperation scenarios to speak with, and the rate limit
+/// service that users of Envoy run.
 pub(crate) fn for_tests() -> Result<()> {
     let tools = tools_directory()?;
+    envoy(&tools)?;
+    rate_limiter(&tools)
+}
+
+fn envoy(tools: &Path) -> Result<()> {
     let envoy = tools.join("envoy");
     let reports = |version: String| version.contains(ENVOY_VERSION);
     if shell::output(Command::new(&envoy).arg("--version")).is_some_and(reports) {
@@ -118,6 +126,34 @@ pub(crate) fn for_tests() -> Result<()> {
     fs::set_permissions(&envoy, fs::Permissions::from_mode(0o755))
         .context("cannot mark Envoy executable")?;
     fs::remove_dir_all(&unpacked).context("cannot remove what is no longer needed")
+}
+
+/// Envoy's reference implementation of its rate limit protocol, and the Redis that it counts in. Go's module proxy and
+/// checksum database vouch for the pinned sources.
+fn rate_limiter(tools: &Path) -> Result<()> {
+    debian_packages(&["redis-tools"])?;
+    let (program, built_from) = (tools.join("ratelimit"), tools.join("ratelimit.version"));
+    let is_current = fs::read_to_string(&built_from).is_ok_and(|text| text == RATE_LIMITER_VERSION);
+    if is_current && program.is_file() {
+        shell::note(&format!("ratelimit: {RATE_LIMITER_VERSION} present"));
+        return Ok(());
+    }
+    shell::note(&format!(
+        "ratelimit: building {RATE_LIMITER_VERSION}, once (a minute or two)"
+    ));
+    programs(&[("go", "golang-go")])?;
+    fs::create_dir_all(tools).with_context(|| format!("cannot create {}", tools.display()))?;
+    let module = format!("github.com/envoyproxy/ratelimit/src/service_cmd@{RATE_LIMITER_VERSION}");
+    let mut go = shell::foreign("go");
+    go.env("GOBIN", tools)
+        .env("GOTOOLCHAIN", "auto")
+        .args(["install", "-trimpath", &module]);
+    shell::run(&mut go).context(
+        "the rate limit service could not be built: it needs Go 1.21 or later and Go's module proxy",
+    )?;
+    fs::rename(tools.join("service_cmd"), &program).context("Go has built no service_cmd")?;
+    fs::write(&built_from, RATE_LIMITER_VERSION)
+        .with_context(|| format!("cannot write {}", built_from.display()))
 }
 
 /// Where tools of this repository's own are kept: `tools`, beside cargo's profile directories.

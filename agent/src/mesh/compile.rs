@@ -7,6 +7,7 @@
 //! ```
 
 mod authentication;
+mod authorizers;
 mod backends;
 mod entries;
 mod http_policies;

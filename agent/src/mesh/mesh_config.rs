@@ -1,11 +1,9 @@
 //! Istio's mesh configuration (`MeshConfig`), as far as a node agent depends on it. It is the text under
 //! `mesh` of a `ConfigMap`; whoever read the `ConfigMap` has made a value of that text.
 
-use std::collections::BTreeMap;
-
 use serde::Deserialize;
 
-use super::duration::IstioDuration;
+use super::ext_authz::ExtAuthz;
 use super::field::{Faults, at};
 use super::meta::Meta;
 use super::retries::HttpRetry;
@@ -27,6 +25,15 @@ impl MeshConfig {
         let place = at!["data", "mesh"];
         if let Some(retry) = &self.spec.default_http_retry_policy {
             retry.check(&place.join("defaultHttpRetryPolicy"), faults);
+        }
+        for (index, provider) in self.spec.extension_providers.iter().enumerate() {
+            let place = place.join("extensionProviders").join(index);
+            if let Some(grpc) = &provider.envoy_ext_authz_grpc {
+                grpc.check(&place.join("envoyExtAuthzGrpc"), faults);
+            }
+            if let Some(http) = &provider.envoy_ext_authz_http {
+                http.check(&place.join("envoyExtAuthzHttp"), faults);
+            }
         }
     }
 }
@@ -120,25 +127,6 @@ pub struct ExtensionProvider {
     pub envoy_ext_authz_http: Option<ExtAuthz>,
     pub envoy_file_access_log: Option<FileAccessLog>,
     pub zipkin: Option<serde_json::Value>,
-}
-
-/// `envoyExtAuthzGrpc` and `envoyExtAuthzHttp`; some fields are of the latter only.
-#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-#[expect(missing_docs, reason = "Istio's own fields, by their own names")]
-pub struct ExtAuthz {
-    pub service: String,
-    pub port: u16,
-    pub timeout: Option<IstioDuration>,
-    pub fail_open: bool,
-    pub status_on_error: Option<String>,
-    pub path_prefix: String,
-    pub include_request_headers_in_check: Vec<String>,
-    /// Old name of the former.
-    pub include_headers_in_check: Vec<String>,
-    pub include_additional_headers_in_check: BTreeMap<String, String>,
-    pub headers_to_upstream_on_allow: Vec<String>,
-    pub headers_to_downstream_on_deny: Vec<String>,
 }
 
 /// `envoyFileAccessLog`.

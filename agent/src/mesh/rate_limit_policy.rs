@@ -36,7 +36,7 @@ pub struct RateLimitPolicySpec {
 pub struct Limit {
     /// Only requests that a rule of this name took.
     pub route: Option<String>,
-    /// What is counted apart; nothing: all requests together.
+    /// What is counted apart; nothing: all requests together. A global limiter knows a limit by these.
     pub per: Vec<LimitKey>,
     /// How many in a period. A global limiter has its own numbers.
     pub requests: Option<u32>,
@@ -145,6 +145,10 @@ impl Limit {
         if !is_global && self.requests.is_none_or(|requests| requests == 0) {
             let rule = "is missing: say how many requests may come in a period";
             faults.add(place.join("requests"), rule);
+        }
+        if is_global && self.per.is_empty() {
+            let rule = "is missing: a global limiter knows a limit by what it is asked about, so name at least one key";
+            faults.add(place.join("per"), rule);
         }
         if self.burst == Some(0) {
             faults.add(place.join("burst"), "is nothing at all: use 1 or more");

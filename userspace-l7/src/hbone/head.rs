@@ -66,11 +66,11 @@ impl ConnectRequest {
         self
     }
 
-    /// Says which client the connection comes from, and the hostname of the service that it called.
+    /// Says which client the connection comes from, unless it is the workload itself, and the hostname of the service that it called.
     #[must_use]
-    pub fn forwarded(mut self, client: SocketAddr, host: Option<&str>) -> Self {
+    pub fn forwarded(mut self, client: Option<SocketAddr>, host: Option<&str>) -> Self {
         self.forwarded = Forwarded {
-            client: Some(client),
+            client,
             host: host.map(str::to_owned),
         };
         self
@@ -321,7 +321,7 @@ mod tests {
                     ..baggage
                 })
                 .forwarded(
-                    "10.0.0.9:4711".parse().unwrap(),
+                    Some("10.0.0.9:4711".parse().unwrap()),
                     Some("reviews.web.svc.cluster.local"),
                 )
                 .for_service(ServiceClaim::parse("web/reviews:9080").unwrap())

@@ -1,10 +1,12 @@
-//! A body as it comes in, counted on the way.
+//! A body as it comes in, counted on the way; its beginning may be looked at before it moves on.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 
 use crate::telemetry::{MessageCount, OpenRequest, RequestProtocol};
@@ -14,6 +16,17 @@ use crate::telemetry::{MessageCount, OpenRequest, RequestProtocol};
 pub(crate) struct Inflow {
     incoming: Incoming,
     meter: Option<Meter>,
+    /// Read already, and still to be passed on.
+    ahead: VecDeque<Frame<Bytes>>,
+    has_ended: bool,
+}
+
+/// The beginning of a body.
+#[derive(Debug)]
+pub(crate) struct Beginning {
+    pub(crate) bytes: Bytes,
+    /// Whether more follows.
+    pub(crate) is_partial: bool,
 }
 
 /// Counts what a client sends.
@@ -29,6 +42,8 @@ impl Inflow {
         Self {
             incoming,
             meter: None,
+            ahead: VecDeque::new(),
+            has_ended: false,
         }
     }
 
@@ -36,18 +51,59 @@ impl Inflow {
     pub(crate) fn counted(incoming: Incoming, account: &Rc<OpenRequest>) -> Self {
         let is_grpc = account.flow().protocol == RequestProtocol::Grpc;
         Self {
-            incoming,
             meter: Some(Meter {
                 account: Rc::clone(account),
                 messages: is_grpc.then(MessageCount::default),
             }),
+            ..Self::new(incoming)
         }
+    }
+
+    /// The first bytes, at most so many, for which it waits; they stay in the body.
+    ///
+    /// # Errors
+    /// The sender broke off.
+    ///
+    /// # Cancel safety
+    /// What has been read stays in the body.
+    pub(crate) async fn read_ahead(&mut self, max_bytes: usize) -> Result<Beginning, hyper::Error> {
+        let mut length: usize = self.ahead.iter().map(data_len).sum();
+        while length <= max_bytes && !self.is_read() {
+            let Some(frame) = poll_fn(|cx| self.poll_incoming(cx)).await else {
+                break;
+            };
+            let frame = frame?;
+            length += data_len(&frame);
+            self.ahead.push_back(frame);
+        }
+        let mut bytes = BytesMut::with_capacity(length.min(max_bytes));
+        for data in self.ahead.iter().filter_map(Frame::data_ref) {
+            let room = max_bytes - bytes.len();
+            bytes.extend_from_slice(data.get(..room).unwrap_or(data));
+        }
+        Ok(Beginning {
+            bytes: bytes.freeze(),
+            is_partial: length > max_bytes,
+        })
     }
 
     pub(super) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.ahead.pop_front() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => self.poll_incoming(cx),
+        }
+    }
+
+    fn poll_incoming(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if self.has_ended {
+            return Poll::Ready(None);
+        }
         let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
         if let (Some(meter), Some(Ok(frame))) = (&mut self.meter, &frame)
             && let Some(bytes) = frame.data_ref()
@@ -57,15 +113,31 @@ impl Inflow {
                 meter.account.request_messages(messages.feed(bytes));
             }
         }
+        self.has_ended = frame.is_none();
         Poll::Ready(frame)
+    }
+
+    fn is_read(&self) -> bool {
+        self.has_ended || self.incoming.is_end_stream()
     }
 
     /// Whether nothing more will come.
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.ahead.is_empty() && self.is_read()
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        let ahead = self.ahead.iter().map(data_len).sum::<usize>() as u64;
+        let mut hint = SizeHint::new();
+        let rest = self.incoming.size_hint();
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + ahead);
+        }
+        hint.set_lower(rest.lower() + ahead);
+        hint
     }
+}
+
+fn data_len(frame: &Frame<Bytes>) -> usize {
+    frame.data_ref().map_or(0, Bytes::len)
 }

@@ -11,6 +11,7 @@ use http::{Response, StatusCode};
 
 use super::body::Body;
 use super::target::Malformed;
+use crate::policy::ext_authz::Rejection;
 use crate::policy::http::HttpDenial;
 use crate::policy::jwt::TokenError;
 use crate::policy::path::InvalidPath;
@@ -47,11 +48,29 @@ pub(crate) enum Refusal {
     Overflow,
     /// Its bucket is empty; what the answer's fields say of that.
     RateLimited(Vec<(&'static str, u64)>),
+    /// A rate limit service says that it is one too many, and in which words.
+    OverLimit(Box<OverLimit>),
+    /// A rate limit service says nothing, and nothing passes without its word.
+    NoRuling,
+    /// An external authorizer refuses it, and in which words.
+    Rejected(Box<Rejection>),
+    /// An external authorizer says nothing, and nothing passes without its word; the status for that.
+    NoVerdict(StatusCode),
+    /// An external authorizer has to see all of its body, and that is longer than what it may see.
+    TooLong,
+}
+
+/// What a rate limit service says to a client.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub(crate) struct OverLimit {
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 /// gRPC status codes, as far as a proxy makes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GrpcCode {
+    Unknown = 2,
     DeadlineExceeded = 4,
     PermissionDenied = 7,
     Unimplemented = 12,
@@ -145,7 +164,8 @@ impl Refusal {
             Self::Denied(denial) => told(
                 denial.status(),
                 GrpcCode::PermissionDenied,
-                None,
+                matches!(denial, HttpDenial::NoAuthorizer(_))
+                    .then_some(RequestFlag::UnauthorizedExternal),
                 "",
                 denial.body(),
             ),
@@ -184,6 +204,41 @@ impl Refusal {
                 "local_rate_limited",
                 "local_rate_limited",
             ),
+            Self::OverLimit(_) => told(
+                StatusCode::TOO_MANY_REQUESTS,
+                GrpcCode::Unavailable,
+                Some(RequestFlag::RateLimited),
+                "request_rate_limited",
+                "",
+            ),
+            Self::NoRuling => told(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                GrpcCode::Unknown,
+                Some(RequestFlag::RateLimitServiceError),
+                "rate_limiter_error",
+                "",
+            ),
+            Self::Rejected(rejection) => told(
+                rejection.status,
+                GrpcCode::of(rejection.status),
+                Some(RequestFlag::UnauthorizedExternal),
+                "ext_authz_denied",
+                "",
+            ),
+            Self::NoVerdict(status) => told(
+                *status,
+                GrpcCode::of(*status),
+                Some(RequestFlag::UnauthorizedExternal),
+                "ext_authz_error",
+                "",
+            ),
+            Self::TooLong => told(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                GrpcCode::Unknown,
+                None,
+                "request_payload_too_large",
+                "Payload Too Large",
+            ),
         }
     }
 
@@ -207,6 +262,8 @@ impl Refusal {
         } = self.telling();
         let body = match self {
             Self::Unauthenticated(why) => Bytes::from(why.to_string()),
+            Self::Rejected(rejection) => rejection.body.clone(),
+            Self::OverLimit(over) => over.body.clone(),
             _ => Bytes::from_static(body.as_bytes()),
         };
         let mut response = if is_grpc {
@@ -233,9 +290,43 @@ impl Refusal {
                     drop(headers.insert(name, HeaderValue::from(*value)));
                 }
             }
+            Self::OverLimit(over) => replace(headers, &over.headers),
+            Self::Rejected(rejection) => {
+                let words = &rejection.headers;
+                replace(headers, words);
+                // A client of gRPC would not read another kind of answer.
+                if is_grpc {
+                    let kind = HeaderValue::from_static("application/grpc");
+                    drop(headers.insert(CONTENT_TYPE, kind));
+                }
+            }
             _ => {}
         }
         response
+    }
+}
+
+impl GrpcCode {
+    /// The status that an HTTP status stands for (gRPC's "HTTP to gRPC Status Code Mapping").
+    fn of(status: StatusCode) -> Self {
+        match status.as_u16() {
+            400 => Self::Internal,
+            401 => Self::Unauthenticated,
+            403 => Self::PermissionDenied,
+            404 => Self::Unimplemented,
+            429 | 502..=504 => Self::Unavailable,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// Puts headers in the place of those of the same names; several of one name stay several.
+pub(crate) fn replace(headers: &mut HeaderMap, others: &HeaderMap) {
+    for name in others.keys() {
+        drop(headers.remove(name));
+        for value in others.get_all(name) {
+            let _more = headers.append(name, value.clone());
+        }
     }
 }
 

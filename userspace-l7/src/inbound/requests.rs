@@ -7,22 +7,23 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ::http::{Request, Response, request};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use tracing::debug;
 
 use super::claim::Believed;
+use crate::asking::Asker;
 use crate::hbone::Stream;
 use crate::http::{
-    self, Body, Failure, Handover, Keeping, Lease, Malformed, Peer, PoolKey, Refusal, Relayed,
-    Version, Wire,
+    self, Body, Failure, Handover, Inflow, Keeping, Lease, Malformed, Peer, PoolKey, Refusal,
+    Relayed, Version, Wire,
 };
 use crate::hub::Hub;
-use crate::judgement::{self, Call};
+use crate::judgement::{self, Call, Judged};
 use crate::model::{Demands, Snapshot, SpiffeId, Workload};
 use crate::pod::{Family, Pod};
 use crate::policy::Allowed;
-use crate::policy::http::HttpAllowed;
+use crate::policy::ext_authz;
 use crate::ring::{RecvBuf, Tcp};
 use crate::telemetry::OpenFlow;
 
@@ -130,10 +131,12 @@ impl Exchange {
         http::receive(&mut parts).map_err(Refusal::Malformed)?;
         http::strip(&mut parts.headers, upgrade.as_ref());
         let snapshot = self.hub.snapshot();
-        let allowed = self.judge(&snapshot, &mut parts)?;
-        http::respell(&mut parts, allowed.path()).map_err(Refusal::Malformed)?;
+        let mut body = Inflow::new(body);
+        let judged = self.judge(&snapshot, (&mut parts, &mut body)).await?;
+        http::respell(&mut parts, judged.allowed.path()).map_err(Refusal::Malformed)?;
         http::send(&mut parts, version, &self.to);
         let mut answered = self.forward(key, version, parts, body).await?;
+        ext_authz::apply(&judged.response, answered.response.headers_mut());
         // The application has no say in it.
         let _forged = http::take_told(answered.response.headers_mut());
         if answered.switches() {
@@ -154,11 +157,11 @@ impl Exchange {
     }
 
     /// Judges a request by what is demanded at this moment.
-    fn judge(
+    async fn judge(
         &self,
         snapshot: &Snapshot,
-        parts: &mut request::Parts,
-    ) -> Result<HttpAllowed, Refusal> {
+        request: (&mut request::Parts, &mut Inflow),
+    ) -> Result<Judged, Refusal> {
         let none = Demands::default();
         let (demands, waypoint) = match self.demands(snapshot) {
             Some((demands, waypoint)) => (demands, Some(waypoint)),
@@ -169,14 +172,21 @@ impl Exchange {
             .called
             .as_ref()
             .map_or_else(|| self.to.port(), |called| called.port);
+        let server = self.workload.identity();
         let call = Call {
             identity: self.identity.as_ref(),
-            source: self.client.ip(),
+            source: self.client,
             destination: self.to,
+            server: Some(&server),
             port,
             waypoint,
         };
-        judgement::judge(&self.hub, demands, &call, parts)
+        let asker = Asker {
+            hub: &self.hub,
+            pod: &self.pod,
+            workload: &self.workload,
+        };
+        judgement::judge(asker, demands, &call, request).await
     }
 
     /// Hands a request to the application. One that found a connection closed which had waited is sent again,
@@ -186,7 +196,7 @@ impl Exchange {
         key: &Rc<PoolKey>,
         version: Version,
         parts: request::Parts,
-        body: Incoming,
+        body: Inflow,
     ) -> Result<http::Answered, Refusal> {
         let may_repeat = parts.method.is_idempotent() && body.is_end_stream();
         let again = may_repeat.then(|| parts.clone());

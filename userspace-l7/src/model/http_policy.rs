@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue, StatusCode};
 use ipnet::IpNet;
 
 use super::policy::{PolicyKey, ServiceAccountMatch, StringMatch};
@@ -202,7 +202,20 @@ pub struct ExternalAuthorizer {
     /// Whether requests pass when it does not answer.
     pub fail_open: bool,
     /// The status when it does not answer, unless they pass.
-    pub status_on_error: u16,
+    pub status_on_error: StatusCode,
+    /// How much of a request's body it gets to see; `None`: nothing.
+    pub body: Option<CheckedBody>,
+}
+
+/// How much of a request's body an external authorizer gets to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckedBody {
+    /// At most so many bytes.
+    pub max_bytes: usize,
+    /// A longer one is shown in part; else it is refused with 413.
+    pub allow_partial: bool,
+    /// gRPC: as bytes; else as text, in which what is no UTF-8 is U+FFFD.
+    pub as_bytes: bool,
 }
 
 /// What an external authorizer speaks.
@@ -214,17 +227,19 @@ pub enum ExternalAuthorizerProtocol {
     Http(HttpAuthorizer),
 }
 
-/// Settings of `envoyExtAuthzHttp`.
+/// Settings of `envoyExtAuthzHttp`. Patterns of header names are in lower case.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct HttpAuthorizer {
     /// Put before the request's path.
     pub path_prefix: Arc<str>,
-    /// Headers that go to the authorizer besides `Host`, method and path; `abc*` and `*abc` allowed.
+    /// Headers that go to the authorizer besides `Host` and `Authorization`; `abc*` and `*abc` allowed.
     pub request_headers: Vec<StringMatch>,
-    /// Headers that are added to what goes to the authorizer.
-    pub additional_headers: Vec<(HeaderName, Arc<str>)>,
+    /// Headers that are added to what goes to the authorizer, overwriting.
+    pub additional_headers: Vec<(HeaderName, HeaderValue)>,
     /// Headers of an allowing answer that go upstream, overwriting.
     pub upstream_headers: Vec<StringMatch>,
+    /// Headers of an allowing answer that go to the client with the application's response.
+    pub downstream_headers_on_allow: Vec<StringMatch>,
     /// Headers of a refusing answer that go to the client; empty: all.
-    pub downstream_headers: Vec<StringMatch>,
+    pub downstream_headers_on_deny: Vec<StringMatch>,
 }

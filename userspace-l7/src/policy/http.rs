@@ -50,6 +50,26 @@ pub fn judge_http(demands: &Demands, request: &HttpRequest<'_>) -> HttpVerdict {
     judge(demands, request, true)
 }
 
+/// Whom to ask before a request is judged, and even before its token is looked at (Envoy's `ext_authz` stands in front
+/// of `jwt_authn`, so that an answer may bring the token). Nobody, most of the time.
+///
+/// # Errors
+/// Nobody can be asked whom a policy wants to be asked, or the path has no one spelling.
+pub fn ask_first(demands: &Demands, request: &HttpRequest<'_>) -> Result<Option<Ask>, HttpDenial> {
+    let asks = |policy: &Arc<HttpPolicy>| matches!(policy.action, HttpPolicyAction::Custom(_));
+    if !demands.authorization.iter().any(asks) {
+        return Ok(None);
+    }
+    let path = spelled(demands, request)?;
+    let facts = Facts::new(request, &path);
+    let judge = Judge {
+        policies: &demands.authorization,
+        facts: &facts,
+    };
+    let authorizers = judge.ask()?;
+    Ok((!authorizers.is_empty()).then(|| Ask::new(authorizers, path.clone())))
+}
+
 impl AfterAsking {
     /// Judges on, once everybody who was asked has let the request pass; the request is what their answers
     /// made of it.
@@ -71,7 +91,7 @@ fn judge(demands: &Demands, request: &HttpRequest<'_>, asks: bool) -> HttpVerdic
     if asks {
         match judge.ask() {
             Ok(asked) if asked.is_empty() => {}
-            Ok(asked) => return HttpVerdict::ask(asked),
+            Ok(asked) => return HttpVerdict::ask(Ask::new(asked, path.clone())),
             Err(denial) => return HttpVerdict::denied(denial),
         }
     }

@@ -1,6 +1,8 @@
 //! Local limits on requests: token buckets that all workers share, and what the answers say about them.
 //! The time is passed in.
 
+pub mod global;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 /// Fixed one-second windows. Workers share it without a lock: a race at a window's edge lets a few lines
 /// more through, which is harmless.
 #[derive(Debug)]
-pub(super) struct RateLimit {
+pub(crate) struct RateLimit {
     per_second: u32,
     epoch: Instant,
     window: AtomicU64,
@@ -17,7 +17,7 @@ pub(super) struct RateLimit {
 }
 
 impl RateLimit {
-    pub(super) fn per_second(per_second: u32) -> Self {
+    pub(crate) fn per_second(per_second: u32) -> Self {
         Self {
             per_second,
             epoch: Instant::now(),
@@ -28,7 +28,7 @@ impl RateLimit {
     }
 
     /// Whether one more line may be written at `now`; if so, how many were left out since the last one.
-    pub(super) fn admit(&self, now: Instant) -> Option<u64> {
+    pub(crate) fn admit(&self, now: Instant) -> Option<u64> {
         let window = now.saturating_duration_since(self.epoch).as_secs() / WINDOW.as_secs();
         if self.window.swap(window, Ordering::Relaxed) != window {
             self.admitted.store(0, Ordering::Relaxed);

@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::asking::Asker;
 use crate::http::Version;
 use crate::hub::Hub;
-use crate::model::{AppProtocol, PortLayer7, Service, ServiceLayer7, Snapshot, Workload};
+use crate::model::{PortLayer7, Service, ServiceLayer7, Snapshot, Workload};
 use crate::pod::Pod;
 use crate::route::Towards;
 use crate::telemetry::RequestClient;
+use crate::upstream::{self, Origin};
 
 /// A connection to a service with layer 7.
 pub(super) struct Client {
@@ -45,6 +47,27 @@ impl Client {
         }
     }
 
+    /// Who its requests are from.
+    pub(super) fn origin(&self) -> Origin<'_> {
+        Origin {
+            hub: &self.hub,
+            pod: &self.pod,
+            workload: &self.workload,
+            source: Some(self.source),
+            service: &self.service,
+            claimed: Some(self.dialled.port()),
+        }
+    }
+
+    /// Who asks others about them.
+    pub(super) fn asker(&self) -> Asker<'_> {
+        Asker {
+            hub: &self.hub,
+            pod: &self.pod,
+            workload: &self.workload,
+        }
+    }
+
     /// The dialled port's part of it.
     pub(super) fn port<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s Arc<PortLayer7>> {
         self.layer7(snapshot)?.ports.get(&self.dialled.port())
@@ -58,19 +81,5 @@ pub(super) fn version_towards(
     port: u16,
     client: Version,
 ) -> Version {
-    let layer7 = snapshot.services_layer7.get(&service.key);
-    let known = layer7.and_then(|layer7| layer7.ports.get(&port));
-    let protocol = known.map(|port| port.protocol).or_else(|| {
-        let declared = service.ports.get(&port)?;
-        Some(AppProtocol::of_port(
-            port,
-            &declared.name,
-            &declared.app_protocol,
-        ))
-    });
-    match protocol {
-        Some(AppProtocol::Http1) => Version::Http1,
-        Some(AppProtocol::Http2) => Version::Http2,
-        Some(AppProtocol::Detect | AppProtocol::Tcp | AppProtocol::Tls) | None => client,
-    }
+    upstream::declared_version(snapshot, service, port).unwrap_or(client)
 }

@@ -13,10 +13,10 @@ use crate::route::Target;
 use crate::route::http::retry::{self, Attempt};
 use crate::route::outlier::Outcome;
 use crate::telemetry::RequestFlag;
+use crate::upstream::{self, NoConnection};
 
 use super::account::Account;
 use super::client::Client;
-use super::upstream::{self, NoConnection};
 
 /// Reused connections that may turn out to be closed before one is made anew.
 const STALE: u32 = 2;
@@ -228,19 +228,25 @@ async fn attempt_once(
     stale: u32,
 ) -> Result<Answered, Failed> {
     let is_repeatable = is_repeatable(request.method()) && request.body().is_end_stream();
-    let taken =
-        match upstream::take(client, (to.endpoints, target), to.version, stale >= STALE).await {
-            Ok(taken) => taken,
-            Err(error) => {
-                debug!(destination = %target.destination, %error, "no connection");
-                return Err(Failed {
-                    attempt: Attempt::ConnectFailure,
-                    refusal: refusal(&error),
-                    request: Some(request),
-                    is_stale: false,
-                });
-            }
-        };
+    let taken = match upstream::take(
+        &client.origin(),
+        (to.endpoints, target),
+        to.version,
+        stale >= STALE,
+    )
+    .await
+    {
+        Ok(taken) => taken,
+        Err(error) => {
+            debug!(destination = %target.destination, %error, "no connection");
+            return Err(Failed {
+                attempt: Attempt::ConnectFailure,
+                refusal: refusal(&error),
+                request: Some(request),
+                is_stale: false,
+            });
+        }
+    };
     let failed = match http::send_on(taken.lease, request).await {
         Ok(mut answered) => {
             let told = http::take_told(answered.response.headers_mut());

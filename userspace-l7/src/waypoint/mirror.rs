@@ -15,9 +15,9 @@ use crate::endpoints;
 use crate::http::{self, Body, Version};
 use crate::model::{BackendTarget, Mirror, Snapshot};
 use crate::traffic::Wish;
+use crate::upstream;
 
 use super::client::{Client, version_towards};
-use super::upstream;
 
 /// Time that a mirror has for its whole answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -61,7 +61,7 @@ pub(super) fn send(
             let _admitted = endpoints.admit_request()?;
             let _attended = endpoints.group.attend(target.destination);
             http::send(&mut parts, version, &service.key.hostname);
-            let taken = upstream::take(&client, (&endpoints, target), version, false)
+            let taken = upstream::take(&client.origin(), (&endpoints, target), version, false)
                 .await
                 .ok()?;
             let request = Request::from_parts(parts, body);

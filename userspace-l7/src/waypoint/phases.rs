@@ -19,6 +19,7 @@ use crate::model::{
     AbortAnswer, BackendTarget, Fault, HeaderModifier, HttpAction, HttpRouteEntry, HttpRule,
     PathNormalization, PortRoutes, RetryPolicy, Snapshot, TracingSettings,
 };
+use crate::policy::ext_authz::{self, HeaderChange};
 use crate::policy::path;
 use crate::route::Target;
 use crate::route::http as route;
@@ -99,6 +100,7 @@ struct After {
     deadline: Option<Instant>,
     affinity: Affinity,
     standing: Standing,
+    changes: Vec<HeaderChange>,
 }
 
 /// What a request matched; nothing where its port has no routes.
@@ -136,7 +138,7 @@ impl Exchange<'_> {
         if let Some(rule) = rule {
             account.matched(rule);
         }
-        let standing = limits::pass(self.client, &self.snapshot, rule, &parts)?;
+        let standing = limits::pass(self.client, &self.snapshot, rule, &mut parts).await?;
         if let Some(fault) = rule.and_then(|rule| rule.fault.as_ref())
             && let Some(response) = Box::pin(self.suffer(fault, account)).await
         {
@@ -165,11 +167,13 @@ impl Exchange<'_> {
         };
         let limit = grpc::timeout(&parts.headers, rule.and_then(|rule| rule.timeout));
 
-        self.judge_here(&endpoints.targets, &mut parts)?;
+        let mut body = Inflow::counted(body, account.open());
+        let changes = self
+            .judge_here(&endpoints.targets, (&mut parts, &mut body))
+            .await?;
         account.admitted(endpoints.admit_request().ok_or(Refusal::Overflow)?);
         change_by_rule(&mut parts, matched)?;
         let has_copies = rule.is_some_and(|rule| !rule.mirrors.is_empty());
-        let body = Inflow::counted(body, account.open());
         let (body, recording) = forward::prepare(body, &to, has_copies);
         if let Some(rule) = rule {
             self.mirror(rule, &parts, recording.as_ref(), body.is_end_stream());
@@ -195,6 +199,7 @@ impl Exchange<'_> {
             deadline,
             affinity,
             standing,
+            changes,
         };
         Ok(Outcome::Forwarded(answered, after))
     }
@@ -319,23 +324,32 @@ impl Exchange<'_> {
 
     /// Enforces the service's demands where the endpoint's node will not: outside the mesh, or where another
     /// data plane answers that sees connections only.
-    fn judge_here(&self, targets: &[Target], parts: &mut request::Parts) -> Result<(), Refusal> {
+    ///
+    /// What is to be made of the response comes back.
+    async fn judge_here(
+        &self,
+        targets: &[Target],
+        request: (&mut request::Parts, &mut Inflow),
+    ) -> Result<Vec<HeaderChange>, Refusal> {
         let Some(unjudged) = targets.iter().find(|target| !target.is_judged_there()) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         let Some(layer7) = self.client.layer7(&self.snapshot) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
+        let server = unjudged.workload.as_ref().map(|one| one.identity());
         let identity = self.client.workload.identity();
         let call = Call {
             identity: Some(&identity),
-            source: self.client.source.ip(),
+            source: self.client.source,
             destination: unjudged.destination,
+            server: server.as_ref(),
             port: self.client.dialled.port(),
             waypoint: Some(&layer7.waypoint_identity),
         };
-        let _allowed = judgement::judge(&self.client.hub, &layer7.demands, &call, parts)?;
-        Ok(())
+        let asker = self.client.asker();
+        let judged = judgement::judge(asker, &layer7.demands, &call, request).await?;
+        Ok(judged.response)
     }
 
     /// Sends the rule's copies on their way.
@@ -399,6 +413,7 @@ impl Exchange<'_> {
         }
         after.affinity.tell(after.rule.as_ref(), host, headers);
         after.standing.tell(headers);
+        ext_authz::apply(&after.changes, headers);
         route::modify(&after.backend, headers);
         if let Some(rule) = &after.rule {
             route::modify(&rule.response_headers, headers);

@@ -456,7 +456,7 @@ fn policy_step(policy: &HttpPolicy, request: &HttpRequest<'_>, at: &str) -> Poli
         action,
         layer: "L7".to_owned(),
         at: at.to_owned(),
-        verdict: verdict(rule, policy.dry_run),
+        verdict: verdict(rule, policy.dry_run) + &wording::asks(policy),
         is_match: rule.is_some() && !policy.dry_run,
     }
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use userspace_l7::model::{
-    Action, AppProtocol, AuthorizationPolicy, BackendTarget, Clause, Demands, HeaderModifier,
-    Health, HttpAction, HttpMatch, HttpPolicy, HttpPolicyAction, HttpPolicyRule, HttpRouteEntry,
-    HttpRouteTable, HttpRule, Match, OperationMatch, PathMatch, PolicyKey, PortLayer7, PortRoutes,
-    Redirect, RetryPolicy, Rule, Scope, ServiceLayer7, Snapshot, SourceMatch, StringMatch,
-    WaypointKey, WeightedBackend,
+    Action, AppProtocol, AuthorizationPolicy, BackendTarget, Clause, Demands, ExternalAuthorizer,
+    ExternalAuthorizerProtocol, HeaderModifier, Health, HttpAction, HttpMatch, HttpPolicy,
+    HttpPolicyAction, HttpPolicyRule, HttpRouteEntry, HttpRouteTable, HttpRule, Match,
+    OperationMatch, PathMatch, PolicyKey, PortLayer7, PortRoutes, Redirect, RetryPolicy, Rule,
+    Scope, ServiceLayer7, Snapshot, SourceMatch, StringMatch, WaypointKey, WeightedBackend,
 };
 
 use super::{Explanation, Question, Unanswerable, explain};
@@ -237,6 +237,45 @@ fn the_policy_and_the_rule_that_decide_are_named() {
     expect(&mesh, &query("POST"), Some(403), none);
     let denied = "policy bookinfo/no-delete denies it by rule 0";
     expect(&mesh, &query("DELETE"), Some(403), denied);
+}
+
+#[test]
+fn a_policy_that_asks_says_whom() {
+    let authorizer = ExternalAuthorizer {
+        name: "login".into(),
+        service: key("auth", "authz.auth.svc.cluster.local"),
+        port: 9000,
+        protocol: ExternalAuthorizerProtocol::Grpc,
+        timeout: std::time::Duration::from_secs(1),
+        fail_open: false,
+        status_on_error: hyper::StatusCode::FORBIDDEN,
+        body: None,
+    };
+    let query = "from=default/curl&to=reviews.bookinfo:80&path=/split";
+    let curl = "cluster.local/ns/default/sa/curl";
+    for (asked, status, why, says) in [
+        (
+            Some(Arc::new(authorizer)),
+            None,
+            "if login lets the request pass",
+            "matches rule 0; asks login (auth/authz.auth.svc.cluster.local:9000)",
+        ),
+        (
+            None,
+            Some(403),
+            "",
+            "matches rule 0; would ask a provider that does not exist, so it refuses",
+        ),
+    ] {
+        let policy = policy("ask", HttpPolicyAction::Custom(asked), "GET", curl);
+        let found = expect(&mesh(vec![policy]), query, status, why);
+        let step = found
+            .policies
+            .iter()
+            .find(|step| step.layer == "L7")
+            .unwrap();
+        assert_eq!((&*step.action, &*step.verdict), ("CUSTOM", says));
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Rules in words.
 
 use userspace_l7::model::{
-    AbortAnswer, AppProtocol, BackendTarget, HeaderModifier, HttpMatch, HttpRule, PathChange,
-    PathMatch, TextMatch,
+    AbortAnswer, AppProtocol, BackendTarget, HeaderModifier, HttpMatch, HttpPolicy,
+    HttpPolicyAction, HttpRule, PathChange, PathMatch, TextMatch,
 };
 use userspace_l7::policy::http::HttpDenial;
 
@@ -13,6 +13,20 @@ pub(in crate::admin) fn protocol(protocol: AppProtocol) -> &'static str {
         AppProtocol::Tcp => "tcp",
         AppProtocol::Tls => "tls",
         AppProtocol::Detect => "detect",
+    }
+}
+
+/// Whom a policy asks, to be read after what its rules match; nothing for one that asks nobody.
+pub(super) fn asks(policy: &HttpPolicy) -> String {
+    match &policy.action {
+        HttpPolicyAction::Custom(Some(authorizer)) => {
+            let (name, service, port) = (&authorizer.name, &authorizer.service, authorizer.port);
+            format!("; asks {name} ({service}:{port})")
+        }
+        HttpPolicyAction::Custom(None) => {
+            "; would ask a provider that does not exist, so it refuses".to_owned()
+        }
+        HttpPolicyAction::Allow | HttpPolicyAction::Deny | HttpPolicyAction::Audit => String::new(),
     }
 }
 

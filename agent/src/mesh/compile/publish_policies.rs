@@ -46,6 +46,13 @@ impl Compiler {
         {
             notices.warn(Kind::AuthorizationPolicy, name, verdict.message.clone());
         }
+        if let Some(provider) = policy.as_ref().and_then(|one| self.unknown_provider(one)) {
+            let message = format!(
+                "asks the extension provider `{provider}`, which the mesh's configuration does not have, so what its rules \
+                 match is refused: add it to extensionProviders"
+            );
+            notices.warn(Kind::AuthorizationPolicy, name, message);
+        }
         self.say(Unit::Policy(name.clone()), notices.0);
         match verdict {
             Some(verdict) => self.statuses.insert(key.clone(), verdict.of(key)),
@@ -53,6 +60,17 @@ impl Compiler {
         };
         self.reselect_policy(name, compiled.as_ref(), marks);
         self.publish_policy(&policy_key(name), compiled.map(Arc::new))
+    }
+
+    /// Whom a policy with targets wants to ask, if that is nobody.
+    fn unknown_provider<'p>(
+        &self,
+        policy: &'p authorization::AuthorizationPolicy,
+    ) -> Option<&'p str> {
+        let provider = policy.spec.provider.as_ref()?;
+        let _target = policy.spec.targets().next()?;
+        let is_known = self.authorizer(&provider.name).is_some();
+        (!is_known).then_some(&*provider.name)
     }
 
     /// Keeps what a policy demands of requests, and marks its targets if that changed.

@@ -53,7 +53,8 @@ fn the_handler_sees_who_asks_for_what_and_its_answer_arrives() {
         let pool = Pool::new();
         let client = "10.0.0.9:1".parse().unwrap();
         let ask = |to: &str| {
-            ConnectRequest::to_address(to.parse().unwrap()).forwarded(client, Some("reviews.web"))
+            ConnectRequest::to_address(to.parse().unwrap())
+                .forwarded(Some(client), Some("reviews.web"))
         };
         let dial = || Node::dial(node.address, Arc::clone(&node.alice));
         let mut stream = pool

@@ -24,11 +24,8 @@ impl HttpVerdict {
         Self::plain(HttpDecision::Denied(denial))
     }
 
-    pub(super) fn ask(authorizers: Vec<Asked>) -> Self {
-        Self::plain(HttpDecision::Ask(Ask {
-            authorizers,
-            then: AfterAsking(()),
-        }))
+    pub(super) fn ask(ask: Ask) -> Self {
+        Self::plain(HttpDecision::Ask(ask))
     }
 
     fn plain(decision: HttpDecision) -> Self {
@@ -74,8 +71,20 @@ impl HttpAllowed {
 pub struct Ask {
     /// All of these; never empty.
     pub authorizers: Vec<Asked>,
+    /// The path in its one spelling, which they are to be asked about.
+    pub path: NormalizedPath,
     /// The way on.
     pub then: AfterAsking,
+}
+
+impl Ask {
+    pub(super) fn new(authorizers: Vec<Asked>, path: NormalizedPath) -> Self {
+        Self {
+            authorizers,
+            path,
+            then: AfterAsking(()),
+        }
+    }
 }
 
 /// One provider to ask, and the CUSTOM rule that wants it.

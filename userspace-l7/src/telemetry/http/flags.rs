@@ -29,6 +29,8 @@ pub enum RequestFlag {
     RateLimited,
     /// `UAEX`: an external authorizer refused it. 403, or what it said.
     UnauthorizedExternal,
+    /// `RLSE`: a rate limit service had nothing to say, and nothing passes without its word. 500.
+    RateLimitServiceError,
     /// `DC`: the client went away before its response was complete.
     DownstreamReset,
     /// `URX`: the last retry failed too.
@@ -44,7 +46,7 @@ pub enum RequestFlag {
 }
 
 impl RequestFlag {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 18] = [
         Self::NoHealthyUpstream,
         Self::UpstreamTimeout,
         Self::LocalReset,
@@ -56,6 +58,7 @@ impl RequestFlag {
         Self::FaultInjected,
         Self::RateLimited,
         Self::UnauthorizedExternal,
+        Self::RateLimitServiceError,
         Self::DownstreamReset,
         Self::RetriesExhausted,
         Self::IdleTimeout,
@@ -78,6 +81,7 @@ impl RequestFlag {
             Self::FaultInjected => "FI",
             Self::RateLimited => "RL",
             Self::UnauthorizedExternal => "UAEX",
+            Self::RateLimitServiceError => "RLSE",
             Self::DownstreamReset => "DC",
             Self::RetriesExhausted => "URX",
             Self::IdleTimeout => "SI",

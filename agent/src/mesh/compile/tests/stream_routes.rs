@@ -1,8 +1,8 @@
 //! GRPCRoute, TCPRoute and TLSRoute; RequestAuthentication; the mesh's configuration.
 
 use userspace_l7::model::{
-    BackendTarget, HttpPolicyAction, JwksSource, JwtKeys, JwtLocation, NamespacedHostname,
-    PathMatch, PathNormalization, PortRoutes, ServiceLayer7, StringMatch,
+    BackendTarget, ExternalAuthorizerProtocol, HttpPolicyAction, JwksSource, JwtKeys, JwtLocation,
+    NamespacedHostname, PathMatch, PathNormalization, PortRoutes, ServiceLayer7, StringMatch,
 };
 
 use super::{compile, compiler, upserts};
@@ -115,7 +115,7 @@ fn tokens_are_looked_for_in_the_usual_places_or_in_the_named_ones() {
 
 #[test]
 fn the_meshs_configuration_gives_authorizers_and_defaults() {
-    let config = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: {trustDomainAliases: [old.example], pathNormalization: {normalization: MERGE_SLASHES}, defaultHttpRetryPolicy: {attempts: 7}, unknown: 1, extensionProviders: [{name: ask, envoyExtAuthzHttp: {service: auth.b.svc.cluster.local, port: 8000, timeout: 1s, headersToUpstreamOnAllow: [x-*]}}]}}\n";
+    let config = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: {trustDomainAliases: [old.example], pathNormalization: {normalization: MERGE_SLASHES}, defaultHttpRetryPolicy: {attempts: 7}, unknown: 1, extensionProviders: [{name: ask, envoyExtAuthzHttp: {service: auth.b.svc.cluster.local, port: 8000, timeout: 1s, headersToUpstreamOnAllow: [X-*]}}]}}\n";
     let policy = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: a}\nspec: {targetRefs: [{kind: Service, name: s}], action: CUSTOM, provider: {name: ask}, rules: [{from: [{source: {principals: [old.example/ns/b/sa/c]}}]}]}\n";
     let found = layer7(&format!(
         "{policy}{config}{}",
@@ -125,7 +125,14 @@ fn the_meshs_configuration_gives_authorizers_and_defaults() {
         panic!("{found:?}")
     };
     assert_eq!(asked.service.to_string(), "b/auth.b.svc.cluster.local");
-    assert_eq!((asked.port, asked.status_on_error), (8000, 403));
+    assert_eq!((asked.port, asked.status_on_error.as_u16()), (8000, 403));
+    let ExternalAuthorizerProtocol::Http(settings) = &asked.protocol else {
+        panic!("{asked:?}")
+    };
+    // Header names have no case.
+    let names = [StringMatch::Prefix("x-".into())];
+    assert_eq!(settings.upstream_headers, names);
+    assert_eq!(asked.body, None);
     assert_eq!(
         found.demands.authorization[0].rules[0].from[0].principals,
         ["td.example", "old.example"]

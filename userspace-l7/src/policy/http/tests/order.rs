@@ -38,7 +38,8 @@ fn authorizer(name: &str) -> Arc<ExternalAuthorizer> {
         protocol: ExternalAuthorizerProtocol::Grpc,
         timeout: Duration::from_secs(600),
         fail_open: false,
-        status_on_error: 403,
+        status_on_error: http::StatusCode::FORBIDDEN,
+        body: None,
     })
 }
 

@@ -1,5 +1,7 @@
-//! Connections from a local pod to the endpoints that its requests go to.
+//! L6: connections from a local pod to the endpoints of a service that speaks HTTP, for its application's requests and
+//! for the agent's own questions on its behalf.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,18 +10,32 @@ use crate::dial;
 use crate::endpoints::Endpoints;
 use crate::hbone::{Baggage, ConnectRequest, ServiceClaim};
 use crate::http::{self, Keeping, Lease, Peer, PoolKey, Version, Wire};
-use crate::model::TrafficPolicy;
+use crate::hub::Hub;
+use crate::model::{AppProtocol, Service, Snapshot, TrafficPolicy, Workload};
+use crate::pod::Pod;
 use crate::relay::Far;
 use crate::ring::RecvBuf;
 use crate::route::{Target, Transport};
 use crate::telemetry::{Flow, Reporter, Security};
 use crate::traffic::Place;
 
-use super::client::Client;
+/// Who sends requests, and in which service's name.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    pub(crate) hub: &'a Hub,
+    pub(crate) pod: &'a Pod,
+    pub(crate) workload: &'a Arc<Workload>,
+    /// The application's own connection that they came on; none for what the agent asks.
+    pub(crate) source: Option<SocketAddr>,
+    /// The service that was called.
+    pub(crate) service: &'a Arc<Service>,
+    /// Its port, if the server's node is to judge them by what the service demands.
+    pub(crate) claimed: Option<u16>,
+}
 
 /// Why there is no connection; nothing of the request has left.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NoConnection {
+pub(crate) enum NoConnection {
     #[error(transparent)]
     Dial(#[from] dial::DialError),
     #[error("the policy's time to connect is over")]
@@ -31,27 +47,29 @@ pub(super) enum NoConnection {
 }
 
 /// A connection to a target, and whether it has carried requests before.
-pub(super) struct Taken {
-    pub(super) lease: Lease,
-    pub(super) is_reused: bool,
+pub(crate) struct Taken {
+    pub(crate) lease: Lease,
+    pub(crate) is_reused: bool,
 }
 
 /// A connection for one request: one that waits, unless it has to be fresh, or a new one.
-pub(super) async fn take(
-    client: &Client,
+pub(crate) async fn take(
+    origin: &Origin<'_>,
     (endpoints, target): (&Endpoints, &Target),
     version: Version,
     fresh: bool,
 ) -> Result<Taken, NoConnection> {
-    let pool = &client.hub.requests;
+    let pool = &origin.hub.requests;
     let key = Rc::new(PoolKey {
-        pod: client.pod.uid.clone(),
+        pod: origin.pod.uid.clone(),
         destination: target.destination,
         workload: target
             .workload
             .as_ref()
             .map(|workload| workload.uid.clone()),
-        service: Some((client.service.key.clone(), client.dialled.port())),
+        service: origin
+            .claimed
+            .map(|port| (origin.service.key.clone(), port)),
         group: Some(endpoints.key.clone()),
         client: None,
     });
@@ -67,12 +85,12 @@ pub(super) async fn take(
         });
     }
     // On the heap: most requests find one that waits, and need not carry the room for making one.
-    Box::pin(make(client, (endpoints, target), &key, version)).await
+    Box::pin(make(origin, (endpoints, target), &key, version)).await
 }
 
 /// A new connection, or one that comes back while the policy has no room for a new one.
 async fn make(
-    client: &Client,
+    origin: &Origin<'_>,
     (endpoints, target): (&Endpoints, &Target),
     key: &Rc<PoolKey>,
     version: Version,
@@ -81,7 +99,7 @@ async fn make(
     let _pending = pending
         .admit(endpoints.policy.limits.pending_requests)
         .ok_or(NoConnection::Overflow)?;
-    let place = match room(client, (endpoints, target), key, version).await {
+    let place = match room(origin, (endpoints, target), key, version).await {
         Room::Fresh(place) => place,
         Room::Waiting(lease) => {
             return Ok(Taken {
@@ -91,13 +109,16 @@ async fn make(
         }
     };
     let request = || {
-        let service = &client.service.key;
-        ConnectRequest::to_address(target.destination)
-            .from_workload(Baggage::of(&client.workload))
-            .forwarded(client.source, Some(&service.hostname))
-            .for_service(ServiceClaim::of(service, client.dialled.port()))
+        let service = &origin.service.key;
+        let request = ConnectRequest::to_address(target.destination)
+            .from_workload(Baggage::of(origin.workload))
+            .forwarded(origin.source, Some(&service.hostname));
+        match origin.claimed {
+            Some(port) => request.for_service(ServiceClaim::of(service, port)),
+            None => request,
+        }
     };
-    let reached = dial::reach(&client.hub, &client.pod, &client.workload, target, request);
+    let reached = dial::reach(origin.hub, origin.pod, origin.workload, target, request);
     let far = match endpoints.policy.connect_timeout {
         None => reached.await?,
         Some(limit) => tokio::time::timeout(limit, reached)
@@ -108,11 +129,11 @@ async fn make(
         Far::Plain(tcp) => Wire::tcp(tcp, RecvBuf::default()),
         Far::Tunnel(stream) => Wire::tunnel(stream, RecvBuf::default()),
     };
-    let flow = client.hub.metrics.open(flow(client, target));
+    let flow = origin.hub.metrics.open(flow(origin, target));
     let wire = wire.accounted(Rc::new(flow), Peer::Server).holding(place);
     let sender = http::connect(wire, version).await?;
     Ok(Taken {
-        lease: client
+        lease: origin
             .hub
             .requests
             .adopt(key, sender, keeping(&endpoints.policy)),
@@ -130,7 +151,7 @@ enum Room {
 
 /// Waits until the policy has room for one more connection, or one that there is waits for a request.
 async fn room(
-    client: &Client,
+    origin: &Origin<'_>,
     (endpoints, target): (&Endpoints, &Target),
     key: &Rc<PoolKey>,
     version: Version,
@@ -138,14 +159,14 @@ async fn room(
     let Endpoints { group, policy, .. } = endpoints;
     loop {
         // Asked for before looking, so that nothing is missed in between.
-        let mut waits = pin!(client.hub.requests.freed());
+        let mut waits = pin!(origin.hub.requests.freed());
         let mut freed = pin!(group.freed());
         let _early = waits.as_mut().enable();
         let _early = freed.as_mut().enable();
-        if let Some(place) = group.admit_connection(policy, &client.pod.uid, target.destination) {
+        if let Some(place) = group.admit_connection(policy, &origin.pod.uid, target.destination) {
             return Room::Fresh(place);
         }
-        if let Some(lease) = client.hub.requests.take(key, version, keeping(policy)) {
+        if let Some(lease) = origin.hub.requests.take(key, version, keeping(policy)) {
             return Room::Waiting(lease);
         }
         tokio::select! {
@@ -165,7 +186,7 @@ fn keeping(policy: &TrafficPolicy) -> Keeping {
     }
 }
 
-fn flow(client: &Client, target: &Target) -> Flow {
+fn flow(origin: &Origin<'_>, target: &Target) -> Flow {
     let (next_hop, authenticated) = match &target.transport {
         Transport::Plain => (target.destination, false),
         Transport::Hbone { tunnel, .. } => (*tunnel, true),
@@ -173,12 +194,14 @@ fn flow(client: &Client, target: &Target) -> Flow {
     let server = target.workload.as_ref().map(|workload| workload.identity());
     Flow {
         reporter: Reporter::Source,
-        source: Some(Arc::clone(&client.workload)),
-        source_identity: authenticated.then(|| client.workload.identity()),
+        source: Some(Arc::clone(origin.workload)),
+        source_identity: authenticated.then(|| origin.workload.identity()),
         destination: target.workload.clone(),
         destination_identity: server.filter(|_| authenticated),
-        service: Some(Arc::clone(&client.service)),
-        source_address: client.source,
+        service: Some(Arc::clone(origin.service)),
+        source_address: origin
+            .source
+            .unwrap_or_else(|| own_address(origin.workload)),
         destination_address: next_hop,
         hbone_target: authenticated.then(|| target.destination.to_string()),
         security: if authenticated {
@@ -186,5 +209,34 @@ fn flow(client: &Client, target: &Target) -> Flow {
         } else {
             Security::Unknown
         },
+    }
+}
+
+/// The pod's address where no connection of its application's says another.
+pub(crate) fn own_address(workload: &Workload) -> SocketAddr {
+    let first = workload.addresses.first().copied();
+    SocketAddr::new(first.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), 0)
+}
+
+/// What a port of a service declares to speak; `None`: it does not say, or not HTTP.
+pub(crate) fn declared_version(
+    snapshot: &Snapshot,
+    service: &Service,
+    port: u16,
+) -> Option<Version> {
+    let layer7 = snapshot.services_layer7.get(&service.key);
+    let known = layer7.and_then(|layer7| layer7.ports.get(&port));
+    let protocol = known.map(|port| port.protocol).or_else(|| {
+        let declared = service.ports.get(&port)?;
+        Some(AppProtocol::of_port(
+            port,
+            &declared.name,
+            &declared.app_protocol,
+        ))
+    });
+    match protocol {
+        Some(AppProtocol::Http1) => Some(Version::Http1),
+        Some(AppProtocol::Http2) => Some(Version::Http2),
+        Some(AppProtocol::Detect | AppProtocol::Tcp | AppProtocol::Tls) | None => None,
     }
 }

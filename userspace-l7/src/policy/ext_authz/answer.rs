@@ -1,0 +1,48 @@
+//! What an authorizer's answer comes to, in whichever protocol it was given.
+
+use ::http::StatusCode;
+use ::http::header::{HeaderMap, HeaderName, HeaderValue};
+
+use super::{Bytes, Changes};
+use crate::envoy::is_of_the_hop;
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// The request passes, changed so.
+    Allowed(Changes),
+    /// It does not.
+    Denied(Rejection),
+    /// That is no answer: the authorizer has failed.
+    Failed,
+}
+
+/// What a client gets in place of the application's response.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rejection {
+    /// The authorizer's, or 403.
+    pub status: StatusCode,
+    /// The authorizer's, as far as they are for the client.
+    pub headers: HeaderMap,
+    /// The authorizer's.
+    pub body: Bytes,
+}
+
+impl Rejection {
+    /// One with these headers, several of one name in their order. What frames a message is ours.
+    pub(super) fn new(
+        status: StatusCode,
+        headers: impl Iterator<Item = (HeaderName, HeaderValue)>,
+        body: Bytes,
+    ) -> Self {
+        let mut told = HeaderMap::new();
+        for (name, value) in headers.filter(|(name, _)| !is_of_the_hop(name)) {
+            let _more = told.append(name, value);
+        }
+        Self {
+            status,
+            headers: told,
+            body,
+        }
+    }
+}
