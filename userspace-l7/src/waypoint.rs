@@ -3,6 +3,7 @@
 //! ```text
 //!  application ─► welcome ─ sniff ─┬─► not HTTP: back to outbound, as bytes
 //!                                  └─► serve: each request ─► phases ─► upstream ─► endpoint
+//!  client of another data plane ─► inbound ─► fronted ─┘
 //! ```
 
 mod account;
@@ -10,6 +11,7 @@ mod affinity;
 mod backend;
 mod client;
 mod forward;
+mod fronted;
 mod grpc;
 mod limits;
 mod mirror;
@@ -32,7 +34,8 @@ use crate::pod::Pod;
 use crate::ring::{RecvBuf, Tcp};
 use crate::telemetry::{RequestClient, Security};
 
-use client::Client;
+use client::{Asker, Client};
+pub(crate) use fronted::{Unserved, fronted, serve_another};
 
 /// What became of a connection.
 pub(crate) enum Welcome {
@@ -75,6 +78,7 @@ pub(crate) async fn welcome(
         hub: Rc::clone(hub),
         pod: pod.clone(),
         workload,
+        asker: Asker::Pod,
         service,
         source,
         dialled,

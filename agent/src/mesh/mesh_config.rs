@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::duration::IstioDuration;
 use super::field::{Faults, at};
 use super::meta::Meta;
+use super::open_telemetry::OpenTelemetry;
 use super::retries::HttpRetry;
 
 /// The `ConfigMap` that holds it, in the mesh's root namespace.
@@ -27,6 +28,12 @@ impl MeshConfig {
         let place = at!["data", "mesh"];
         if let Some(retry) = &self.spec.default_http_retry_policy {
             retry.check(&place.join("defaultHttpRetryPolicy"), faults);
+        }
+        for (index, provider) in self.spec.extension_providers.iter().enumerate() {
+            if let Some(collector) = &provider.opentelemetry {
+                let place = place.join("extensionProviders").join(index);
+                collector.check(&place.join("opentelemetry"), faults);
+            }
         }
     }
 }
@@ -99,6 +106,9 @@ pub enum AccessLogEncoding {
 pub struct ProxyConfig {
     /// Traces.
     pub tracing: Option<ProxyTracing>,
+    /// What spans call the mesh; empty: its trust domain.
+    #[serde(rename = "meshId")]
+    pub mesh_id: String,
 }
 
 /// `defaultConfig.tracing`.
@@ -120,6 +130,7 @@ pub struct ExtensionProvider {
     pub envoy_ext_authz_http: Option<ExtAuthz>,
     pub envoy_file_access_log: Option<FileAccessLog>,
     pub zipkin: Option<serde_json::Value>,
+    pub opentelemetry: Option<OpenTelemetry>,
 }
 
 /// `envoyExtAuthzGrpc` and `envoyExtAuthzHttp`; some fields are of the latter only.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::http::Version;
 use crate::hub::Hub;
-use crate::model::{AppProtocol, PortLayer7, Service, ServiceLayer7, Snapshot, Workload};
+use crate::model::{AppProtocol, PortLayer7, Service, ServiceLayer7, Snapshot, SpiffeId, Workload};
 use crate::pod::Pod;
 use crate::route::Towards;
 use crate::telemetry::RequestClient;
@@ -15,7 +15,9 @@ use crate::telemetry::RequestClient;
 pub(super) struct Client {
     pub(super) hub: Rc<Hub>,
     pub(super) pod: Pod,
+    /// The pod's, in whose name endpoints are reached.
     pub(super) workload: Arc<Workload>,
+    pub(super) asker: Asker,
     /// The service that was dialled.
     pub(super) service: Arc<Service>,
     pub(super) source: SocketAddr,
@@ -24,7 +26,36 @@ pub(super) struct Client {
     pub(super) recorded: Arc<RequestClient>,
 }
 
+/// Whose requests these are.
+pub(super) enum Asker {
+    /// The pod's own.
+    Pod,
+    /// Another's, who proved to be this and was told that the pod is the waypoint.
+    Another(SpiffeId),
+}
+
 impl Client {
+    /// Who asks, as it is proven.
+    pub(super) fn identity(&self) -> SpiffeId {
+        match &self.asker {
+            Asker::Pod => self.workload.identity(),
+            Asker::Another(identity) => identity.clone(),
+        }
+    }
+
+    /// The Kubernetes namespace of who asks.
+    pub(super) fn namespace(&self) -> &str {
+        match &self.asker {
+            Asker::Pod => &self.workload.namespace,
+            Asker::Another(identity) => identity.namespace(),
+        }
+    }
+
+    /// Whether endpoints see another identity than that of who asks, so that only this node can judge it.
+    pub(super) fn is_unknown_beyond(&self) -> bool {
+        matches!(self.asker, Asker::Another(_))
+    }
+
     /// Layer 7 of the dialled service as the mesh is now; `None` once it is bound to no waypoint any more:
     /// requests of this connection then pass as they are.
     pub(super) fn layer7<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s Arc<ServiceLayer7>> {

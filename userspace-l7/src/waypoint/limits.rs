@@ -28,7 +28,7 @@ pub(super) fn pass(
     let Some(port) = client.port(snapshot) else {
         return Ok(Standing::default());
     };
-    let identity = client.workload.identity();
+    let identity = client.identity();
     let caller = Caller {
         identity: Some(&identity),
         address: client.source.ip(),

@@ -126,7 +126,7 @@ impl Exchange<'_> {
         http::receive(&mut parts).map_err(Refusal::Malformed)?;
         http::strip(&mut parts.headers, upgrade.as_ref());
         spell_path(&mut parts, self.snapshot.path_normalization)?;
-        self.identify(&mut parts.headers);
+        self.identify(&mut parts, account);
 
         let matched = self.select(&parts)?;
         let rule = matched.map(|entry| &entry.rule);
@@ -193,7 +193,8 @@ impl Exchange<'_> {
     }
 
     /// Gives a request what tells it apart and says how it came.
-    fn identify(&self, headers: &mut HeaderMap) {
+    fn identify(&self, parts: &mut request::Parts, account: &Account) {
+        let headers = &mut parts.headers;
         if !headers.contains_key(REQUEST_ID) {
             drop(headers.insert(REQUEST_ID, self.client.hub.request_id()));
         }
@@ -205,7 +206,8 @@ impl Exchange<'_> {
         let settings = layer7.map_or(&unbound, |layer7| &layer7.telemetry.tracing);
         let mut random = || self.client.hub.random();
         let context = TraceContext::of(headers, &mut Sampler::new(settings, &mut random));
-        context.inject(headers);
+        account.open().trace(context, parts);
+        context.inject(&mut parts.headers);
     }
 
     /// The entry of the port's routes that the request matches.
@@ -213,7 +215,7 @@ impl Exchange<'_> {
         let Some(port) = self.client.port(&self.snapshot) else {
             return Ok(None);
         };
-        match port.routes_for(&self.client.workload.namespace) {
+        match port.routes_for(self.client.namespace()) {
             PortRoutes::None | PortRoutes::Tcp(_) => Ok(None),
             PortRoutes::Http(table) => match route::select(table, &http::head_of(parts)) {
                 Some(entry) if entry.rule.is_usable => Ok(Some(entry)),
@@ -315,16 +317,18 @@ impl Exchange<'_> {
         })
     }
 
-    /// Enforces the service's demands where the endpoint's node will not: outside the mesh, or where another
-    /// data plane answers that sees connections only.
+    /// Enforces the service's demands where the endpoint's node will not: outside the mesh, where another data
+    /// plane answers that sees connections only, or where it will not learn who asks.
     fn judge_here(&self, targets: &[Target], parts: &mut request::Parts) -> Result<(), Refusal> {
-        let Some(unjudged) = targets.iter().find(|target| !target.is_judged_there()) else {
+        let is_unknown = self.client.is_unknown_beyond();
+        let is_unjudged = |target: &&Target| is_unknown || !target.is_judged_there();
+        let Some(unjudged) = targets.iter().find(is_unjudged) else {
             return Ok(());
         };
         let Some(layer7) = self.client.layer7(&self.snapshot) else {
             return Ok(());
         };
-        let identity = self.client.workload.identity();
+        let identity = self.client.identity();
         let call = Call {
             identity: Some(&identity),
             source: self.client.source.ip(),

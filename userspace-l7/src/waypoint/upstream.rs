@@ -82,10 +82,14 @@ pub(super) async fn take(
     };
     let request = || {
         let service = &client.service.key;
-        ConnectRequest::to_address(target.destination)
+        let request = ConnectRequest::to_address(target.destination)
             .from_workload(Baggage::of(&client.workload))
-            .forwarded(client.source, Some(&service.hostname))
-            .for_service(ServiceClaim::of(service, client.dialled.port()))
+            .forwarded(client.source, Some(&service.hostname));
+        if client.is_unknown_beyond() {
+            // Judged already, by whom the endpoint's node will not see.
+            return request;
+        }
+        request.for_service(ServiceClaim::of(service, client.dialled.port()))
     };
     let reached = dial::reach(&client.hub, &client.pod, &client.workload, target, request);
     let far = match endpoints.policy.connect_timeout {
