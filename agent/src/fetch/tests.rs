@@ -43,6 +43,17 @@ fn client(mesh: Snapshot) -> Client {
     Client::new(Arc::new(move || Arc::clone(&mesh)), trust, "istio-system")
 }
 
+fn get(url: &Uri) -> Ask {
+    Ask {
+        version: Version::Http1,
+        method: Method::GET,
+        url: url.clone(),
+        headers: HeaderMap::new(),
+        body: Bytes::new(),
+        most_bytes: 8,
+    }
+}
+
 #[test]
 fn hosts_of_the_mesh_are_their_ready_endpoints_and_others_stay_themselves() {
     let client = client(mesh());
@@ -129,14 +140,7 @@ async fn answered(raw: &'static str) -> Result<super::Answer, FetchError> {
         stream.shutdown().await?;
         io::Result::Ok(String::from_utf8(head).unwrap())
     };
-    let ask = Ask {
-        version: Version::Http1,
-        method: Method::GET,
-        url: "http://keys.auth:8000/jwks?a=b".parse().unwrap(),
-        headers: HeaderMap::new(),
-        body: Bytes::new(),
-        most_bytes: 8,
-    };
+    let ask = get(&"http://keys.auth:8000/jwks?a=b".parse().unwrap());
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let (head, answer) = tokio::join!(server, super::exchange::exchange(stream, ask));
     let head = head.unwrap();
@@ -207,14 +211,7 @@ async fn asked_in_tls(trusted: bool) -> Result<super::Answer, FetchError> {
     std::fs::remove_file(&file).unwrap();
     let client = Client::new(Arc::new(|| Arc::new(empty())), trust, "istio-system");
     let url: Uri = "https://keys.example/set".parse().unwrap();
-    let ask = Ask {
-        version: Version::Http1,
-        method: Method::GET,
-        url: url.clone(),
-        headers: HeaderMap::new(),
-        body: Bytes::new(),
-        most_bytes: 8,
-    };
+    let ask = get(&url);
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     // A client that does not trust the server leaves it with an error, too.
     let (_server, answer) = tokio::join!(server, client.converse(To::Url(&url), stream, ask));
@@ -241,14 +238,7 @@ async fn a_server_has_to_prove_itself_by_a_trusted_authority() {
 async fn a_url_of_the_node_itself_is_not_asked() {
     let client = client(mesh());
     let url: Uri = "http://127.0.0.1:1/".parse().unwrap();
-    let ask = Ask {
-        version: Version::Http1,
-        method: Method::GET,
-        url: url.clone(),
-        headers: HeaderMap::new(),
-        body: Bytes::new(),
-        most_bytes: 8,
-    };
+    let ask = get(&url);
     let sent = client
         .send(To::Url(&url), ask, Duration::from_secs(1))
         .await;

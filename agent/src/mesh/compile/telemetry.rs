@@ -250,10 +250,12 @@ impl Merged {
     }
 
     fn finish(mut self, compiler: &Compiler, gateway: &Gateway) -> Telemetry {
-        let name = &gateway.meta.name;
-        self.tracing.reporter = format!("{}.{}", name.name, name.namespace).into();
-        if self.has_istio_tags {
-            self.tracing.tags.extend(istio_tags(compiler, gateway));
+        if self.tracing.collector.is_some() {
+            let name = &gateway.meta.name;
+            self.tracing.reporter = format!("{}.{}", name.name, name.namespace).into();
+            if self.has_istio_tags {
+                self.tracing.tags.extend(istio_tags(compiler, gateway));
+            }
         }
         Telemetry {
             access_logs: self.logs,
