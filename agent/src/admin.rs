@@ -26,6 +26,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use userspace_l7::key_sets::KeySets;
 use userspace_l7::model::Snapshot;
 use userspace_l7::telemetry::Reporter;
 
@@ -54,6 +55,9 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait AdminState: Send + Sync + 'static {
     /// The mesh as the workers see it.
     fn snapshot(&self) -> Arc<Snapshot>;
+
+    /// Keys of tokens that were fetched.
+    fn key_sets(&self) -> Arc<KeySets>;
 
     /// The certificates of this node's identities.
     fn certificates(&self) -> Vec<CertificateStatus>;
@@ -127,6 +131,9 @@ pub struct AgentStatus {
     /// Manifests that are in force and probably not meant so: what they name is not there, or has no effect.
     #[serde(default)]
     pub warnings: Vec<ManifestProblem>,
+    /// Keys of tokens that are fetched.
+    #[serde(default)]
+    pub key_sets: Vec<KeySetStatus>,
     /// Repairs of the kernel's state since the start, by kind.
     pub repairs: BTreeMap<String, u64>,
     /// Pods armed since the start.
@@ -161,6 +168,26 @@ pub enum PodState {
     Up,
     /// Not yet.
     Pending,
+}
+
+/// One set of keys that tokens are signed with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeySetStatus {
+    /// Where it is fetched from.
+    pub source: String,
+    /// How many keys are in force; `None`: there are none yet, and tokens of the issuer are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<usize>,
+    /// When it was fetched last with success (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<String>,
+    /// Why the last fetch failed, in one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// When the next fetch begins (RFC 3339); `None`: one is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// What is wrong with a manifest.

@@ -3,10 +3,12 @@
 //! ```text
 //!  manifests ─▶ compiler ─▶ Arc<Snapshot> ─▶ workers          (threads: culvert-worker-N, rings)
 //!                   │                    └─▶ admin, DNS       (this thread: tokio)
+//!                   ├─▶ sources of keys ─▶ key keeper ─▶ KeySets ─▶ workers
 //!                   ├─▶ identities wanted ─▶ SVID keeper ─▶ Identities ─▶ workers
 //!                   └─▶ pods of this node ─▶ enrolment ─▶ listeners ─▶ workers   (thread: culvert-capture)
 //! ```
 
+mod asking;
 mod dns;
 mod state;
 
@@ -24,7 +26,8 @@ use prometheus_client::registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
-use userspace_l7::model::{Snapshot, SpiffeId};
+use userspace_l7::key_sets::KeySets;
+use userspace_l7::model::{Snapshot, SpiffeId, WorkloadUid};
 use userspace_l7::pod;
 use userspace_l7::ring::{self, Backend};
 use userspace_l7::telemetry::Metrics;
@@ -37,10 +40,12 @@ use crate::config::{AgentArgs, IoUring};
 use crate::dns::DnsMetrics;
 use crate::enrolment::{self, Enrolment, Orders};
 use crate::identity::SvidKeeper;
+use crate::keys;
 use crate::mesh::{Compiler, LocalPod, MeshOptions};
 use crate::privilege;
 use crate::sources::{ManifestWatch, Manifests, Problem, Severity, Update};
-use state::State;
+use asking::Asking;
+use state::{Seen, State};
 
 /// Where metrics and readiness are served, on every address of the node (ztunnel's ports).
 const METRICS_PORT: u16 = 15020;
@@ -99,6 +104,7 @@ struct Agent {
     workers: Arc<[Worker]>,
     enrolment: Enrolment,
     keeper: SvidKeeper,
+    asking: Asking,
     dns: dns::Pods,
     registry: Registry,
 }
@@ -107,6 +113,7 @@ struct Agent {
 struct Mesh {
     compiler: Compiler,
     wanted: watch::Sender<HashSet<SpiffeId>>,
+    key_sources: watch::Sender<keys::Wanted>,
     snapshot: watch::Sender<Arc<Snapshot>>,
     workers: Arc<[Worker]>,
     orders: Orders,
@@ -117,7 +124,8 @@ impl Agent {
     fn start(args: &AgentArgs, proxy: Proxy, capture: Capture) -> Result<Self> {
         let backend = proxy.backend;
         let mut registry = Registry::default();
-        let metrics = Arc::new(Metrics::new());
+        let (sink, spans) = asking::spans();
+        let metrics = Arc::new(Metrics::reporting(sink));
         metrics.register(&mut registry);
         let dns_metrics = DnsMetrics::new();
         dns_metrics.register(&mut registry);
@@ -131,14 +139,21 @@ impl Agent {
             Arc::clone(&identities),
         )?;
 
-        let compiler = Compiler::new(MeshOptions {
-            mesh: args.mesh(),
-            node: args.node.as_str().into(),
-            root_namespace: args.root_namespace.as_str().into(),
-        });
+        let compiler = compiler(args);
         let snapshot = watch::Sender::new(compiler.snapshot());
         let channel = enrolment::channel();
-        let workers = start_workers(proxy, &snapshot, &identities, &metrics, &channel.0)?;
+        let key_sets = Arc::<KeySets>::default();
+        let settings = worker::Settings {
+            backend,
+            snapshot: Arc::clone(&snapshot.borrow()),
+            identities,
+            key_sets: Arc::clone(&key_sets),
+            traffic: Arc::default(),
+            metrics,
+            listener_lost: listener_lost(&channel.0),
+        };
+        let workers = start_workers(proxy, &settings)?;
+        let asking = Asking::new(args, &snapshot, &key_sets, spans, &mut registry)?;
         let (dns_pods, dns) = dns::channel(snapshot.subscribe(), dns_metrics);
         let enrolment =
             Enrolment::start(capture, Arc::clone(&workers), Box::new(dns_pods), channel)
@@ -146,14 +161,19 @@ impl Agent {
         let state = Arc::new(State::new(
             args,
             backend,
-            snapshot.subscribe(),
-            keeper.statuses(),
+            Seen {
+                snapshot: snapshot.subscribe(),
+                svids: keeper.statuses(),
+                keys: asking.key_statuses(),
+                key_sets,
+            },
             Arc::clone(&workers),
             &enrolment,
         ));
         let mesh = Mesh {
             compiler,
             wanted: watch::Sender::new(HashSet::new()),
+            key_sources: asking.wanted(),
             snapshot,
             workers: Arc::clone(&workers),
             orders: enrolment.orders(),
@@ -170,29 +190,28 @@ impl Agent {
             workers,
             enrolment,
             keeper,
+            asking,
             dns,
             registry,
         })
     }
 }
 
-fn start_workers(
-    proxy: Proxy,
-    snapshot: &watch::Sender<Arc<Snapshot>>,
-    identities: &Arc<Identities>,
-    metrics: &Arc<Metrics>,
-    orders: &Orders,
-) -> Result<Arc<[Worker]>> {
+fn compiler(args: &AgentArgs) -> Compiler {
+    Compiler::new(MeshOptions {
+        mesh: args.mesh(),
+        node: args.node.as_str().into(),
+        root_namespace: args.root_namespace.as_str().into(),
+    })
+}
+
+/// Tells the capture thread of a listener that stopped working.
+fn listener_lost(orders: &Orders) -> Arc<dyn Fn(&WorkloadUid) + Send + Sync> {
     let orders = orders.clone();
-    let settings = worker::Settings {
-        backend: proxy.backend,
-        snapshot: Arc::clone(&snapshot.borrow()),
-        identities: Arc::clone(identities),
-        key_sets: Arc::default(),
-        traffic: Arc::default(),
-        metrics: Arc::clone(metrics),
-        listener_lost: Arc::new(move |uid| orders.listener_lost(uid)),
-    };
+    Arc::new(move |uid| orders.listener_lost(uid))
+}
+
+fn start_workers(proxy: Proxy, settings: &worker::Settings) -> Result<Arc<[Worker]>> {
     let mut openings = proxy.openings.into_iter();
     let workers = (0..proxy.workers).map(|index| {
         let openings = openings.next();
@@ -213,6 +232,7 @@ impl Agent {
             workers,
             enrolment,
             keeper,
+            asking,
             dns,
             mut registry,
         } = self;
@@ -239,6 +259,7 @@ impl Agent {
         let stopped = Arc::clone(&stopping);
         let admin = tokio::spawn(server.run(services, async move { stopped.notified().await }));
         let keeper = tokio::spawn(keeper.run(wanted));
+        let asking = asking.start();
         let dns = tokio::spawn(dns.run());
 
         let mut terminate = signal(SignalKind::terminate())?;
@@ -258,6 +279,7 @@ impl Agent {
         stopping.notify_one();
         admin.await.context("the admin server panicked")?;
         keeper.abort();
+        drop(asking);
         dns.abort();
         info!("agent stopped");
         Ok(())
@@ -286,6 +308,13 @@ impl Mesh {
             .iter()
             .for_each(|worker| worker.publish(Arc::clone(&snapshot)));
         self.snapshot.send_replace(snapshot);
+        // After the snapshot, which says where their hosts are.
+        let sources = self.compiler.key_sources();
+        self.key_sources.send_if_modified(|now| {
+            let changed = *now != sources;
+            *now = sources;
+            changed
+        });
         let pods = self.compiler.local_pods().values();
         self.orders
             .want(pods.map(|pod| LocalPod::clone(pod)).collect());

@@ -10,6 +10,12 @@ use clap::{Args, ValueEnum};
 use userspace_l7::model::{MeshSettings, TrustDomain};
 
 use crate::admin::logging;
+use crate::keys::Pace;
+use crate::mesh::IstioDuration;
+use crate::spans::ResourceAttributes;
+
+/// The shortest pause between two fetches of one key set.
+const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
 
 /// `culvert agent`: run this node's agent.
 #[derive(Args, Clone, Debug)]
@@ -76,6 +82,24 @@ pub struct AgentArgs {
     /// Lifetime of the identities that the local CA issues, in seconds
     #[arg(long, default_value_t = 24 * 60 * 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     pub svid_ttl: u64,
+
+    /// How often keys of tokens are fetched from `jwksUri` or the issuer, such as `20m`
+    #[arg(long, value_name = "DURATION", default_value = "20m", env = "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", value_parser = refresh)]
+    pub jwks_refresh: Duration,
+
+    /// Authorities, in PEM, that such servers may be certified by besides the system's
+    #[arg(long, value_name = "FILE")]
+    pub jwks_ca: Option<PathBuf>,
+
+    /// Attributes of spans for collectors with `resourceDetectors.environment`: key=value pairs, separated by
+    /// commas
+    #[arg(
+        long,
+        value_name = "PAIRS",
+        default_value = "",
+        env = "OTEL_RESOURCE_ATTRIBUTES"
+    )]
+    pub otel_resource_attributes: ResourceAttributes,
 
     /// How log lines look
     #[arg(long, value_enum, default_value_t = LogFormat::Plain, env = "LOG_FORMAT", value_name = "FORMAT")]
@@ -144,10 +168,23 @@ impl AgentArgs {
         }
     }
 
+    /// How often keys of tokens are fetched.
+    pub fn jwks_pace(&self) -> Pace {
+        Pace::every(self.jwks_refresh)
+    }
+
     /// Time that connections may go on after the agent was told to stop.
     pub fn drain(&self) -> Duration {
         Duration::from_secs(self.drain)
     }
+}
+
+fn refresh(text: &str) -> Result<Duration, String> {
+    let duration = IstioDuration::try_from(text.to_owned()).map_err(|error| error.to_string())?;
+    if duration.0 < SHORTEST_REFRESH {
+        return Err("less than a second would be an attack: write 1s or more".to_owned());
+    }
+    Ok(duration.0)
 }
 
 fn trust_domain(text: &str) -> Result<TrustDomain, String> {

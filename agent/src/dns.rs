@@ -27,7 +27,7 @@ use std::sync::Arc;
 use userspace_l7::model::{Snapshot, WorkloadUid};
 
 pub use metrics::DnsMetrics;
-pub use resolve::{Answer, resolve};
+pub use resolve::{Answer, resolve, service_called};
 pub use server::Dns;
 pub use wire::{Received, receive};
 

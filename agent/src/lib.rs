@@ -4,6 +4,8 @@
 //!  sources ── objects ──▶ mesh ── Arc<Snapshot> ──▶ workers (userspace-l7), admin, dns
 //!                           └─ local pods ──▶ enrolment ── capture (eBPF) ──▶ sockets ──▶ workers
 //!                           └─ identities ──▶ identity (CA, SVIDs) ──▶ workers
+//!                           └─ sources of keys ──▶ keys (JWKS) ──▶ workers
+//!  workers ── sampled requests ──▶ spans (OTLP) ──▶ collectors
 //! ```
 
 #![deny(unsafe_code)]
@@ -16,7 +18,10 @@ pub mod config;
 pub mod dns;
 pub mod doctor;
 mod enrolment;
+pub mod fetch;
 pub mod identity;
+pub mod keys;
 pub mod mesh;
 pub mod privilege;
 pub mod sources;
+pub mod spans;

@@ -24,6 +24,7 @@ mod kinds;
 mod mesh_config;
 mod meta;
 mod object;
+mod open_telemetry;
 mod peer_authentication;
 mod pod;
 mod rate_limit_policy;
@@ -74,6 +75,9 @@ pub use mesh_config::{
 };
 pub use meta::{Interner, Labels, Meta, ObjectName};
 pub use object::{Change, Kind, Object, ObjectKey};
+pub use open_telemetry::{
+    GrpcTransport, HttpTransport, NamedHeader, OpenTelemetry, ResourceDetectors,
+};
 pub use peer_authentication::{Mtls, MtlsMode, PeerAuthentication, PeerAuthenticationSpec};
 pub use pod::Pod;
 pub use rate_limit_policy::{

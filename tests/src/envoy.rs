@@ -1,9 +1,10 @@
 //! A real Envoy as the other end of HBONE: its configuration, its certificates, its process.
 
 mod pair;
+mod waypoint;
 
 use std::fs::{self, File};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -15,6 +16,8 @@ use rcgen::{
 
 use crate::lab::{Lab, Pod, culvert, eventually};
 use crate::net;
+
+pub use waypoint::Fronted;
 
 /// A running Envoy; ends with the value.
 pub struct Envoy {
@@ -42,6 +45,21 @@ impl Envoy {
         target: SocketAddr,
         expected: &str,
     ) -> Result<Self> {
+        Self::client_through(lab, pod, local, (target, target.ip()), expected)
+    }
+
+    /// The same, through the HBONE listener at another address than the target's: that of a waypoint, which is
+    /// `expected` to be there.
+    ///
+    /// # Errors
+    /// If Envoy is not installed or does not come up.
+    pub fn client_through(
+        lab: &Lab,
+        pod: &Pod,
+        local: SocketAddr,
+        (target, through): (SocketAddr, IpAddr),
+        expected: &str,
+    ) -> Result<Self> {
         let svid = issue(lab, &pod.identity())?;
         let tls = tls("Upstream", &svid, expected, "\"sni\": \"\",");
         let config = format!(
@@ -60,7 +78,7 @@ impl Envoy {
       "endpoint": {{"address": {hbone}}}}}]}}]}},
     "transport_socket": {tls}}}]}}}}"#,
             local = address(local),
-            hbone = address(SocketAddr::new(target.ip(), 15008)),
+            hbone = address(SocketAddr::new(through, 15008)),
         );
         Self::start(lab, pod, &config, local)
     }

@@ -6,9 +6,11 @@
 pub mod authorizer;
 pub mod bench;
 pub mod bookinfo;
+pub mod collector;
 pub mod echo;
 pub mod envoy;
 pub mod jwt;
+pub mod keys;
 pub mod kubectl;
 pub mod lab;
 pub mod net;

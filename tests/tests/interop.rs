@@ -5,8 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::echo::Echo;
-use e2e::envoy::Envoy;
+use e2e::echo::{Echo, EchoMesh, Seen};
+use e2e::envoy::{Envoy, Fronted};
 use e2e::lab::{Lab, PodSpec, eventually};
 use e2e::net::http::Ask;
 use e2e::net::serve::{Server, echo};
@@ -152,6 +152,179 @@ fn envoy_as_server_is_reached_by_a_captured_pod() -> Result<()> {
 fn envoy_as_server_is_reached_where_its_pod_says_that_it_terminates_hbone() -> Result<()> {
     let spec = PodSpec::new("b", "envoy").uncaptured();
     envoy_as_server(&spec.with_label("networking.istio.io/tunnel", "http"))
+}
+
+#[test]
+fn culvert_as_waypoint_serves_an_hbone_client_that_dials_a_services_address() -> Result<()> {
+    let mut mesh = EchoMesh::shop()?;
+    // What a client of another data plane is told of the waypoint: a Service of its name, and a pod behind it.
+    let spec = PodSpec::new("b", "waypoint").in_namespace("shop");
+    let waypoint = mesh.lab.place(&spec.with_label("app", "waypoint"))?;
+    let ports = "  - {name: mesh, port: 15008, targetPort: 15008}\n";
+    mesh.service_with("shop", "waypoint", "{}", "{app: waypoint}", ports)?;
+    // And something that it is not the waypoint of.
+    mesh.service(
+        "shop",
+        "unbound",
+        "{istio.io/use-waypoint: none}",
+        "{app: echo}",
+    )?;
+    let spec = PodSpec::new("a", "envoy")
+        .in_namespace("clients")
+        .uncaptured();
+    let envoy_pod = mesh.lab.place(&spec)?;
+    mesh.lab.agent("b")?.wait_ready()?;
+    let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 10_000);
+    let dial = |to: SocketAddr| {
+        let through = (to, waypoint.v4());
+        Envoy::client_through(&mesh.lab, &envoy_pod, local, through, &waypoint.identity())
+    };
+    let envoy = dial(mesh.at("echo", 80)?)?;
+    let seen = |ask: &Ask| {
+        let answer = mesh.ask("envoy", local, ask)?;
+        ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());
+        Seen::in_answer(&answer)
+    };
+    mesh.soon("requests are seen", || {
+        let seen = seen(&Ask::get("/"))?;
+        ensure!(seen.header("x-request-id").is_some(), "{seen:?}");
+        Ok(())
+    })
+    .with_context(|| envoy.log())?;
+    // Both endpoints answer: it is the waypoint that chooses, request by request.
+    let pods = (0..32).map(|_| Ok(seen(&Ask::get("/"))?.pod));
+    let pods = pods.collect::<Result<std::collections::BTreeSet<_>>>()?;
+    ensure!(pods.len() == 2, "{pods:?}");
+    // Who asks is the client, not the waypoint in whose name the endpoints are reached.
+    mesh.apply(
+        "policy.yaml",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: who\n  namespace: \
+         shop\nspec:\n  targetRefs: [{kind: Service, group: \"\", name: echo}]\n  rules:\n  - from: [{source: \
+         {principals: [cluster.local/ns/clients/sa/envoy]}}]\n    to: [{operation: {paths: [/allowed]}}]\n",
+    )?;
+    mesh.soon_answers("envoy", local, &Ask::get("/denied"), 403)?;
+    mesh.soon_answers("envoy", local, &Ask::get("/allowed"), 200)?;
+    drop(envoy);
+    // Ports that the service lacks, what is bound to no waypoint, what is nobody's, and the mesh's own.
+    let unserved = [
+        mesh.at("echo", 81)?,
+        mesh.at("unbound", 80)?,
+        "10.96.77.77:80".parse()?,
+        SocketAddr::new(waypoint.v4(), 15008),
+    ];
+    for to in unserved {
+        let _envoy = dial(to)?;
+        let answer = mesh.ask("envoy", local, &Ask::get("/"));
+        ensure!(answer.is_err(), "{to} answers {answer:?}");
+    }
+    Ok(())
+}
+
+/// A service `echo` whose pods are on node b, bound to a waypoint of another controller's: an Envoy in the pod `wp`.
+fn behind_an_envoy() -> Result<(EchoMesh, Envoy)> {
+    let mut mesh = EchoMesh::new()?;
+    mesh.namespace("shop", &[("istio.io/use-waypoint", "wp")])?;
+    mesh.namespace("clients", &[])?;
+    let spec = PodSpec::new("b", "echo").in_namespace("shop");
+    let server = mesh.echo(&spec.with_label("app", "echo").as_account("echo"))?;
+    mesh.service("shop", "echo", "{}", "{app: echo}")?;
+    let spec = PodSpec::new("b", "wp").in_namespace("shop").uncaptured();
+    let spec = spec.with_label("networking.istio.io/tunnel", "http");
+    let waypoint = mesh.lab.place(&spec.with_label("app", "wp"))?;
+    let labels = "{gateway.istio.io/managed: other}";
+    let ports = "  - {name: mesh, port: 15008, targetPort: 15008, appProtocol: hbone}\n";
+    mesh.service_with("shop", "wp", labels, "{app: wp}", ports)?;
+    mesh.apply(
+        "wp.yaml",
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata:\n  name: wp\n  namespace: shop\nspec:\n  \
+         gatewayClassName: other-waypoint\n  listeners:\n  - {name: mesh, port: 15008, protocol: HBONE}\nstatus:\n  \
+         addresses: [{type: Hostname, value: wp.shop.svc.cluster.local}]\n",
+    )?;
+    let spec = PodSpec::new("a", "client").in_namespace("clients");
+    let client = mesh.lab.place(&spec)?;
+    mesh.start()?;
+    let identity = server.identity();
+    let fronted = Fronted {
+        service: mesh.at("echo", 80)?,
+        endpoint: SocketAddr::new(server.v4(), 8080),
+        identity: &identity,
+    };
+    let envoy = Envoy::waypoint(&mesh.lab, &waypoint, &client.identity(), fronted)?;
+    Ok((mesh, envoy))
+}
+
+#[test]
+fn envoy_as_waypoint_is_where_a_captured_pods_connections_go() -> Result<()> {
+    let (mesh, envoy) = behind_an_envoy()?;
+    let to = mesh.at("echo", 80)?;
+    // Only the waypoint may call, as Istio advises, so that nobody goes around it.
+    mesh.apply(
+        "policy.yaml",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: waypoint-only\n  namespace: \
+         shop\nspec:\n  selector: {matchLabels: {app: echo}}\n  rules: [{from: [{source: {principals: \
+         [cluster.local/ns/shop/sa/wp]}}]}]\n",
+    )?;
+    let sniffer = mesh.lab.sniff()?;
+    mesh.soon("requests come through the waypoint", || {
+        let seen = mesh.seen("client", to, &Ask::get("/secret-path"))?;
+        ensure!(
+            seen.header("x-waypoint").as_deref() == Some("envoy"),
+            "{seen:?}"
+        );
+        Ok(())
+    })
+    .with_context(|| envoy.log())?;
+    let traffic = sniffer.stop()?;
+    ensure!(traffic.tls_records_to(15008) > 0, "it went through HBONE");
+    ensure!(
+        !traffic.contains(b"/secret-path"),
+        "a request crossed the link in the clear"
+    );
+    let server = SocketAddr::new(mesh.pod("echo")?.v4(), 8080);
+    mesh.soon("nobody goes around the waypoint", || {
+        let answer = mesh.ask("client", server, &Ask::get("/"));
+        ensure!(answer.is_err(), "it is answered: {answer:?}");
+        Ok(())
+    })?;
+    let log = mesh.lab.agent("b")?.log()?;
+    let from_waypoint = |line: &str| {
+        line.contains("src.identity=\"spiffe://cluster.local/ns/shop/sa/wp\"")
+            && line.contains("direction=\"inbound\"")
+    };
+    ensure!(log.lines().any(from_waypoint), "{log}");
+    let told = mesh.lab.node("a")?.culvert(&[
+        "explain",
+        "--from",
+        "clients/client",
+        "--to",
+        "echo.shop:80",
+        "GET",
+        "/",
+    ])?;
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    ensure!(told.contains("a waypoint of another controller"), "{told}");
+    Ok(())
+}
+
+#[test]
+fn nobody_goes_around_an_envoy_that_is_the_waypoint_and_is_away() -> Result<()> {
+    let (mesh, envoy) = behind_an_envoy()?;
+    let to = mesh.at("echo", 80)?;
+    mesh.soon("requests come through the waypoint", || {
+        mesh.seen("client", to, &Ask::get("/")).map(drop)
+    })?;
+    drop(envoy);
+    let served = mesh.workload("echo")?.requests();
+    mesh.soon("it is refused", || {
+        let answer = mesh.ask("client", to, &Ask::get("/"));
+        ensure!(answer.is_err(), "{answer:?}");
+        Ok(())
+    })?;
+    ensure!(
+        mesh.workload("echo")?.requests() == served,
+        "the application hears of it"
+    );
+    Ok(())
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tracing::{debug, info};
 
 use crate::connections::{Carriage, Claim, Direction, LiveConnection, Tracked, WorkloadGone};
 use crate::dormant::Dormant;
-use crate::hbone::{self, Baggage, Cause, ConnectResponse, ErrorCode, Incoming, Stream};
+use crate::hbone::{self, Authority, Baggage, Cause, ConnectResponse, ErrorCode, Incoming, Stream};
 use crate::http;
 use crate::hub::{Hub, UnknownWorkload};
 use crate::model::{Snapshot, SpiffeId, Workload};
@@ -27,6 +27,7 @@ use crate::relay::{self, Application, Far, Local, Pass};
 use crate::ring::{RecvBuf, Tcp};
 use crate::telemetry::{Flow, OpenFlow, Reporter, ResponseFlags, Security};
 use crate::tls;
+use crate::waypoint;
 
 use demands::{Demanded, Protocol};
 
@@ -45,6 +46,8 @@ enum InboundError {
     WorkloadGone(#[from] WorkloadGone),
     #[error(transparent)]
     Misdirected(#[from] destination::Misdirected),
+    #[error(transparent)]
+    Unserved(#[from] waypoint::Unserved),
     #[error("connection closed due to policy rejection: {0}")]
     Denied(Denial),
     #[error("connection closed due to policy rejection: {0}")]
@@ -60,9 +63,10 @@ enum InboundError {
 impl InboundError {
     fn flags(&self) -> ResponseFlags {
         match self {
-            Self::UnknownWorkload(_) | Self::WorkloadGone(_) | Self::Misdirected(_) => {
-                ResponseFlags::None
-            }
+            Self::UnknownWorkload(_)
+            | Self::WorkloadGone(_)
+            | Self::Misdirected(_)
+            | Self::Unserved(_) => ResponseFlags::None,
             Self::Denied(_) | Self::Demanded(_) => ResponseFlags::Deny,
             Self::Application { .. } => ResponseFlags::Connect,
             Self::NoIdentity(_) => ResponseFlags::IdentityError,
@@ -77,6 +81,7 @@ impl InboundError {
             Self::Denied(_) | Self::Demanded(_) => 401,
             Self::UnknownWorkload(_)
             | Self::WorkloadGone(_)
+            | Self::Unserved(_)
             | Self::Application { .. }
             | Self::NoIdentity(_)
             | Self::Tls(_) => 503,
@@ -185,6 +190,9 @@ async fn serve_stream(
     arrived_at: SocketAddr,
     incoming: Incoming,
 ) {
+    let Some(incoming) = front(hub, pod, (peer, arrived_at), incoming).await else {
+        return;
+    };
     let request = incoming.request();
     let caller = Caller {
         address: client_address(peer, request.forwarded.client),
@@ -217,6 +225,48 @@ async fn serve_stream(
             incoming.reject(error.status(), error.cause());
         }
     }
+}
+
+/// Serves a stream whose client takes the pod for its waypoint; gives back any other.
+async fn front(
+    hub: &Rc<Hub>,
+    pod: &Pod,
+    (peer, arrived_at): (SocketAddr, SocketAddr),
+    incoming: Incoming,
+) -> Option<Incoming> {
+    let request = incoming.request();
+    let Authority::Address(wanted) = request.authority else {
+        return Some(incoming);
+    };
+    let snapshot = hub.snapshot();
+    let Some(workload) = snapshot.workloads.get(&pod.uid) else {
+        return Some(incoming);
+    };
+    let identity = incoming.peer().id().clone();
+    match waypoint::fronted(&snapshot, workload, wanted) {
+        Ok(None) => return Some(incoming),
+        Ok(Some(fronted)) => {
+            let source = client_address(peer, request.forwarded.client);
+            let workload = Arc::clone(workload);
+            let baggage = Some(Baggage::of(&workload));
+            let stream = incoming.accept(&ConnectResponse::accepted(baggage));
+            let asker = (source, identity);
+            waypoint::serve_another(hub, pod, workload, asker, (fronted, stream)).await;
+        }
+        Err(unserved) => {
+            let caller = Caller {
+                address: peer,
+                identity: Some(identity),
+                carriage: Carriage::Hbone,
+                arrived_at,
+                service: None,
+            };
+            let error = InboundError::Unserved(unserved);
+            refuse(hub, &caller, &error);
+            incoming.reject(error.status(), None);
+        }
+    }
+    None
 }
 
 /// Carries an admitted stream: as bytes, or as requests that are judged one by one.

@@ -47,7 +47,7 @@ pub use service::{
 pub use snapshot::{MeshSettings, Snapshot};
 pub use telemetry::{
     AccessLog, AccessLogFormat, CelExpression, HttpMetric, InvalidExpression, MetricOverride,
-    Propagation, SpanTag, SpanTagValue, Telemetry, TracingSettings,
+    Propagation, SpanCollector, SpanTag, SpanTagValue, SpanTransport, Telemetry, TracingSettings,
 };
 pub use traffic::{
     Balance, ConnectionLimits, HashAlgorithm, HashKey, OutlierDetection, ServiceTraffic, Subset,

@@ -3,6 +3,7 @@
 
 mod balance;
 pub mod breaker;
+mod foreign;
 pub mod http;
 pub mod outlier;
 pub mod rate_limit;
@@ -86,6 +87,9 @@ pub enum Refusal {
     /// A route's backend does not exist, or none of its backends has a weight.
     #[error("the route has no valid backend")]
     NoBackend,
+    /// The service is bound to a waypoint that the mesh does not know.
+    #[error("unknown waypoint")]
+    UnknownWaypoint,
     /// The mesh's own listener was dialled.
     #[error("attempted recursive call to ourselves")]
     OwnPort,
@@ -136,6 +140,10 @@ pub fn meaning<'s>(
         return Err(Refusal::OwnPort);
     }
     if let Some(workload) = snapshot.workload_at(dialled.ip()) {
+        if let Some(waypoint) = foreign::waypoint(snapshot, source, workload.waypoint.as_ref())? {
+            let plan = foreign::plan(snapshot, source, waypoint, (None, dialled), choose)?;
+            return Ok(Meaning::Target(plan));
+        }
         let target = workload_target(workload, dialled, None);
         return Ok(Meaning::Target(Plan {
             service: None,
@@ -145,6 +153,10 @@ pub fn meaning<'s>(
     let Some(service) = snapshot.service_at(dialled.ip(), &source.namespace) else {
         return Ok(Meaning::Target(pass_through(dialled, None)));
     };
+    if let Some(waypoint) = foreign::waypoint(snapshot, source, service.waypoint.as_ref())? {
+        let plan = foreign::plan(snapshot, source, waypoint, (Some(service), dialled), choose)?;
+        return Ok(Meaning::Target(plan));
+    }
     if service.load_balancer.mode == LoadBalancerMode::Passthrough {
         return Ok(Meaning::Target(pass_through(dialled, Some(service))));
     }

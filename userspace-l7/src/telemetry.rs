@@ -15,6 +15,7 @@ mod flow;
 mod http;
 mod labels;
 mod limit;
+pub mod span;
 #[cfg(test)]
 mod tests;
 pub mod trace;
@@ -45,6 +46,7 @@ use flow::{Series, SeriesKey};
 use http::RequestMetrics;
 use labels::{RefusalLabels, ReporterLabel, TrafficLabels};
 pub(crate) use limit::RateLimit;
+use span::SpanSink;
 
 /// More label sets than a node's pods use at once; beyond it the cache starts anew. The series themselves
 /// stay, as Prometheus counters must.
@@ -76,8 +78,17 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Counters that all stand at zero.
+    /// Counters that all stand at zero; spans go nowhere.
     pub fn new() -> Self {
+        Self::with(None)
+    }
+
+    /// Counters that all stand at zero; spans of sampled requests go to `spans`.
+    pub fn reporting(spans: SpanSink) -> Self {
+        Self::with(Some(spans))
+    }
+
+    fn with(spans: Option<SpanSink>) -> Self {
         let costs = Costs::default();
         Self {
             opened: Family::default(),
@@ -88,7 +99,7 @@ impl Metrics {
             sockets: Family::default(),
             refused: Family::default(),
             series: RwLock::default(),
-            requests: Arc::new(RequestMetrics::new(costs.clone())),
+            requests: Arc::new(RequestMetrics::new(costs.clone(), spans)),
             costs,
             refusal_log: RateLimit::per_second(REFUSALS_LOGGED_PER_SECOND),
         }

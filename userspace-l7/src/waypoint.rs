@@ -3,6 +3,7 @@
 //! ```text
 //!  application ─► welcome ─ sniff ─┬─► not HTTP: back to outbound, as bytes
 //!                                  └─► serve: each request ─► phases ─► upstream ─► endpoint
+//!  client of another data plane ─► inbound ─► fronted ─┘
 //! ```
 
 mod account;
@@ -10,6 +11,7 @@ mod affinity;
 mod backend;
 mod client;
 mod forward;
+mod fronted;
 mod grpc;
 mod limits;
 mod mirror;
@@ -31,7 +33,8 @@ use crate::pod::Pod;
 use crate::ring::{RecvBuf, Tcp};
 use crate::telemetry::{RequestClient, Security};
 
-use client::Client;
+use client::{Client, Requester};
+pub(crate) use fronted::{Unserved, fronted, serve_another};
 
 /// What became of a connection.
 pub(crate) enum Welcome {
@@ -74,6 +77,7 @@ pub(crate) async fn welcome(
         hub: Rc::clone(hub),
         pod: pod.clone(),
         workload,
+        requester: Requester::Pod,
         service,
         source,
         dialled,

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
+use userspace_l7::key_sets::KeySets;
 use userspace_l7::model::{RequestHead, Snapshot, Workload};
 use userspace_l7::policy::path;
 
@@ -310,6 +311,7 @@ impl Expectation {
 /// The client, and what it asks for, once names are resolved.
 struct Inquiry<'a> {
     snapshot: &'a Snapshot,
+    keys: &'a KeySets,
     client: &'a Arc<Workload>,
     dialled: SocketAddr,
     method: &'a Method,
@@ -338,7 +340,7 @@ impl Inquiry<'_> {
 /// # Errors
 /// [`Unanswerable`] if the question is about nobody.
 pub fn explain(
-    snapshot: &Snapshot,
+    (snapshot, keys): (&Snapshot, &KeySets),
     pods: &[PodStatus],
     question: &Question,
 ) -> Result<Explanation, Unanswerable> {
@@ -360,6 +362,7 @@ pub fn explain(
         .map_or(&*question.to, |(host, _)| host);
     let inquiry = Inquiry {
         snapshot,
+        keys,
         client,
         dialled,
         method: &question.method,

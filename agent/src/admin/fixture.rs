@@ -131,6 +131,7 @@ pub(crate) fn bookinfo() -> Snapshot {
         Some(WaypointReference {
             destination: key("bookinfo", hostname),
             hbone_port: 15008,
+            is_foreign: false,
         })
     };
 

@@ -48,6 +48,16 @@ impl Collector for Condition {
         )?;
         gauge(
             &mut encoder,
+            "culvert_jwks_missing",
+            "The number of key sets for tokens that could not be fetched yet",
+            status
+                .key_sets
+                .iter()
+                .filter(|set| set.keys.is_none())
+                .count(),
+        )?;
+        gauge(
+            &mut encoder,
             "culvert_snapshot_generation",
             "The generation of the mesh snapshot in force",
             usize::try_from(status.generation).unwrap_or(usize::MAX),

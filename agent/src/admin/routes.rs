@@ -143,7 +143,8 @@ async fn config_dump(state: &dyn AdminState) -> Answer {
 
 fn explain(state: &dyn AdminState, query: Option<&str>) -> Answer {
     let explained = Question::from_query(query.unwrap_or_default()).and_then(|question| {
-        super::explain::explain(&state.snapshot(), &state.status().pods, &question)
+        let (snapshot, keys) = (state.snapshot(), state.key_sets());
+        super::explain::explain((&snapshot, &keys), &state.status().pods, &question)
     });
     match explained {
         Ok(explanation) => json(StatusCode::OK, &explanation),

@@ -1,9 +1,12 @@
 //! What the admin servers may see of the running agent.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
+use jiff::Timestamp;
 use serde_json::json;
 use tokio::sync::{Notify, watch};
+use userspace_l7::key_sets::KeySets;
 use userspace_l7::model::Snapshot;
 use userspace_l7::ring::Backend;
 use userspace_l7::telemetry::Reporter;
@@ -11,11 +14,12 @@ use userspace_l7::worker::{Carriage, Direction, Worker};
 
 use crate::admin::{
     AdminState, AgentStatus, BoxFuture, CertificateEntry, CertificateState, CertificateStatus,
-    LiveConnection, ManifestProblem, Released,
+    KeySetStatus, LiveConnection, ManifestProblem, Released,
 };
 use crate::config::AgentArgs;
 use crate::enrolment::{self, Enrolment, Ledger, Orders};
 use crate::identity::{SvidState, SvidStatus};
+use crate::keys::{KeyStatus, Named};
 use crate::privilege;
 use crate::sources::{Problems, Severity};
 
@@ -23,8 +27,7 @@ use crate::sources::{Problems, Severity};
 pub(super) struct State {
     args: AgentArgs,
     backend: Backend,
-    snapshot: watch::Receiver<Arc<Snapshot>>,
-    svids: watch::Receiver<Vec<SvidStatus>>,
+    seen: Seen,
     workers: Arc<[Worker]>,
     ledger: Arc<Mutex<Ledger>>,
     orders: Orders,
@@ -32,20 +35,26 @@ pub(super) struct State {
     stop: Notify,
 }
 
+/// What others keep current.
+pub(super) struct Seen {
+    pub(super) snapshot: watch::Receiver<Arc<Snapshot>>,
+    pub(super) svids: watch::Receiver<Vec<SvidStatus>>,
+    pub(super) keys: watch::Receiver<Vec<KeyStatus>>,
+    pub(super) key_sets: Arc<KeySets>,
+}
+
 impl State {
     pub(super) fn new(
         args: &AgentArgs,
         backend: Backend,
-        snapshot: watch::Receiver<Arc<Snapshot>>,
-        svids: watch::Receiver<Vec<SvidStatus>>,
+        seen: Seen,
         workers: Arc<[Worker]>,
         enrolment: &Enrolment,
     ) -> Self {
         Self {
             args: args.clone(),
             backend,
-            snapshot,
-            svids,
+            seen,
             workers,
             ledger: enrolment.ledger(),
             orders: enrolment.orders(),
@@ -72,7 +81,7 @@ impl State {
     fn pending(&self) -> Vec<String> {
         let mut pending = enrolment::read(&self.ledger).pending();
         let missing = |svid: &&SvidStatus| svid.state != SvidState::Available;
-        let svids = self.svids.borrow();
+        let svids = self.seen.svids.borrow();
         pending.extend(
             svids
                 .iter()
@@ -88,11 +97,15 @@ impl State {
 
 impl AdminState for State {
     fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.snapshot.borrow())
+        Arc::clone(&self.seen.snapshot.borrow())
+    }
+
+    fn key_sets(&self) -> Arc<KeySets> {
+        Arc::clone(&self.seen.key_sets)
     }
 
     fn certificates(&self) -> Vec<CertificateStatus> {
-        self.svids.borrow().iter().map(certificate).collect()
+        self.seen.svids.borrow().iter().map(certificate).collect()
     }
 
     fn connections(&self) -> BoxFuture<'_, Vec<LiveConnection>> {
@@ -110,7 +123,7 @@ impl AdminState for State {
         let problems = self.problems();
         AgentStatus {
             node: self.args.node.clone(),
-            generation: self.snapshot.borrow().generation,
+            generation: self.seen.snapshot.borrow().generation,
             ring_backend: match self.backend {
                 Backend::Uring => "io_uring".to_owned(),
                 Backend::Epoll => "epoll".to_owned(),
@@ -121,6 +134,7 @@ impl AdminState for State {
             pods: ledger.pods(),
             problems: shown(&problems, Severity::Error),
             warnings: shown(&problems, Severity::Warning),
+            key_sets: self.seen.keys.borrow().iter().map(key_set).collect(),
             repairs: ledger.repairs,
             pods_started: ledger.started,
             pods_stopped: ledger.stopped,
@@ -144,6 +158,8 @@ impl AdminState for State {
             "leaseSeconds": args.lease,
             "svidTtlSeconds": args.svid_ttl,
             "drainSeconds": args.drain,
+            "jwksRefreshSeconds": args.jwks_pace().refresh.as_secs_f64(),
+            "jwksCa": args.jwks_ca,
         })
     }
 
@@ -176,6 +192,18 @@ fn shown(problems: &Problems, severity: Severity) -> Vec<ManifestProblem> {
         message: problem.message.to_string(),
     });
     shown.collect()
+}
+
+fn key_set(status: &KeyStatus) -> KeySetStatus {
+    // A time beyond the calendar is not shown.
+    let shown = |time: SystemTime| Some(Timestamp::try_from(time).ok()?.to_string());
+    KeySetStatus {
+        source: Named(&status.source).to_string(),
+        keys: status.keys,
+        fetched: status.fetched.and_then(shown),
+        error: status.error.clone(),
+        next: status.next.and_then(shown),
+    }
 }
 
 fn certificate(svid: &SvidStatus) -> CertificateStatus {

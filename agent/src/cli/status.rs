@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use super::table::Table;
 use super::{CliError, StatusArgs, client};
-use crate::admin::{AgentStatus, ManifestProblem, PodState};
+use crate::admin::{AgentStatus, KeySetStatus, ManifestProblem, PodState};
 
 /// Prints the agent's condition; fails while it is not ready, so that scripts can wait for it.
 pub(super) fn run(args: &StatusArgs, out: &mut impl Write) -> Result<ExitCode, CliError> {
@@ -77,6 +77,7 @@ fn summary(text: &mut String, status: &AgentStatus, wide: bool) -> std::fmt::Res
         }
         writeln!(text, "holds     {}", status.capabilities.join(", "))?;
     }
+    keys(text, &status.key_sets)?;
     for (what, list) in [
         ("problems", &status.problems),
         ("warnings", &status.warnings),
@@ -84,6 +85,24 @@ fn summary(text: &mut String, status: &AgentStatus, wide: bool) -> std::fmt::Res
         writeln!(text, "{what}  {}", list.len())?;
         list.iter()
             .try_for_each(|problem| writeln!(text, "          {}", sentence(problem)))?;
+    }
+    Ok(())
+}
+
+/// How many sets of keys there are, and what is wrong with any.
+fn keys(text: &mut String, sets: &[KeySetStatus]) -> std::fmt::Result {
+    if sets.is_empty() {
+        return Ok(());
+    }
+    let there = sets.iter().filter(|set| set.keys.is_some()).count();
+    writeln!(text, "keys      {there} of {} sets fetched", sets.len())?;
+    for set in sets {
+        let Some(error) = &set.error else { continue };
+        let kept = match (&set.fetched, set.keys) {
+            (Some(time), Some(_)) => format!("those of {time} stay in force"),
+            _ => "tokens of its issuer are refused".to_owned(),
+        };
+        writeln!(text, "          {}: {error}: {kept}", set.source)?;
     }
     Ok(())
 }

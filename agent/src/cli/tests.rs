@@ -10,7 +10,7 @@ use clap::Parser;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
 
 use super::{CliError, Command, status};
-use crate::admin::{AgentStatus, ManifestProblem, PodState, PodStatus, sample_dump};
+use crate::admin::{AgentStatus, KeySetStatus, ManifestProblem, PodState, PodStatus, sample_dump};
 
 #[derive(Debug, Parser)]
 #[command(name = "culvert")]
@@ -387,6 +387,20 @@ fn status_tells_what_is_wrong() {
             field: None,
             message: "names nobody".to_owned(),
         }],
+        key_sets: vec![
+            KeySetStatus {
+                source: "http://a/keys".to_owned(),
+                keys: Some(2),
+                fetched: Some("2026-01-01T00:00:00Z".to_owned()),
+                error: Some("it is away".to_owned()),
+                next: None,
+            },
+            KeySetStatus {
+                source: "http://b/keys".to_owned(),
+                error: Some("it answers 404".to_owned()),
+                ..KeySetStatus::default()
+            },
+        ],
         repairs: [("route".to_owned(), 2), ("rule".to_owned(), 1)].into(),
         pods_started: 2,
         pods_stopped: 0,
@@ -400,6 +414,9 @@ fn status_tells_what_is_wrong() {
          workers   2 on io_uring\n\
          repairs   3\n          route: 2\n          rule: 1\n\
          holds     CAP_BPF\n\
+         keys      1 of 2 sets fetched\n\
+         \x20         http://a/keys: it is away: those of 2026-01-01T00:00:00Z stay in force\n\
+         \x20         http://b/keys: it answers 404: tokens of its issuer are refused\n\
          problems  1\n          x.yaml:4: Service app/x: spec.ports[0]: is no port\n\
          warnings  1\n          y.yaml: names nobody\n\
          \n\

@@ -11,7 +11,7 @@ use hickory_proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use userspace_l7::model::{Health, HealthPolicy, IpFamilies, Service, Snapshot, Workload};
 
-use super::names::{candidates, wildcards};
+use super::names::{Candidate, candidates, wildcards};
 
 /// As ztunnel: short enough to follow changes, long enough to save queries.
 const TTL_SECONDS: u32 = 30;
@@ -106,6 +106,32 @@ struct Found<'a> {
     meant: Option<Name>,
 }
 
+/// The service that a host's name means to clients of a namespace, whether or not DNS would answer for it.
+pub fn service_called<'a>(
+    snapshot: &'a Snapshot,
+    host: &str,
+    namespace: &str,
+) -> Option<&'a Arc<Service>> {
+    let host = host.to_ascii_lowercase();
+    read(snapshot, host.trim_end_matches('.'), namespace).map(|(_, service)| service)
+}
+
+/// The first reading of a name that names a service. `text` is lower case without the last dot.
+fn read<'a>(
+    snapshot: &'a Snapshot,
+    text: &str,
+    namespace: &str,
+) -> Option<(Candidate, &'a Arc<Service>)> {
+    let readings = candidates(text, namespace, &snapshot.mesh.cluster_domain);
+    readings.into_iter().find_map(|reading| {
+        let exact = snapshot.service_named(&reading.host, namespace);
+        let service = exact.or_else(|| {
+            wildcards(&reading.host).find_map(|host| snapshot.service_named(&host, namespace))
+        })?;
+        Some((reading, service))
+    })
+}
+
 fn find<'a>(snapshot: &'a Snapshot, client: &Workload, name: &Name) -> Option<Found<'a>> {
     let text = name.to_lowercase().to_ascii();
     let text = text.trim_end_matches('.');
@@ -113,15 +139,7 @@ fn find<'a>(snapshot: &'a Snapshot, client: &Workload, name: &Name) -> Option<Fo
     if text.is_empty() || text.contains('\\') {
         return None;
     }
-    let readings = candidates(text, &client.namespace, &snapshot.mesh.cluster_domain);
-    let (reading, service) = readings.iter().find_map(|reading| {
-        let exact = snapshot.service_named(&reading.host, &client.namespace);
-        let service = exact.or_else(|| {
-            wildcards(&reading.host)
-                .find_map(|host| snapshot.service_named(&host, &client.namespace))
-        })?;
-        Some((reading, service))
-    })?;
+    let (reading, service) = read(snapshot, text, &client.namespace)?;
     if !answers(snapshot, service) {
         return None;
     }

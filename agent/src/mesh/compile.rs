@@ -28,6 +28,7 @@ mod targets;
 mod telemetry;
 #[cfg(test)]
 mod tests;
+mod tracing;
 mod traffic;
 mod vips;
 mod waypoint;
@@ -36,11 +37,12 @@ mod workloads;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use userspace_l7::model::{
-    HttpPolicy, JwtRule, MeshSettings, NamespacedHostname, PolicyKey, Snapshot, SpiffeId,
-    WorkloadUid,
+    HttpPolicy, JwksSource, JwtKeys, JwtRule, MeshSettings, NamespacedHostname, PolicyKey,
+    Snapshot, SpiffeId, WorkloadUid,
 };
 
 use self::mark::Marks;
@@ -208,6 +210,19 @@ impl Compiler {
             .values()
             .map(|pod| pod.identity.clone())
             .collect()
+    }
+
+    /// Where keys of tokens have to be fetched from, and how long that may take.
+    pub fn key_sources(&self) -> BTreeMap<JwksSource, Duration> {
+        let mut sources = BTreeMap::new();
+        for rule in self.jwt_rules.values().flatten() {
+            if let JwtKeys::Remote { source, timeout } = &rule.keys {
+                // Of several rules the most patient one counts.
+                let known = sources.entry(source.clone()).or_insert(*timeout);
+                *known = (*known).max(*timeout);
+            }
+        }
+        sources
     }
 
     /// What became of each policy.

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use super::ext_authz::ExtAuthz;
 use super::field::{Faults, at};
 use super::meta::Meta;
+use super::open_telemetry::OpenTelemetry;
 use super::retries::HttpRetry;
 
 /// The `ConfigMap` that holds it, in the mesh's root namespace.
@@ -33,6 +34,9 @@ impl MeshConfig {
             }
             if let Some(http) = &provider.envoy_ext_authz_http {
                 http.check(&place.join("envoyExtAuthzHttp"), faults);
+            }
+            if let Some(collector) = &provider.opentelemetry {
+                collector.check(&place.join("opentelemetry"), faults);
             }
         }
     }
@@ -106,6 +110,9 @@ pub enum AccessLogEncoding {
 pub struct ProxyConfig {
     /// Traces.
     pub tracing: Option<ProxyTracing>,
+    /// What spans call the mesh; empty: its trust domain.
+    #[serde(rename = "meshId")]
+    pub mesh_id: String,
 }
 
 /// `defaultConfig.tracing`.
@@ -127,6 +134,7 @@ pub struct ExtensionProvider {
     pub envoy_ext_authz_http: Option<ExtAuthz>,
     pub envoy_file_access_log: Option<FileAccessLog>,
     pub zipkin: Option<serde_json::Value>,
+    pub opentelemetry: Option<OpenTelemetry>,
 }
 
 /// `envoyFileAccessLog`.

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::Value;
 use userspace_l7::model::CelExpression;
 
 use super::field::{Faults, at};
@@ -29,7 +28,7 @@ pub struct TelemetrySpec {
     pub target_ref: Option<TargetReference>,
     /// Objects it is about; none: its namespace, or the mesh.
     pub target_refs: Vec<TargetReference>,
-    /// Traces; the first entry counts.
+    /// Traces; of several entries that say something, the last one counts.
     pub tracing: Vec<Tracing>,
     /// Metrics.
     pub metrics: Vec<Metrics>,
@@ -51,7 +50,7 @@ pub struct ProviderName {
 #[expect(missing_docs, reason = "each field is Istio's own, by its own name")]
 pub struct Tracing {
     #[serde(rename = "match")]
-    pub matches: Option<Value>,
+    pub matches: Option<LogSelector>,
     pub providers: Vec<ProviderName>,
     pub random_sampling_percentage: Option<f64>,
     pub disable_span_reporting: Option<bool>,
@@ -166,7 +165,7 @@ pub struct AccessLogging {
     pub filter: Option<LogFilter>,
 }
 
-/// `match` of an access log.
+/// `match` of an access log or of traces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
 #[serde(default)]
 pub struct LogSelector {

@@ -57,7 +57,16 @@ impl EchoMesh {
     /// # Errors
     /// If it cannot be built or an agent is not in time.
     pub fn shop() -> Result<Self> {
+        Self::shop_with(&[])
+    }
+
+    /// The same, with options for both agents.
+    ///
+    /// # Errors
+    /// If it cannot be built or an agent is not in time.
+    pub fn shop_with(options: &[&str]) -> Result<Self> {
         let mut mesh = Self::new()?;
+        mesh.lab.agent_options(options);
         mesh.namespace("shop", &[("istio.io/use-waypoint", "waypoint")])?;
         mesh.namespace("clients", &[])?;
         for (node, name, version) in [("b", "echo-v1", "v1"), ("a", "echo-v2", "v2")] {

@@ -272,17 +272,17 @@ mod tests {
     #[test]
     fn the_next_hops_version_says_how_a_target_is_written() {
         let mut parts = request("GET", "/a?b", Version::HTTP_11, &[("host", "x:1")]);
-        send(&mut parts, Speaks::Http2, "unused");
+        send(&mut parts, Speaks::Http2, &"unused");
         assert_eq!(parts.uri, "http://x:1/a?b");
         assert!(!parts.headers.contains_key("host"));
         receive(&mut parts).unwrap();
-        send(&mut parts, Speaks::Http1, "unused");
+        send(&mut parts, Speaks::Http1, &"unused");
         assert_eq!(
             (parts.uri.to_string().as_str(), &parts.headers["host"]),
             ("/a?b", &"x:1".parse().unwrap())
         );
         let mut bare = request("GET", "/", Version::HTTP_10, &[]);
-        send(&mut bare, Speaks::Http1, "svc:80");
-        assert_eq!(bare.headers["host"], "svc:80");
+        send(&mut bare, Speaks::Http1, &"svc:80");
+        assert_eq!(bare.headers["host"], &"svc:80");
     }
 }

@@ -3,6 +3,11 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+
+use super::service::NamespacedHostname;
 
 /// What is recorded of requests to one service. The default records no log, samples one trace in a hundred
 /// and changes no metric, as Istio does where nothing is configured.
@@ -44,12 +49,51 @@ pub struct TracingSettings {
     pub propagation: Propagation,
     /// Whether spans are exported; the context is passed on in any case (`disableSpanReporting`).
     pub is_reported: bool,
+    /// Who collects spans; `None`: nobody.
+    pub collector: Option<Arc<SpanCollector>>,
+    /// Who spans are said to be from: `<waypoint>.<namespace>`.
+    pub reporter: Arc<str>,
+    /// Whether a trace that starts here is sampled by the digits of its `x-request-id` rather than by lot, so
+    /// that all who see that request decide alike (`useRequestIdForTraceSampling`).
+    pub by_request_id: bool,
+    /// How many bytes of a path stand in `http.url`.
+    pub longest_path: usize,
     /// Attributes of every span, besides the standard ones.
     pub tags: Vec<SpanTag>,
 }
 
+/// A collector of spans that speaks OTLP (`extensionProviders[].opentelemetry`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SpanCollector {
+    /// What the mesh's configuration calls it.
+    pub provider: Arc<str>,
+    /// Its service.
+    pub service: NamespacedHostname,
+    /// The service's port.
+    pub port: u16,
+    /// How spans are sent.
+    pub transport: SpanTransport,
+    /// How long it may take to answer.
+    pub timeout: Duration,
+    /// What requests to it carry besides.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Whether spans carry the attributes of `OTEL_RESOURCE_ATTRIBUTES`, a variable of the agent's environment.
+    pub detects_environment: bool,
+}
+
+/// How spans are sent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum SpanTransport {
+    /// By gRPC over HTTP/2.
+    Grpc,
+    /// By HTTP/1.1, to this path.
+    Http(Arc<str>),
+}
+
 /// Istio's default: one in a hundred.
 const DEFAULT_SAMPLED_PER_MILLION: u32 = 10_000;
+/// Istio's default of `maxTagLength`.
+const DEFAULT_LONGEST_PATH: usize = 256;
 
 impl Default for TracingSettings {
     fn default() -> Self {
@@ -57,6 +101,10 @@ impl Default for TracingSettings {
             sampled_per_million: DEFAULT_SAMPLED_PER_MILLION,
             propagation: Propagation::default(),
             is_reported: true,
+            collector: None,
+            reporter: "".into(),
+            by_request_id: true,
+            longest_path: DEFAULT_LONGEST_PATH,
             tags: Vec::new(),
         }
     }
@@ -89,7 +137,7 @@ pub enum SpanTagValue {
     /// A request header.
     Header {
         /// Its name.
-        name: http::HeaderName,
+        name: HeaderName,
         /// What stands in for a header that is not there; `None`: no tag then.
         default: Option<Arc<str>>,
     },

@@ -93,6 +93,9 @@ pub struct WaypointReference {
     pub destination: NamespacedHostname,
     /// Its HBONE port, 15008 unless the Gateway says otherwise.
     pub hbone_port: u16,
+    /// Whether it is somebody else, who does the waypoint's work at that service's endpoints. Otherwise it is the node
+    /// agents, and the service need not exist.
+    pub is_foreign: bool,
 }
 
 /// One thing that runs: a Pod, a WorkloadEntry or an inline endpoint of a ServiceEntry.

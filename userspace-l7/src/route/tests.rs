@@ -8,7 +8,7 @@ use super::{HBONE_PORT, Refusal, Target, Transport, plan};
 use crate::model::{
     Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode, Locality,
     MeshSettings, NamespacedHostname, NetworkMode, Peer, RoutingScope, Service, ServicePort,
-    Snapshot, TrustDomain, TunnelProtocol, Workload, WorkloadUid,
+    Snapshot, TrustDomain, TunnelProtocol, WaypointReference, Workload, WorkloadUid,
 };
 
 fn workload(name: &str, address: &str) -> Workload {
@@ -206,6 +206,87 @@ fn a_workload_address_wins_over_a_virtual_one() {
         .with(workload("b", "10.0.0.6"))
         .serving(service("s", "10.0.0.5"), &["b"]);
     mesh.check("10.0.0.5:80", &["hbone 10.0.0.5:80 via 10.0.0.5:15008"]);
+}
+
+/// A waypoint `w` at 10.0.0.8 and 10.0.0.9, whoever it is, that fronts service `s` and pod `a`.
+fn fronted(is_foreign: bool, endpoints: &[&str]) -> Mesh {
+    let hbone = ServicePort {
+        name: "hbone".into(),
+        target_port: HBONE_PORT,
+        app_protocol: "".into(),
+    };
+    let waypoint = Service {
+        ports: BTreeMap::from([(HBONE_PORT, hbone)]),
+        ..service("w", "10.96.0.9")
+    };
+    let reference = Some(WaypointReference {
+        destination: waypoint.key.clone(),
+        hbone_port: HBONE_PORT,
+        is_foreign,
+    });
+    let mut bound = service("s", "10.96.0.1");
+    bound.waypoint.clone_from(&reference);
+    let mut pod = workload("a", "10.0.0.5");
+    pod.waypoint = reference;
+    Mesh::new()
+        .with(pod)
+        .with(workload("w1", "10.0.0.8"))
+        .with(workload("w2", "10.0.0.9"))
+        .serving(bound, &["a"])
+        .serving(waypoint, endpoints)
+}
+
+#[test]
+fn what_a_foreign_waypoint_fronts_is_reached_through_it() {
+    let mesh = fronted(true, &["w1", "w2"]);
+    let through =
+        |dialled: &str| ["10.0.0.8", "10.0.0.9"].map(|w| format!("hbone {dialled} via {w}:15008"));
+    // Row 1: the address that was dialled, not an endpoint's; row 6: the pod's own.
+    for dialled in ["10.96.0.1:80", "10.0.0.5:99"] {
+        let expected = through(dialled);
+        mesh.check(dialled, &expected.each_ref().map(String::as_str));
+    }
+    let targets = mesh.plan("10.96.0.1:80").unwrap();
+    let Transport::Hbone { expected, .. } = &targets[0].transport else {
+        panic!("{targets:?}");
+    };
+    assert_eq!(
+        expected[0],
+        workload("w1", "").identity(),
+        "it proves to be the waypoint"
+    );
+    // The waypoint itself goes on by itself.
+    let own = workload("w1", "10.0.0.8");
+    let plan = plan(
+        &mesh.0,
+        &own,
+        "10.96.0.1:80".parse().unwrap(),
+        &mut |_bound| 0,
+    );
+    let shown: Vec<_> = plan.unwrap().targets.iter().map(show).collect();
+    assert_eq!(shown, ["hbone 10.0.0.5:8080 via 10.0.0.5:15008"]);
+}
+
+#[test]
+fn nobody_goes_around_a_foreign_waypoint() {
+    let none_ready = fronted(true, &[]);
+    assert_eq!(
+        none_ready.plan("10.96.0.1:80"),
+        Err(Refusal::NoHealthyUpstream)
+    );
+    let mut gone = fronted(true, &["w1"]);
+    gone.0.services.remove(&service("w", "").key);
+    for dialled in ["10.96.0.1:80", "10.0.0.5:99"] {
+        assert_eq!(
+            gone.plan(dialled),
+            Err(Refusal::UnknownWaypoint),
+            "{dialled}"
+        );
+    }
+    // One that the agents are needs no endpoints.
+    let ours = fronted(false, &[]);
+    ours.check("10.96.0.1:80", &["hbone 10.0.0.5:8080 via 10.0.0.5:15008"]);
+    ours.check("10.0.0.5:99", &["hbone 10.0.0.5:99 via 10.0.0.5:15008"]);
 }
 
 #[test]

@@ -16,12 +16,13 @@ mod labels;
 mod messages;
 mod record;
 mod series;
+mod span;
 #[cfg(test)]
 mod tests;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
@@ -34,9 +35,11 @@ pub use messages::MessageCount;
 pub(super) use series::RequestMetrics;
 
 use super::labels::Security;
+use super::trace::TraceContext;
 use crate::model::{NamespacedHostname, Service, SpiffeId, Telemetry, Workload};
 use record::{Finished, LoggedHead};
 use series::{Ending, Facts, Totals};
+use span::Sampled;
 
 /// Who sends requests on one connection. Made once for each connection.
 #[derive(Clone, Debug)]
@@ -175,6 +178,7 @@ pub struct OpenRequest {
     response_bytes: AtomicU64,
     request_messages: AtomicU64,
     response_messages: AtomicU64,
+    sampled: OnceLock<Box<Sampled>>,
     is_closed: AtomicBool,
 }
 
@@ -189,6 +193,7 @@ impl OpenRequest {
             response_bytes: AtomicU64::new(0),
             request_messages: AtomicU64::new(0),
             response_messages: AtomicU64::new(0),
+            sampled: OnceLock::new(),
             is_closed: AtomicBool::new(false),
         }
     }
@@ -220,6 +225,18 @@ impl OpenRequest {
         *self.lock_destination() = Some(destination);
     }
 
+    /// Where the request stands in its trace. If it is sampled and somebody collects spans, it becomes one,
+    /// with `head` as it is now; else nothing is kept.
+    pub fn trace(&self, context: TraceContext, head: &http::request::Parts) {
+        let tracing = &self.flow.telemetry.tracing;
+        let is_collected = tracing.collector.is_some() && tracing.is_reported;
+        if context.is_sampled() && is_collected && self.metrics.spans().is_some() {
+            let head = LoggedHead::of(head);
+            // Of two calls the first counts: a request is in one trace.
+            let _second = self.sampled.set(Box::new(Sampled { context, head }));
+        }
+    }
+
     /// What was said when it opened.
     pub fn flow(&self) -> &RequestFlow {
         &self.flow
@@ -247,15 +264,21 @@ impl OpenRequest {
             response_messages: self.response_messages.load(Ordering::Relaxed),
         };
         self.metrics.series_of(&facts).add(&totals);
+        let finished = |head| Finished {
+            flow: &self.flow,
+            head,
+            end,
+            duration: totals.duration,
+            request_bytes: totals.request_bytes,
+            response_bytes: totals.response_bytes,
+        };
         if let Some(head) = &self.flow.head {
-            access_log::write(&Finished {
-                flow: &self.flow,
-                head,
-                end,
-                duration: totals.duration,
-                request_bytes: totals.request_bytes,
-                response_bytes: totals.response_bytes,
-            });
+            access_log::write(&finished(head));
+        }
+        if let (Some(sampled), Some(sink)) = (self.sampled.get(), self.metrics.spans())
+            && let Some(span) = span::of(&finished(&sampled.head), sampled.context)
+        {
+            sink.take(span);
         }
     }
 

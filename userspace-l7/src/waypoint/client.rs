@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::asking::Asker;
 use crate::http::Version;
 use crate::hub::Hub;
-use crate::model::{PortLayer7, Service, ServiceLayer7, Snapshot, Workload};
+use crate::model::{PortLayer7, Service, ServiceLayer7, Snapshot, SpiffeId, Workload};
 use crate::pod::Pod;
 use crate::route::Towards;
 use crate::telemetry::RequestClient;
@@ -17,7 +17,9 @@ use crate::upstream::{self, Origin};
 pub(super) struct Client {
     pub(super) hub: Rc<Hub>,
     pub(super) pod: Pod,
+    /// The pod's, in whose name endpoints are reached.
     pub(super) workload: Arc<Workload>,
+    pub(super) requester: Requester,
     /// The service that was dialled.
     pub(super) service: Arc<Service>,
     pub(super) source: SocketAddr,
@@ -26,7 +28,36 @@ pub(super) struct Client {
     pub(super) recorded: Arc<RequestClient>,
 }
 
+/// Whose requests these are.
+pub(super) enum Requester {
+    /// The pod's own.
+    Pod,
+    /// Another's, who proved to be this and was told that the pod is the waypoint.
+    Another(SpiffeId),
+}
+
 impl Client {
+    /// Who asks, as it is proven.
+    pub(super) fn identity(&self) -> SpiffeId {
+        match &self.requester {
+            Requester::Pod => self.workload.identity(),
+            Requester::Another(identity) => identity.clone(),
+        }
+    }
+
+    /// The Kubernetes namespace of who asks.
+    pub(super) fn namespace(&self) -> &str {
+        match &self.requester {
+            Requester::Pod => &self.workload.namespace,
+            Requester::Another(identity) => identity.namespace(),
+        }
+    }
+
+    /// Whether endpoints see another identity than that of who asks, so that only this node can judge it.
+    pub(super) fn is_unknown_beyond(&self) -> bool {
+        matches!(self.requester, Requester::Another(_))
+    }
+
     /// Layer 7 of the dialled service as the mesh is now; `None` once it is bound to no waypoint any more:
     /// requests of this connection then pass as they are.
     pub(super) fn layer7<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s Arc<ServiceLayer7>> {
@@ -55,7 +86,7 @@ impl Client {
             workload: &self.workload,
             source: Some(self.source),
             service: &self.service,
-            claimed: Some(self.dialled.port()),
+            claimed: (!self.is_unknown_beyond()).then(|| self.dialled.port()),
         }
     }
 

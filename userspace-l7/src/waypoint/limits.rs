@@ -66,7 +66,7 @@ fn descriptor_of<'a>(
     limit: &'a RateLimit,
     head: &'a RequestHead<'_>,
 ) -> Vec<(Cow<'a, str>, Cow<'a, str>)> {
-    let identity = client.workload.identity();
+    let identity = client.identity();
     let caller = Caller {
         identity: Some(&identity),
         address: client.source.ip(),

@@ -131,7 +131,7 @@ impl Exchange<'_> {
         http::receive(&mut parts).map_err(Refusal::Malformed)?;
         http::strip(&mut parts.headers, upgrade.as_ref());
         spell_path(&mut parts, self.snapshot.path_normalization)?;
-        self.identify(&mut parts.headers);
+        self.identify(&mut parts, account);
 
         let matched = self.select(&parts)?;
         let rule = matched.map(|entry| &entry.rule);
@@ -205,7 +205,8 @@ impl Exchange<'_> {
     }
 
     /// Gives a request what tells it apart and says how it came.
-    fn identify(&self, headers: &mut HeaderMap) {
+    fn identify(&self, parts: &mut request::Parts, account: &Account) {
+        let headers = &mut parts.headers;
         if !headers.contains_key(REQUEST_ID) {
             drop(headers.insert(REQUEST_ID, self.client.hub.request_id()));
         }
@@ -217,7 +218,8 @@ impl Exchange<'_> {
         let settings = layer7.map_or(&unbound, |layer7| &layer7.telemetry.tracing);
         let mut random = || self.client.hub.random();
         let context = TraceContext::of(headers, &mut Sampler::new(settings, &mut random));
-        context.inject(headers);
+        account.open().trace(context, parts);
+        context.inject(&mut parts.headers);
     }
 
     /// The entry of the port's routes that the request matches.
@@ -225,7 +227,7 @@ impl Exchange<'_> {
         let Some(port) = self.client.port(&self.snapshot) else {
             return Ok(None);
         };
-        match port.routes_for(&self.client.workload.namespace) {
+        match port.routes_for(self.client.namespace()) {
             PortRoutes::None | PortRoutes::Tcp(_) => Ok(None),
             PortRoutes::Http(table) => match route::select(table, &http::head_of(parts)) {
                 Some(entry) if entry.rule.is_usable => Ok(Some(entry)),
@@ -322,8 +324,8 @@ impl Exchange<'_> {
         })
     }
 
-    /// Enforces the service's demands where the endpoint's node will not: outside the mesh, or where another
-    /// data plane answers that sees connections only.
+    /// Enforces the service's demands where the endpoint's node will not: outside the mesh, where another data
+    /// plane answers that sees connections only, or where it will not learn who asks.
     ///
     /// What is to be made of the response comes back.
     async fn judge_here(
@@ -331,14 +333,16 @@ impl Exchange<'_> {
         targets: &[Target],
         request: (&mut request::Parts, &mut Inflow),
     ) -> Result<Vec<HeaderChange>, Refusal> {
-        let Some(unjudged) = targets.iter().find(|target| !target.is_judged_there()) else {
+        let is_unknown = self.client.is_unknown_beyond();
+        let is_unjudged = |target: &&Target| is_unknown || !target.is_judged_there();
+        let Some(unjudged) = targets.iter().find(is_unjudged) else {
             return Ok(Vec::new());
         };
         let Some(layer7) = self.client.layer7(&self.snapshot) else {
             return Ok(Vec::new());
         };
         let server = unjudged.workload.as_ref().map(|one| one.identity());
-        let identity = self.client.workload.identity();
+        let identity = self.client.identity();
         let call = Call {
             identity: Some(&identity),
             source: self.client.source,

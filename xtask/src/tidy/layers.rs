@@ -24,23 +24,29 @@ const PROXY_LAYERS: [&[&str]; 16] = [
 
 /// What each part of the agent may name of the others. `app` and `main` put the parts together and may
 /// name all; the parts do not know each other beyond this.
-const AGENT_EDGES: [(&str, &[&str]); 11] = [
+const AGENT_EDGES: [(&str, &[&str]); 14] = [
     ("admin", &[]),
     ("capture", &[]),
     // What it prints is what the admin server serves; some commands work without a running agent.
     ("cli", &["admin", "capture", "doctor", "sources"]),
     (
         "config",
-        &["admin", "capture", "dns", "identity", "sources"],
+        &[
+            "admin", "capture", "dns", "identity", "keys", "mesh", "sources", "spans",
+        ],
     ),
     ("dns", &[]),
     ("doctor", &["capture", "privilege"]),
     // Brings pods from what the mesh wants to what capture does, and tells the admin server.
     ("enrolment", &["admin", "capture", "mesh"]),
+    // Names of the mesh are read as the DNS proxy reads them.
+    ("fetch", &["dns"]),
     ("identity", &[]),
+    ("keys", &["fetch"]),
     ("mesh", &[]),
     ("privilege", &[]),
     ("sources", &["mesh"]),
+    ("spans", &["fetch"]),
 ];
 
 /// A dependency or keyword, and the only places that may name it.

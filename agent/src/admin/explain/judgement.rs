@@ -11,7 +11,7 @@ use userspace_l7::model::{
     Scope, Service, ServiceLayer7, Snapshot, SpiffeId, TunnelProtocol, Workload,
 };
 use userspace_l7::policy::http::{HttpDecision, HttpRequest, HttpVerdict, judge_http};
-use userspace_l7::policy::jwt::{self, Claims, KeySet};
+use userspace_l7::policy::jwt::{self, Claims, KeySet, TokenError};
 use userspace_l7::policy::{self, Connection};
 use userspace_l7::route::{self, Towards};
 
@@ -397,7 +397,12 @@ fn layer7(
         Err(error) => {
             judged.denied = Some(Expectation::answered(
                 StatusCode::UNAUTHORIZED,
-                format!("the request's token is refused: {error}"),
+                match error {
+                    TokenError::NoKeys => format!(
+                        "the request's token is refused, since the keys of its issuer are missing ({error}): `culvert status` says why"
+                    ),
+                    _ => format!("the request's token is refused: {error}"),
+                },
             ));
             None
         }
@@ -429,11 +434,10 @@ fn is_culvert(workload: &Workload) -> bool {
     workload.protocol == TunnelProtocol::Hbone && workload.peer == Peer::Culvert
 }
 
-/// Only keys that stand in the mesh's objects are at hand; others are with the workers.
-fn token(inquiry: &Inquiry<'_>, demands: &Demands) -> Result<Option<Claims>, jwt::TokenError> {
+fn token(inquiry: &Inquiry<'_>, demands: &Demands) -> Result<Option<Claims>, TokenError> {
     let keys = |keys: &JwtKeys| match keys {
         JwtKeys::Inline(json) => KeySet::parse(json).ok().map(Arc::new),
-        JwtKeys::Remote { .. } => None,
+        JwtKeys::Remote { source, .. } => inquiry.keys.get(source),
     };
     jwt::authenticate(
         &demands.authentication,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use userspace_l7::model::{
     AppProtocol, BackendTarget, HttpAction, HttpRouteEntry, NamespacedHostname, PortLayer7,
-    PortRoutes, Service, ServiceLayer7, Snapshot, WeightedBackend,
+    PortRoutes, Service, ServiceLayer7, Snapshot, WaypointReference, WeightedBackend,
 };
 use userspace_l7::route::{self, Refusal};
 
@@ -60,7 +60,9 @@ pub(super) fn walk<'a>(inquiry: &Inquiry<'a>) -> Routing<'a> {
             .is_some_and(|port| port.protocol.is_http() || port.protocol == AppProtocol::Detect),
         waypoint: waypoint_step(inquiry, is_pod, service, layer7, port),
         route: None,
-        backends: vec![own_backend(service, dialled)],
+        backends: vec![
+            foreign_backend(inquiry, service).unwrap_or_else(|| own_backend(service, dialled)),
+        ],
         answered: None,
     };
     match port.map(|port| port.routes_for(&inquiry.client.namespace)) {
@@ -98,6 +100,28 @@ pub(super) fn walk<'a>(inquiry: &Inquiry<'a>) -> Routing<'a> {
         routing.answered = unreachable(inquiry, &routing);
     }
     routing
+}
+
+/// The waypoint of another controller, which takes the connection whole.
+fn foreign_backend<'a>(
+    inquiry: &Inquiry<'a>,
+    service: Option<&'a Arc<Service>>,
+) -> Option<Backend<'a>> {
+    let reference = foreign(service)?;
+    let service = inquiry.snapshot.services.get(&reference.destination)?;
+    Some(Backend {
+        kind: BackendKind::Service {
+            service,
+            port: reference.hbone_port,
+            subset: None,
+        },
+        weight: None,
+    })
+}
+
+fn foreign(service: Option<&Arc<Service>>) -> Option<&WaypointReference> {
+    let reference = service?.waypoint.as_ref();
+    reference.filter(|reference| reference.is_foreign)
 }
 
 fn own_backend(service: Option<&Arc<Service>>, dialled: SocketAddr) -> Backend<'_> {
@@ -149,6 +173,13 @@ fn waypoint_step(
             "no service of the mesh was dialled: layer 4 only".to_owned(),
         );
     };
+    if let Some(waypoint) = foreign(Some(service)) {
+        return step(
+            Some(waypoint.destination.to_string()),
+            "bound to a waypoint of another controller: connections go to it whole, and it decides what becomes of them"
+                .to_owned(),
+        );
+    }
     let Some(layer7) = layer7 else {
         return step(
             None,
@@ -299,6 +330,7 @@ fn unreachable(inquiry: &Inquiry<'_>, routing: &Routing<'_>) -> Option<Expectati
         Refusal::NoHealthyUpstream
         | Refusal::NoSuchPort(_)
         | Refusal::NoBackend
+        | Refusal::UnknownWaypoint
         | Refusal::OwnPort => Expectation::refused(format!("the connection is refused: {why}")),
     })
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use userspace_l7::key_sets::KeySets;
 use userspace_l7::model::{
     Action, AppProtocol, AuthorizationPolicy, BackendTarget, Clause, Demands, ExternalAuthorizer,
     ExternalAuthorizerProtocol, HeaderModifier, Health, HttpAction, HttpMatch, HttpPolicy,
@@ -153,7 +154,11 @@ fn mesh(authorization: Vec<Arc<HttpPolicy>>) -> Snapshot {
 }
 
 fn ask(snapshot: &Snapshot, query: &str) -> Result<Explanation, Unanswerable> {
-    explain(snapshot, &[], &Question::from_query(query)?)
+    explain(
+        (snapshot, &KeySets::default()),
+        &[],
+        &Question::from_query(query)?,
+    )
 }
 
 #[track_caller]
@@ -339,7 +344,12 @@ fn whether_the_client_is_captured_is_said() {
         state: PodState::Pending,
         reason: Some("its network namespace is gone".to_owned()),
     };
-    let capture = |pods: &[PodStatus]| explain(&mesh, pods, &question).unwrap().client.capture;
+    let capture = |pods: &[PodStatus]| {
+        explain((&mesh, &KeySets::default()), pods, &question)
+            .unwrap()
+            .client
+            .capture
+    };
     assert_eq!(
         capture(std::slice::from_ref(&pod)),
         "not captured yet: its network namespace is gone"

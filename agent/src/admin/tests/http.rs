@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use userspace_l7::key_sets::KeySets;
 use userspace_l7::model::Snapshot;
 
 use super::dump;
@@ -34,6 +35,10 @@ struct Agent {
 impl AdminState for Agent {
     fn snapshot(&self) -> Arc<Snapshot> {
         dump::sources().snapshot
+    }
+
+    fn key_sets(&self) -> Arc<KeySets> {
+        Arc::default()
     }
 
     fn certificates(&self) -> Vec<CertificateStatus> {

@@ -52,7 +52,7 @@ impl Compiler {
 
     /// `[<namespace>/]<hostname>`: without a namespace, that of the Service or of the ServiceEntry that has
     /// the host.
-    fn provider_service(&self, text: &str) -> NamespacedHostname {
+    pub(super) fn provider_service(&self, text: &str) -> NamespacedHostname {
         let (namespace, hostname) = match text.split_once('/') {
             Some((namespace, hostname)) => (Some(namespace), hostname),
             None => (None, text),

@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
-use http::HeaderName;
 use userspace_l7::model::{
-    AccessLog, AccessLogFormat, CelExpression, HttpMetric, MetricOverride, Propagation, SpanTag,
-    SpanTagValue, Telemetry, TracingSettings,
+    AccessLog, AccessLogFormat, CelExpression, HttpMetric, MetricOverride, Telemetry,
+    TracingSettings,
 };
 
 use super::Compiler;
 use super::mark::Marks;
 use super::store::Owner;
 use super::targets::Target;
+use super::tracing::{istio_tags, report_to, span_tag};
 use crate::mesh::gateway::Gateway;
 use crate::mesh::mesh_config::AccessLogEncoding;
 use crate::mesh::object::{Kind, ObjectKey};
-use crate::mesh::telemetry::{self as istio, CustomTag, Mode, TagOperation};
+use crate::mesh::telemetry::{self as istio, Mode, TagOperation};
 
 /// Istio's built-in provider of access logs.
 const ENVOY: &str = "envoy";
@@ -77,7 +77,7 @@ impl Compiler {
         for level in levels.into_iter().flatten() {
             merged.overlay(self, &level.spec);
         }
-        merged.finish()
+        merged.finish(self, gateway)
     }
 
     /// The oldest object about a namespace as a whole.
@@ -125,6 +125,8 @@ impl Compiler {
 struct Merged {
     logs: Vec<AccessLog>,
     tracing: TracingSettings,
+    /// Whether spans say which waypoint they are from in tags of Istio's.
+    has_istio_tags: bool,
     metrics: Vec<MetricOverride>,
 }
 
@@ -141,12 +143,18 @@ impl Merged {
             format: compiler.default_format(),
             filter: None,
         };
+        let mut tracing = TracingSettings {
+            sampled_per_million: sampling.unwrap_or(default.sampled_per_million),
+            ..default
+        };
+        let provider = config.and_then(|config| config.default_providers.tracing.first());
+        if let Some(provider) = provider {
+            report_to(&mut tracing, compiler, provider);
+        }
         Self {
             logs: if logs { vec![log] } else { Vec::new() },
-            tracing: TracingSettings {
-                sampled_per_million: sampling.unwrap_or(default.sampled_per_million),
-                ..default
-            },
+            tracing,
+            has_istio_tags: true,
             metrics: Vec::new(),
         }
     }
@@ -159,7 +167,10 @@ impl Merged {
                 .flat_map(|one| access_logs(compiler, one))
                 .collect();
         }
-        if let Some(tracing) = spec.tracing.first() {
+        // A waypoint is a server.
+        let is_client =
+            |one: &&istio::Tracing| one.matches.is_some_and(|one| one.mode == Mode::Client);
+        for tracing in spec.tracing.iter().filter(|one| !is_client(one)) {
             self.overlay_tracing(compiler, tracing);
         }
         for change in spec.metrics.iter().flat_map(|one| &one.overrides) {
@@ -179,16 +190,14 @@ impl Merged {
             let tags = tracing.custom_tags.iter();
             own.tags = tags.filter_map(|(name, tag)| span_tag(name, tag)).collect();
         }
+        if let Some(by_request_id) = tracing.use_request_id_for_trace_sampling {
+            own.by_request_id = by_request_id;
+        }
+        if let Some(named) = tracing.enable_istio_tags {
+            self.has_istio_tags = named;
+        }
         if let Some(provider) = tracing.providers.first() {
-            let config = compiler.mesh_config();
-            let providers = config.map(|config| &config.extension_providers);
-            let mut named = providers.into_iter().flatten();
-            let is_zipkin = named.any(|one| one.name == provider.name && one.zipkin.is_some());
-            own.propagation = if is_zipkin {
-                Propagation::B3
-            } else {
-                Propagation::W3c
-            };
+            report_to(own, compiler, &provider.name);
         }
     }
 
@@ -240,7 +249,14 @@ impl Merged {
         &mut self.metrics[place]
     }
 
-    fn finish(self) -> Telemetry {
+    fn finish(mut self, compiler: &Compiler, gateway: &Gateway) -> Telemetry {
+        if self.tracing.collector.is_some() {
+            let name = &gateway.meta.name;
+            self.tracing.reporter = format!("{}.{}", name.name, name.namespace).into();
+            if self.has_istio_tags {
+                self.tracing.tags.extend(istio_tags(compiler, gateway));
+            }
+        }
         Telemetry {
             access_logs: self.logs,
             tracing: self.tracing,
@@ -271,24 +287,6 @@ fn access_logs(compiler: &Compiler, logging: &istio::AccessLogging) -> Vec<Acces
         other => compiler.log_format(other),
     });
     formats.map(log).collect()
-}
-
-fn span_tag(name: &str, tag: &CustomTag) -> Option<SpanTag> {
-    let value = if let Some(literal) = &tag.literal {
-        SpanTagValue::Literal(literal.value.as_str().into())
-    } else if let Some(header) = &tag.header {
-        SpanTagValue::Header {
-            name: HeaderName::from_bytes(header.name.as_bytes()).ok()?,
-            default: header.default_value.as_deref().map(Arc::from),
-        }
-    } else {
-        let environment = tag.environment.as_ref()?;
-        SpanTagValue::Literal(environment.default_value.as_deref()?.into())
-    };
-    Some(SpanTag {
-        name: name.into(),
-        value,
-    })
 }
 
 /// The text of a quoted constant. What is computed from a request must not become a label: a peer could

@@ -154,6 +154,7 @@ impl Compiler {
                 hostname: hostname.into(),
             },
             hbone_port: HBONE_PORT,
+            is_foreign: !gateway.is_ours(),
         }
     }
 }

@@ -202,13 +202,16 @@ impl Machine {
         let Some(stream) = self.streams.get_mut(&id) else {
             return Taken::Reset(ErrorCode::STREAM_CLOSED);
         };
-        // A peer that has sent everything may reset what it no longer wants to hear (RFC 9113 §8.1); any other
-        // reset overtakes data, as one of TCP does.
-        let is_cut = stream
-            .reset
-            .is_some_and(|code| code != ErrorCode::NO_ERROR || !stream.ended_by_peer);
-        if is_cut {
-            return stream.reset.map_or(Taken::Nothing, Taken::Reset);
+        // A peer that has sent everything may reset what it no longer wants to hear (RFC 9113 §8.1). A server whose
+        // own connection broke says CONNECT_ERROR behind what that had brought (§8.5), and an Envoy that closes
+        // after its response in order says so too. Any other reset overtakes data.
+        let cut = stream.reset.filter(|code| match *code {
+            ErrorCode::NO_ERROR => !stream.ended_by_peer,
+            ErrorCode::CONNECT_ERROR => stream.unread.is_empty(),
+            _ => true,
+        });
+        if let Some(code) = cut {
+            return Taken::Reset(code);
         }
         if let Some(piece) = stream.unread.pop_front() {
             self.credit(Some(id), piece.len());

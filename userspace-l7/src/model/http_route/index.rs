@@ -100,3 +100,92 @@ impl Iterator for Candidates<'_> {
         Some(place)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+    use super::RouteIndex;
+    use crate::model::{
+        HeaderMatch, HeaderModifier, HttpAction, HttpMatch, HttpRouteEntry, HttpRule, PathMatch,
+        RequestHead, RetryPolicy, TextMatch,
+    };
+
+    /// How many of a table's entries are looked at for a request that one of them is for.
+    fn looked_at(size: usize, matches: &dyn Fn(usize) -> HttpMatch) -> usize {
+        let rule = Arc::new(HttpRule {
+            name: "r".into(),
+            origin: "HTTPRoute app/r".into(),
+            action: HttpAction::Forward(vec![]),
+            request_headers: HeaderModifier::default(),
+            response_headers: HeaderModifier::default(),
+            rewrite: None,
+            mirrors: vec![],
+            cors: None,
+            fault: None,
+            timeout: None,
+            retry: RetryPolicy::default(),
+            session: None,
+            is_usable: true,
+        });
+        let entries: Vec<_> = (0..size)
+            .map(|number| HttpRouteEntry {
+                matches: matches(number),
+                rule: Arc::clone(&rule),
+            })
+            .collect();
+        let index = RouteIndex::new(&entries);
+        let wanted = size * 2 / 3;
+        let mut headers = HeaderMap::new();
+        let tenant = HeaderValue::from_str(&wanted.to_string()).unwrap();
+        headers.insert(HeaderName::from_static("x-tenant"), tenant);
+        let path = format!("/api/{wanted}");
+        let head = RequestHead {
+            method: &Method::GET,
+            scheme: "http",
+            authority: "things.app",
+            path: &path,
+            query: None,
+            headers: &headers,
+        };
+        let found: Vec<_> = index.candidates(&head).collect();
+        assert!(found.contains(&u32::try_from(wanted).unwrap()), "{found:?}");
+        found.len()
+    }
+
+    #[test]
+    fn of_ten_thousand_entries_no_more_are_looked_at_than_of_a_hundred() {
+        let tenant = |number: usize| HeaderMatch {
+            name: HeaderName::from_static("x-tenant"),
+            value: TextMatch::Exact(number.to_string().into()),
+        };
+        let by_path = |path: PathMatch| HttpMatch {
+            path,
+            ..HttpMatch::default()
+        };
+        let path = |number: usize| format!("/api/{number}").into();
+        let exact = |number| by_path(PathMatch::Exact(path(number)));
+        let prefix = |number| by_path(PathMatch::Prefix(path(number)));
+        let header = |number| HttpMatch {
+            headers: vec![tenant(number)],
+            ..HttpMatch::default()
+        };
+        let both = |number| HttpMatch {
+            headers: vec![tenant(number)],
+            ..by_path(PathMatch::Prefix("/api".into()))
+        };
+        let kinds: [(&str, &dyn Fn(usize) -> HttpMatch); 4] = [
+            ("exact", &exact),
+            ("prefix", &prefix),
+            ("header", &header),
+            ("prefix and header", &both),
+        ];
+        for (name, matches) in kinds {
+            for size in [100, 1_000, 10_000] {
+                assert_eq!(looked_at(size, matches), 1, "{name} among {size}");
+            }
+        }
+    }
+}

@@ -90,6 +90,11 @@ impl KeySet {
         })
     }
 
+    /// How many keys could verify something.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
     /// Whether there is no key that could verify anything.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()

@@ -25,16 +25,18 @@ pub(super) struct LoggedHead {
 impl LoggedHead {
     /// `None` if nobody logs: then nothing is copied.
     pub(super) fn new(telemetry: &Telemetry, head: &http::request::Parts) -> Option<Box<Self>> {
-        if telemetry.access_logs.is_empty() {
-            return None;
-        }
-        Some(Box::new(Self {
+        let is_logged = !telemetry.access_logs.is_empty();
+        is_logged.then(|| Box::new(Self::of(head)))
+    }
+
+    pub(super) fn of(head: &http::request::Parts) -> Self {
+        Self {
             start: Timestamp::now(),
             method: head.method.clone(),
             uri: head.uri.clone(),
             version: head.version,
             headers: head.headers.clone(),
-        }))
+        }
     }
 
     /// Path and query as they were received.

@@ -15,6 +15,7 @@ use super::labels::RequestLabels;
 use super::{RequestClient, RequestDestination, RequestEnd, RequestFlags, RequestProtocol};
 use crate::model::{HttpMetric, Service, Telemetry};
 use crate::telemetry::cost::Costs;
+use crate::telemetry::span::SpanSink;
 
 /// Label sets that are found without building them; beyond it the cache starts anew. Twice as many as for
 /// connections, for a request's status is one of its labels.
@@ -32,12 +33,13 @@ pub(in crate::telemetry) struct RequestMetrics {
     request_messages: Family<RequestLabels, Counter>,
     response_messages: Family<RequestLabels, Counter>,
     costs: Costs,
+    spans: Option<SpanSink>,
     /// By digest of the facts; what shares a digest stands side by side.
     cache: RwLock<HashMap<u64, SmallVec<[Arc<Series>; 1]>>>,
 }
 
 impl RequestMetrics {
-    pub(in crate::telemetry) fn new(costs: Costs) -> Self {
+    pub(in crate::telemetry) fn new(costs: Costs, spans: Option<SpanSink>) -> Self {
         Self {
             requests: Family::default(),
             duration: Family::new_with_constructor(Distribution::of_milliseconds),
@@ -46,11 +48,20 @@ impl RequestMetrics {
             request_messages: Family::default(),
             response_messages: Family::default(),
             costs,
+            spans,
             cache: RwLock::default(),
         }
     }
 
+    /// Where spans go.
+    pub(super) fn spans(&self) -> Option<&SpanSink> {
+        self.spans.as_ref()
+    }
+
     pub(in crate::telemetry) fn register(&self, registry: &mut Registry) {
+        if let Some(spans) = &self.spans {
+            spans.counts().register(registry);
+        }
         registry.register(
             "istio_requests",
             "The total number of requests that ended",

@@ -202,3 +202,30 @@ fn the_share_of_sampled_traces_is_what_the_settings_say() {
         "a tenth within three standard deviations: {sampled}"
     );
 }
+
+#[test]
+fn who_sees_a_request_by_its_name_decides_as_all_who_see_it() {
+    let half = sampling(500_000, Propagation::W3c);
+    let by_lot = TracingSettings {
+        by_request_id: false,
+        ..half.clone()
+    };
+    let parent = format!("00-{TRACE}-{SPAN}-01");
+    for (id, settings, sampled) in [
+        ("00000000-3a52-4d0e-9d0f-3f5f0a0e3a52", &half, true),
+        // 999,999 of a million.
+        ("000f423f-3a52-4d0e-9d0f-3f5f0a0e3a52", &half, false),
+        // The lot is a small number here, so that it samples.
+        ("000f423f-3a52-4d0e-9d0f-3f5f0a0e3a52", &by_lot, true),
+        ("not-a-name-of-that-kind", &half, true),
+        ("short", &half, true),
+    ] {
+        let (context, _) = pass(&[("x-request-id", id)], settings);
+        assert_eq!(context.is_sampled(), sampled, "{id}");
+        let continued = [("x-request-id", id), ("traceparent", &*parent)];
+        assert!(
+            pass(&continued, settings).0.is_sampled(),
+            "the sender decides"
+        );
+    }
+}

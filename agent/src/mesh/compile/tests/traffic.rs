@@ -1,10 +1,12 @@
 //! DestinationRules and VirtualServices.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use userspace_l7::model::{
     AbortAnswer, BackendTarget, Balance, HashAlgorithm, HashKey, HttpAction, HttpRouteTable,
-    NamespacedHostname, PathMatch, PortRoutes, RateLimiter, ServiceTraffic, Snapshot, Telemetry,
+    NamespacedHostname, PathMatch, PortRoutes, Propagation, RateLimiter, ServiceTraffic, Snapshot,
+    SpanTransport, Telemetry,
 };
 
 use super::{compile, compiler, pod_yaml, upserts};
@@ -260,6 +262,73 @@ fn telemetry_is_laid_over_from_the_mesh_to_the_service() {
     let change = &both.metrics[0];
     assert_eq!(change.set, [("a".into(), "b".into())], "constants only");
     assert_eq!(change.remove, ["c".into()]);
+}
+
+#[test]
+fn spans_go_to_the_provider_that_telemetry_or_the_mesh_names() {
+    let config = |more: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata: {{mesh: {{{more}extensionProviders: [{{name: zip, zipkin: {{service: z.b.svc.cluster.local, port: 9411}}}}, {{name: grpc, opentelemetry: {{service: otel.b.svc.cluster.local, port: 4317, maxTagLength: 9, resourceDetectors: {{environment: {{}}}}}}}}, {{name: http, opentelemetry: {{service: b/otel.example, port: 4318, http: {{path: /v1/traces, timeout: 1s, headers: [{{name: x-a, value: b}}]}}}}}}]}}}}\n"
+        )
+    };
+    let traced = |config: &str, tracing: &str| {
+        let telemetry = format!(
+            "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: t, namespace: istio-system}}\nspec: {{tracing: {tracing}}}\n"
+        );
+        let snapshot = compile(&format!("{MESH}{config}{telemetry}"));
+        let telemetry = Arc::clone(&snapshot.services_layer7[&key()].telemetry);
+        telemetry.tracing.clone()
+    };
+    let found = traced(&config(""), "[{providers: [{name: grpc}]}]");
+    let collector = found.collector.as_ref().unwrap();
+    assert_eq!(collector.service.to_string(), "b/otel.b.svc.cluster.local");
+    assert_eq!(
+        (collector.port, &collector.transport),
+        (4317, &SpanTransport::Grpc)
+    );
+    assert!(collector.detects_environment);
+    assert_eq!(found.longest_path, 9);
+    let own: Vec<_> = found.tags.iter().map(|tag| &*tag.name).collect();
+    assert_eq!(
+        own,
+        [
+            "istio.canonical_revision",
+            "istio.canonical_service",
+            "istio.cluster_id",
+            "istio.mesh_id",
+            "istio.namespace",
+        ]
+    );
+    let found = traced(
+        &config(""),
+        "[{providers: [{name: http}], enableIstioTags: false, useRequestIdForTraceSampling: false}]",
+    );
+    let collector = found.collector.as_ref().unwrap();
+    assert_eq!(collector.service.to_string(), "b/otel.example");
+    assert_eq!(
+        collector.transport,
+        SpanTransport::Http("/v1/traces".into())
+    );
+    assert_eq!(
+        (collector.timeout.as_secs(), collector.headers.len()),
+        (1, 1)
+    );
+    assert!(found.tags.is_empty() && !found.by_request_id);
+    // A default; one of another kind; one that is not there; an entry that is about clients.
+    let default = config("defaultProviders: {tracing: [grpc]}, ");
+    assert!(traced(&default, "[]").collector.is_some());
+    let zipkin = traced(&default, "[{providers: [{name: zip}]}]");
+    assert_eq!(
+        (zipkin.collector, zipkin.propagation),
+        (None, Propagation::B3)
+    );
+    assert!(
+        traced(&default, "[{providers: [{name: nobody}]}]")
+            .collector
+            .is_none()
+    );
+    let of_clients = "[{match: {mode: CLIENT}, providers: [{name: zip}]}]";
+    assert!(traced(&default, of_clients).collector.is_some());
 }
 
 #[test]

@@ -293,6 +293,13 @@ fn resets_cut_and_a_reset_after_the_end_does_not() {
         (1, 0, 8_u32, (Vec::new(), Taken::Reset(ErrorCode::CANCEL))),
         (3, flag::END_STREAM, 0, (b"all".to_vec(), Taken::End)),
         (5, 0, 0, (Vec::new(), Taken::Reset(ErrorCode::NO_ERROR))),
+        // The far connection broke, after it had brought this.
+        (
+            7,
+            0,
+            10,
+            (b"all".to_vec(), Taken::Reset(ErrorCode::CONNECT_ERROR)),
+        ),
     ] {
         script.tunnel(id);
         script.frame(kind::DATA, end, id, b"all").unwrap();
