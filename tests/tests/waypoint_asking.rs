@@ -24,6 +24,12 @@ fn shop() -> Result<(EchoMesh, Authorizer)> {
     let authorizer = Authorizer::start(&pod, AUTHORIZER_PORT)?;
     let ports = format!("  - {{name: http, port: {AUTHORIZER_PORT}}}\n");
     mesh.service_with("authz", "authz", "{}", "{app: authz}", &ports)?;
+    mesh.soon("the authorizer can be asked", || {
+        let answer = mesh.ask("client", mesh.at("authz", AUTHORIZER_PORT)?, &Ask::get("/"))?;
+        ensure!(answer.status == 403, "{answer:?}");
+        Ok(())
+    })?;
+    authorizer.heard();
     Ok((mesh, authorizer))
 }
 
@@ -300,9 +306,9 @@ fn the_clients_node_asks_for_destinations_that_do_not_judge() -> Result<()> {
 /// Where the rate limit service listens.
 const LIMITER_PORT: u16 = 8081;
 
-/// Three requests in an hour for each value of `x-user`, none for POST, as the service is told.
-const LIMITS: &str = "domain: shop\ndescriptors:\n- key: x-user\n  rate_limit: {name: per user, unit: hour, \
-                      requests_per_unit: 3}\n- key: method\n  value: POST\n  rate_limit: {unit: hour, \
+/// Three requests a day for each value of `x-user`, none for POST, as the service is told.
+const LIMITS: &str = "domain: shop\ndescriptors:\n- key: x-user\n  rate_limit: {name: per user, unit: day, \
+                      requests_per_unit: 3}\n- key: method\n  value: POST\n  rate_limit: {unit: day, \
                       requests_per_unit: 0}\n";
 
 /// A policy whose limits a service keeps for the whole mesh.
@@ -341,7 +347,7 @@ fn global_rate_limits_are_kept_by_their_service() -> Result<()> {
             "{answer:?}"
         );
         let limit = answer.header("x-ratelimit-limit").unwrap_or_default();
-        ensure!(limit.starts_with("3, 3;w=3600"), "{limit}");
+        ensure!(limit.starts_with("3, 3;w=86400"), "{limit}");
         ensure!(answer.header("x-ratelimit-reset").is_some(), "{answer:?}");
     }
     for from in ["neighbour", "client"] {
