@@ -191,7 +191,7 @@ fn a_pod_that_demands_mtls_refuses_agents_of_other_nodes_and_that_is_told() -> R
         "tokens of its issuer are refused",
     ];
     soon_told(&mesh, "a", &told)?;
-    // On its own node the agent is let in as the kubelet is.
+    // On its own node the agent is let in as the kubelet is (ADR 0003).
     soon_told(&mesh, "b", &["keys      1 of 1 sets fetched"])?;
     let (to, ask) = (mesh.at("echo", 80)?, bearing(&one)?);
     let seen = mesh.statuses("client", to, &ask, 64)?;
