@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use userspace_l7::model::Snapshot;
 use userspace_l7::telemetry::Reporter;
 
+use crate::mesh::status::ObjectStatus;
 pub use certificate::{CertificateEntry, CertificateState, CertificateStatus, InvalidCertificate};
 pub use config_dump::{
     AddressedWaypoint, CertificateDump, CertificateEntryDump, ConfigDump, ConnectionDump,
@@ -63,6 +64,9 @@ pub trait AdminState: Send + Sync + 'static {
 
     /// The agent's own condition.
     fn status(&self) -> AgentStatus;
+
+    /// What the owner of each object is told about it.
+    fn objects(&self) -> Arc<[ObjectStatus]>;
 
     /// The settings in force, for reading only; without keys or tokens.
     fn config(&self) -> serde_json::Value;

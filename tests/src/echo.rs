@@ -107,7 +107,7 @@ impl Echo {
         };
         let (stop, stopped) = watch::channel(());
         let workload = Arc::new(workload);
-        let thread = thread::spawn(move || run(listeners, &workload, stopped));
+        let thread = thread::spawn(move || run(&listeners, &workload, stopped));
         Ok(Self {
             counters,
             stop: Some(stop),
@@ -136,7 +136,7 @@ impl Drop for Echo {
 }
 
 fn run(
-    listeners: Vec<TcpListener>,
+    listeners: &[TcpListener],
     workload: &Arc<Workload>,
     mut stopped: watch::Receiver<()>,
 ) -> Result<()> {
@@ -146,7 +146,7 @@ fn run(
         .context("no runtime for an echo workload")?;
     // What still runs when this returns is dropped with the runtime, as a process that ends drops its sockets.
     runtime.block_on(async {
-        for listener in &listeners {
+        for listener in listeners {
             let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
             tokio::spawn(accept(listener, Arc::clone(workload)));
         }

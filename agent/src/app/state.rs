@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
 use serde_json::json;
 use tokio::sync::{Notify, watch};
 use userspace_l7::model::Snapshot;
@@ -16,6 +17,7 @@ use crate::admin::{
 use crate::config::AgentArgs;
 use crate::enrolment::{self, Enrolment, Ledger, Orders};
 use crate::identity::{SvidState, SvidStatus};
+use crate::mesh::status::{self, ObjectStatus};
 use crate::privilege;
 use crate::sources::{Problems, Severity};
 
@@ -29,6 +31,7 @@ pub(super) struct State {
     ledger: Arc<Mutex<Ledger>>,
     orders: Orders,
     problems: Mutex<Arc<Problems>>,
+    objects: watch::Sender<Arc<[ObjectStatus]>>,
     stop: Notify,
 }
 
@@ -50,6 +53,7 @@ impl State {
             ledger: enrolment.ledger(),
             orders: enrolment.orders(),
             problems: Mutex::default(),
+            objects: watch::Sender::new(Arc::default()),
             stop: Notify::new(),
         }
     }
@@ -58,6 +62,13 @@ impl State {
     pub(super) fn report(&self, problems: Arc<Problems>) -> Arc<Problems> {
         let mut known = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut known, problems)
+    }
+
+    /// Takes over what there is to say about each object; what was so before is so since then.
+    pub(super) fn tell(&self, mut objects: Vec<ObjectStatus>) {
+        let before = Arc::clone(&self.objects.borrow());
+        status::since(&before, &mut objects, Timestamp::now());
+        self.objects.send_replace(objects.into());
     }
 
     fn problems(&self) -> Arc<Problems> {
@@ -125,6 +136,10 @@ impl AdminState for State {
             pods_started: ledger.started,
             pods_stopped: ledger.stopped,
         }
+    }
+
+    fn objects(&self) -> Arc<[ObjectStatus]> {
+        Arc::clone(&self.objects.borrow())
     }
 
     fn config(&self) -> serde_json::Value {

@@ -22,6 +22,7 @@ mod rate_limits;
 mod routes;
 mod services;
 mod settings;
+mod statuses;
 mod store;
 mod targets;
 mod telemetry;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::http::Version;
 use crate::hub::Hub;
-use crate::model::{AppProtocol, PortLayer7, Service, ServiceLayer7, Snapshot, Workload};
+use crate::model::{AppProtocol, PortLayer7, Service, ServiceLayer7, Side, Snapshot, Workload};
 use crate::pod::Pod;
 use crate::route::Towards;
 use crate::telemetry::RequestClient;
@@ -18,6 +18,8 @@ pub(super) struct Client {
     pub(super) workload: Arc<Workload>,
     /// The service that was dialled.
     pub(super) service: Arc<Service>,
+    /// Through which of its waypoints the connection goes.
+    pub(super) side: Side,
     pub(super) source: SocketAddr,
     pub(super) dialled: SocketAddr,
     /// The same, as it is recorded.
@@ -28,7 +30,8 @@ impl Client {
     /// Layer 7 of the dialled service as the mesh is now; `None` once it is bound to no waypoint any more:
     /// requests of this connection then pass as they are.
     pub(super) fn layer7<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s Arc<ServiceLayer7>> {
-        snapshot.services_layer7.get(&self.service.key)
+        let layer7 = snapshot.services_layer7.get(&self.service.key)?;
+        Some(layer7.at(self.side))
     }
 
     /// Whose endpoints a request goes to.

@@ -44,17 +44,7 @@ pub(super) async fn take(
     fresh: bool,
 ) -> Result<Taken, NoConnection> {
     let pool = &client.hub.requests;
-    let key = Rc::new(PoolKey {
-        pod: client.pod.uid.clone(),
-        destination: target.destination,
-        workload: target
-            .workload
-            .as_ref()
-            .map(|workload| workload.uid.clone()),
-        service: Some((client.service.key.clone(), client.dialled.port())),
-        group: Some(endpoints.key.clone()),
-        client: None,
-    });
+    let key = Rc::new(key(client, (endpoints, target)));
     let limits = &endpoints.policy.limits;
     let waiting = if fresh {
         None
@@ -85,7 +75,11 @@ pub(super) async fn take(
         ConnectRequest::to_address(target.destination)
             .from_workload(Baggage::of(&client.workload))
             .forwarded(client.source, Some(&service.hostname))
-            .for_service(ServiceClaim::of(service, client.dialled.port()))
+            .for_service(ServiceClaim::of(
+                service,
+                client.dialled.port(),
+                client.side,
+            ))
     };
     let reached = dial::reach(&client.hub, &client.pod, &client.workload, target, request);
     let far = match endpoints.policy.connect_timeout {
@@ -105,6 +99,19 @@ pub(super) async fn take(
         lease: pool.adopt(&key, sender, keeping(&endpoints.policy)),
         is_reused: false,
     })
+}
+
+fn key(client: &Client, (endpoints, target): (&Endpoints, &Target)) -> PoolKey {
+    let workload = target.workload.as_ref();
+    let service = client.service.key.clone();
+    PoolKey {
+        pod: client.pod.uid.clone(),
+        destination: target.destination,
+        workload: workload.map(|workload| workload.uid.clone()),
+        service: Some((service, client.dialled.port(), client.side)),
+        group: Some(endpoints.key.clone()),
+        client: None,
+    }
 }
 
 /// What a request that found no connection gets.

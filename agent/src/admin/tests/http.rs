@@ -20,6 +20,7 @@ use crate::admin::{
     AdminServer, AdminState, AgentStatus, BindError, BoxFuture, CertificateStatus, Endpoints,
     LiveConnection, ManifestProblem, PodState, PodStatus, Released, Services, register,
 };
+use crate::mesh::status::ObjectStatus;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -42,6 +43,10 @@ impl AdminState for Agent {
 
     fn connections(&self) -> BoxFuture<'_, Vec<LiveConnection>> {
         Box::pin(async { dump::sources().connections })
+    }
+
+    fn objects(&self) -> Arc<[ObjectStatus]> {
+        Arc::default()
     }
 
     fn status(&self) -> AgentStatus {

@@ -44,7 +44,7 @@ impl Compiler {
         if let Some(verdict) = &verdict
             && !verdict.accepted
         {
-            notices.warn(Kind::AuthorizationPolicy, name, verdict.message.clone());
+            notices.warn(Kind::AuthorizationPolicy, name, verdict.notice.clone());
         }
         self.say(Unit::Policy(name.clone()), notices.0);
         match verdict {
