@@ -30,6 +30,7 @@ use userspace_l7::key_sets::KeySets;
 use userspace_l7::model::Snapshot;
 use userspace_l7::telemetry::Reporter;
 
+use crate::mesh::status::ObjectStatus;
 pub use certificate::{CertificateEntry, CertificateState, CertificateStatus, InvalidCertificate};
 pub use config_dump::{
     AddressedWaypoint, CertificateDump, CertificateEntryDump, ConfigDump, ConnectionDump,
@@ -67,6 +68,9 @@ pub trait AdminState: Send + Sync + 'static {
 
     /// The agent's own condition.
     fn status(&self) -> AgentStatus;
+
+    /// What the owner of each object is told about it.
+    fn objects(&self) -> Arc<[ObjectStatus]>;
 
     /// The settings in force, for reading only; without keys or tokens.
     fn config(&self) -> serde_json::Value;

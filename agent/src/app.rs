@@ -319,6 +319,8 @@ impl Mesh {
         self.orders
             .want(pods.map(|pod| LocalPod::clone(pod)).collect());
         self.report(manifests);
+        // Last: nobody's traffic waits for it.
+        self.state.tell(self.compiler.object_statuses());
     }
 
     /// Shows what is wrong with the manifests, and logs what was not wrong before.

@@ -33,9 +33,11 @@ mod retries;
 mod route;
 mod selector;
 mod service;
+pub mod status;
 mod stream_route;
 mod syntax;
 mod telemetry;
+mod unheeded;
 mod virtual_service;
 
 pub use authorization::{
@@ -46,8 +48,8 @@ pub use compile::{Compiler, LocalPod, MeshOptions, Notice, PolicyStatus, SameNod
 pub use decode::{Decoded, Standing, decode};
 pub use destination_rule::{
     ConnectionPool, ConsistentHash, DestinationRule, DestinationRuleSpec, HashCookie, HttpSettings,
-    LoadBalancer, Maglev, OutlierDetection, PortPolicy, PortSelector, RingHash, SimpleBalancer,
-    Subset, TcpSettings, TrafficPolicy, UpgradePolicy, Warmup,
+    LoadBalancer, Maglev, OutlierDetection, PortPolicy, PortSelector, RetryBudget, RingHash,
+    SimpleBalancer, Subset, TcpSettings, TrafficPolicy, UpgradePolicy, Warmup,
 };
 pub use duration::{GatewayDuration, InvalidDuration, IstioDuration};
 pub use endpoint_slice::{EndpointSlice, SliceEndpoint};
@@ -99,6 +101,7 @@ pub use telemetry::{
     Metrics, Mode, NamedTag, ProviderName, TagOperation, TagOverride, Telemetry, TelemetrySpec,
     Tracing,
 };
+pub(crate) use unheeded::of_kind as without_effect;
 pub use virtual_service::{
     DestinationReference, DirectResponse, HeaderOperations, Percent, PortNumber, RegexRewrite,
     ResponseBody, TextPattern, UnmatchedPreflights, VirtualAbort, VirtualCors, VirtualDelay,

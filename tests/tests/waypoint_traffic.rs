@@ -434,10 +434,20 @@ fn destination_rule_ejects_endpoints_that_do_not_answer() -> Result<()> {
 
 #[test]
 fn destination_rule_limits_retries() -> Result<()> {
+    few_retries("connectionPool: {http: {maxRetries: 1}}")
+}
+
+#[test]
+fn a_retry_budget_limits_retries() -> Result<()> {
+    few_retries("retryBudget: {percent: 0, minRetryConcurrency: 1}")
+}
+
+/// Of six requests at once that all fail, one may be tried again at a time.
+fn few_retries(policy: &str) -> Result<()> {
     let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: again\n  namespace: \
                  shop\nspec:\n  parentRefs: [{group: \"\", kind: Service, name: echo}]\n  rules:\n  - retry: {codes: \
                  [503], attempts: 3, backoff: 10ms}\n    backendRefs: [{name: echo, port: 80}]\n---\n";
-    let few = rule("connectionPool: {http: {maxRetries: 1}}");
+    let few = rule(policy);
     let (mesh, to) = shop_with(&[route, &few].concat())?;
     let failing = Ask::get("/").wishing("status=503,delay=100");
     mesh.soon("some give up sooner than others", || {

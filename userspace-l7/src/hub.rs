@@ -15,7 +15,7 @@ use crate::dormant::Dormant;
 use crate::hbone::Pool;
 use crate::http;
 use crate::key_sets::{KeySets, Keys};
-use crate::model::{Snapshot, Workload, WorkloadUid};
+use crate::model::{NamespacedHostname, Side, Snapshot, Workload, WorkloadUid};
 use crate::telemetry::{Metrics, RateLimit};
 use crate::tls::{Identities, Identity};
 use crate::traffic::Traffic;
@@ -162,6 +162,15 @@ impl Hub {
     /// A uniform choice below `bound`; 0 if there is nothing to choose from.
     pub(crate) fn choose(&self, bound: u32) -> u32 {
         self.random.borrow_mut().below(bound)
+    }
+
+    /// Through which of a service's waypoints a new connection goes.
+    pub(crate) fn side(&self, service: &NamespacedHostname) -> Side {
+        let snapshot = self.snapshot();
+        let layer7 = snapshot.services_layer7.get(service);
+        layer7.map_or(Side::Primary, |layer7| {
+            layer7.choose(|bound| self.choose(bound))
+        })
     }
 }
 

@@ -16,7 +16,7 @@ use tracing::{debug, info};
 
 use crate::connections::{Carriage, Claim, Direction, LiveConnection, Tracked, WorkloadGone};
 use crate::dormant::Dormant;
-use crate::hbone::{self, Authority, Baggage, Cause, ConnectResponse, ErrorCode, Incoming, Stream};
+use crate::hbone::{self, Authority, Baggage, Cause, ConnectResponse, ErrorCode, Incoming};
 use crate::http;
 use crate::hub::{Hub, UnknownWorkload};
 use crate::model::{Snapshot, SpiffeId, Workload};
@@ -138,10 +138,22 @@ pub(crate) async fn serve_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) {
     let admitted = async {
         let workload = hub.workload(&pod.uid).await?;
         let to = destination::of_plaintext(&workload, address, arrived_at)?;
-        admit(hub, pod, workload, &caller, (to, None)).await
+        let snapshot = hub.snapshot();
+        let service = claim::from_outside(&snapshot, &workload, to, |bound| hub.choose(bound));
+        let demands = service.map(|one| Demanded::of_outsider(&snapshot, &workload, to, one));
+        if let Some(demands) = &demands
+            && demands.protocol() == Protocol::Bytes
+        {
+            demands.judge_bytes(&snapshot, &caller, to)?;
+        }
+        let admitted = admit(hub, pod, workload, &caller, (to, None)).await?;
+        Ok::<_, InboundError>((admitted, demands))
     };
     match admitted.await {
-        Ok(admitted) => carry(hub, caller, admitted, Far::Plain(client)).await,
+        Ok((admitted, Some(demands))) => {
+            fulfil(hub, pod, caller, (admitted, demands), Far::Plain(client)).await;
+        }
+        Ok((admitted, None)) => carry(hub, caller, admitted, Far::Plain(client)).await,
         Err(error) => {
             refuse(hub, &caller, &error);
             client.abort();
@@ -218,7 +230,8 @@ async fn serve_stream(
         Ok((admitted, demands)) => {
             let baggage = Some(Baggage::of(&admitted.workload));
             let stream = incoming.accept(&ConnectResponse::accepted(baggage));
-            fulfil(hub, pod, caller, (admitted, demands), stream).await;
+            let far = Far::Tunnel(stream);
+            fulfil(hub, pod, caller, (admitted, demands), far).await;
         }
         Err(error) => {
             refuse(hub, &caller, &error);
@@ -269,30 +282,26 @@ async fn front(
     None
 }
 
-/// Carries an admitted stream: as bytes, or as requests that are judged one by one.
+/// Carries an admitted connection: as bytes, or as requests that are judged one by one.
 async fn fulfil(
     hub: &Rc<Hub>,
     pod: &Pod,
     caller: Caller,
     (admitted, demands): (Admitted, Demanded),
-    mut stream: Stream,
+    mut far: Far,
 ) {
     let protocol = match demands.protocol() {
-        Protocol::Bytes => return carry(hub, caller, admitted, Far::Tunnel(stream)).await,
+        Protocol::Bytes => return carry(hub, caller, admitted, far).await,
         Protocol::Requests(protocol) => protocol,
     };
-    let receive = async || {
-        let received = stream.recv().await.map_err(io::Error::from)?;
-        Ok(RecvBuf::from(received.unwrap_or_default()))
-    };
-    let (version, early) = http::listen(receive, protocol).await;
+    let (version, early) = http::listen(async || receive(&mut far).await, protocol).await;
     let Some(version) = version else {
         let judged = demands.judge_bytes(&hub.snapshot(), &caller, admitted.to);
         if let Err(error) = judged {
             refuse(hub, &caller, &error);
-            return stream.reset(ErrorCode::CONNECT_ERROR);
+            return give_up(far);
         }
-        return carry_after(hub, caller, admitted, early, stream).await;
+        return carry_after(hub, caller, admitted, early, far).await;
     };
     let Admitted {
         workload,
@@ -313,7 +322,11 @@ async fn fulfil(
         called: demands.called,
         _pass: pass,
     };
-    let served = requests::serve(exchange, (stream, early), version, app, Rc::clone(&flow));
+    let wire = match far {
+        Far::Plain(tcp) => http::Wire::tcp(tcp, early),
+        Far::Tunnel(stream) => http::Wire::tunnel(stream, early),
+    };
+    let served = requests::serve(exchange, wire, version, app, Rc::clone(&flow));
     tokio::select! {
         served = served => {
             if let Err(error) = served {
@@ -322,6 +335,25 @@ async fn fulfil(
             close(flow, relay::Ending::Complete);
         }
         denial = Dormant::new(tracked.refused()) => close(flow, relay::Ending::Refused(denial)),
+    }
+}
+
+/// The next bytes of a client; empty at their end.
+async fn receive(far: &mut Far) -> io::Result<RecvBuf> {
+    match far {
+        Far::Plain(tcp) => tcp.recv().await,
+        Far::Tunnel(stream) => {
+            let received = stream.recv().await.map_err(io::Error::from)?;
+            Ok(RecvBuf::from(received.unwrap_or_default()))
+        }
+    }
+}
+
+/// Lets a client see that its connection has failed.
+fn give_up(far: Far) {
+    match far {
+        Far::Plain(tcp) => tcp.abort(),
+        Far::Tunnel(stream) => stream.reset(ErrorCode::CONNECT_ERROR),
     }
 }
 
@@ -403,22 +435,16 @@ async fn carry(hub: &Rc<Hub>, caller: Caller, admitted: Admitted, far: Far) {
 }
 
 /// As [`carry`], with bytes that the client has sent already.
-async fn carry_after(
-    hub: &Rc<Hub>,
-    caller: Caller,
-    admitted: Admitted,
-    early: RecvBuf,
-    stream: Stream,
-) {
+async fn carry_after(hub: &Rc<Hub>, caller: Caller, admitted: Admitted, early: RecvBuf, far: Far) {
     if !early.is_empty() {
         let (sent, _early) = admitted.app.send(early).await;
         if let Err(source) = sent {
             let to = admitted.to;
             refuse(hub, &caller, &InboundError::Application { to, source });
-            return stream.reset(ErrorCode::CONNECT_ERROR);
+            return give_up(far);
         }
     }
-    carry(hub, caller, admitted, Far::Tunnel(stream)).await;
+    carry(hub, caller, admitted, far).await;
 }
 
 fn flow_of(snapshot: &Snapshot, caller: &Caller, workload: Arc<Workload>, to: SocketAddr) -> Flow {

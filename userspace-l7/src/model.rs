@@ -32,7 +32,8 @@ pub use http_route::{
 pub use identity::{InvalidSpiffeId, SpiffeId, TrustDomain};
 pub use jwt::{JwksSource, JwtKeys, JwtLocation, JwtRule};
 pub use layer7::{
-    Demands, PortLayer7, PortRoutes, ServiceLayer7, ServicesLayer7, WaypointKey, WorkloadLayer7,
+    CanaryLayer7, Demands, PortLayer7, PortRoutes, ServiceLayer7, ServicesLayer7, Side,
+    WaypointKey, WorkloadLayer7,
 };
 pub use policy::{
     Action, AuthorizationPolicy, Clause, Match, PolicyKey, Rule, Scope, ServiceAccountMatch,
@@ -50,8 +51,8 @@ pub use telemetry::{
     Propagation, SpanCollector, SpanTag, SpanTagValue, SpanTransport, Telemetry, TracingSettings,
 };
 pub use traffic::{
-    Balance, ConnectionLimits, HashAlgorithm, HashKey, OutlierDetection, ServiceTraffic, Subset,
-    TrafficPolicy, Warmup,
+    Balance, ConnectionLimits, HashAlgorithm, HashKey, OutlierDetection, RetryBudget,
+    ServiceTraffic, Subset, TrafficPolicy, Warmup,
 };
 pub use workload::{
     Health, Locality, Network, NetworkMode, Peer, TunnelProtocol, WaypointReference, Workload,

@@ -15,7 +15,7 @@ use crate::endpoints::{self, Endpoints};
 use crate::error::Retry;
 use crate::hbone::{Baggage, Cause, ConnectRequest, ServiceClaim};
 use crate::hub::{Hub, UnknownWorkload};
-use crate::model::{Balance, HashKey, Workload};
+use crate::model::{Balance, HashKey, Side, Workload};
 use crate::pod::Pod;
 use crate::relay::{self, Application, Far, Local, Pass};
 use crate::ring::{RecvBuf, Tcp};
@@ -158,6 +158,11 @@ pub(crate) async fn reach(
 ) -> Result<Reached, OutboundError> {
     let workload = hub.workload(&pod.uid).await?;
     let (plan, endpoints) = plan(hub, &workload, source, dialled)?;
+    let side = plan
+        .service
+        .as_ref()
+        .map(|service| hub.side(&service.key))
+        .unwrap_or_default();
     let admitted = match &endpoints {
         None => None,
         Some(Endpoints { group, policy, .. }) => {
@@ -168,7 +173,15 @@ pub(crate) async fn reach(
     };
     let mut last = OutboundError::Refused(Refusal::NoHealthyUpstream);
     for target in &plan.targets {
-        let request = || request(hub, &workload, &plan, target, (source, dialled.port()));
+        let request = || {
+            request(
+                hub,
+                &workload,
+                (&plan, side),
+                target,
+                (source, dialled.port()),
+            )
+        };
         let reached = dial::reach(hub, pod, &workload, target, request);
         let is_strange = plan.service.is_none() && target.workload.is_none();
         let answered = tokio::select! {
@@ -283,7 +296,7 @@ async fn in_time(
 fn request(
     hub: &Hub,
     workload: &Workload,
-    plan: &Plan,
+    (plan, side): (&Plan, Side),
     target: &Target,
     (source, port): (SocketAddr, u16),
 ) -> ConnectRequest {
@@ -293,7 +306,7 @@ fn request(
         .forwarded(Some(source), service.map(|key| &*key.hostname));
     match service.filter(|key| hub.snapshot().services_layer7.contains_key(*key)) {
         // Whatever the port speaks: the service's demands hold for bytes, too.
-        Some(key) => request.for_service(ServiceClaim::of(key, port)),
+        Some(key) => request.for_service(ServiceClaim::of(key, port, side)),
         None => request,
     }
 }

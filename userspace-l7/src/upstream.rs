@@ -11,7 +11,7 @@ use crate::endpoints::Endpoints;
 use crate::hbone::{Baggage, ConnectRequest, ServiceClaim};
 use crate::http::{self, Keeping, Lease, Peer, PoolKey, Version, Wire};
 use crate::hub::Hub;
-use crate::model::{AppProtocol, Service, Snapshot, TrafficPolicy, Workload};
+use crate::model::{AppProtocol, Service, Side, Snapshot, TrafficPolicy, Workload};
 use crate::pod::Pod;
 use crate::relay::Far;
 use crate::ring::RecvBuf;
@@ -29,8 +29,9 @@ pub(crate) struct Origin<'a> {
     pub(crate) source: Option<SocketAddr>,
     /// The service that was called.
     pub(crate) service: &'a Arc<Service>,
-    /// Its port, if the server's node is to judge them by what the service demands.
-    pub(crate) claimed: Option<u16>,
+    /// Its port, and which of its waypoints they go through, if the server's node is to judge them by what the service
+    /// demands.
+    pub(crate) claimed: Option<(u16, Side)>,
 }
 
 /// Why there is no connection; nothing of the request has left.
@@ -60,19 +61,7 @@ pub(crate) async fn take(
     fresh: bool,
 ) -> Result<Taken, NoConnection> {
     let pool = &origin.hub.requests;
-    let key = Rc::new(PoolKey {
-        pod: origin.pod.uid.clone(),
-        destination: target.destination,
-        workload: target
-            .workload
-            .as_ref()
-            .map(|workload| workload.uid.clone()),
-        service: origin
-            .claimed
-            .map(|port| (origin.service.key.clone(), port)),
-        group: Some(endpoints.key.clone()),
-        client: None,
-    });
+    let key = Rc::new(key(origin, (endpoints, target)));
     let waiting = if fresh {
         None
     } else {
@@ -114,7 +103,7 @@ async fn make(
             .from_workload(Baggage::of(origin.workload))
             .forwarded(origin.source, Some(&service.hostname));
         match origin.claimed {
-            Some(port) => request.for_service(ServiceClaim::of(service, port)),
+            Some((port, side)) => request.for_service(ServiceClaim::of(service, port, side)),
             None => request,
         }
     };
@@ -139,6 +128,19 @@ async fn make(
             .adopt(key, sender, keeping(&endpoints.policy)),
         is_reused: false,
     })
+}
+
+fn key(origin: &Origin<'_>, (endpoints, target): (&Endpoints, &Target)) -> PoolKey {
+    let workload = target.workload.as_ref();
+    let claimed = |(port, side)| (origin.service.key.clone(), port, side);
+    PoolKey {
+        pod: origin.pod.uid.clone(),
+        destination: target.destination,
+        workload: workload.map(|workload| workload.uid.clone()),
+        service: origin.claimed.map(claimed),
+        group: Some(endpoints.key.clone()),
+        client: None,
+    }
 }
 
 /// What a request that found no connection gets.

@@ -76,6 +76,7 @@ pub(crate) async fn welcome(
     let client = Client {
         hub: Rc::clone(hub),
         pod: pod.clone(),
+        side: hub.side(&service.key),
         workload,
         requester: Requester::Pod,
         service,

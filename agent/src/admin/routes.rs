@@ -38,6 +38,7 @@ enum Page {
     ConfigDump,
     Explain,
     Layer7,
+    Objects,
     Status,
     Logging,
     Quit,
@@ -53,6 +54,7 @@ impl Page {
             (Server::Administration, "/config_dump") => Some(Self::ConfigDump),
             (Server::Administration, "/explain") => Some(Self::Explain),
             (Server::Administration, "/layer7") => Some(Self::Layer7),
+            (Server::Administration, "/objects") => Some(Self::Objects),
             (Server::Administration, "/status") => Some(Self::Status),
             (Server::Administration, "/logging") => Some(Self::Logging),
             (Server::Administration, "/quitquitquit") => Some(Self::Quit),
@@ -108,6 +110,7 @@ pub(super) async fn answer(
             StatusCode::OK,
             &layer7_dump::dump(&services.state.snapshot()),
         ),
+        Page::Objects => json(StatusCode::OK, &services.state.objects()[..]),
         Page::Status => json(StatusCode::OK, &services.state.status()),
         Page::Logging => logging(uri.query(), services),
         Page::Quit => {
@@ -208,7 +211,7 @@ fn readiness(pending: &[String]) -> Answer {
     }
 }
 
-fn json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
+fn json<T: serde::Serialize + ?Sized>(status: StatusCode, value: &T) -> Answer {
     match serde_json::to_vec_pretty(value) {
         Ok(body) => respond(status, JSON, body),
         Err(error) => failed(&error),
@@ -245,6 +248,7 @@ const INDEX: &str = "<!DOCTYPE html>
 <li><a href=\"/config_dump\">/config_dump</a>: workloads, services, policies, certificates, connections
 <li>/explain?from=NAMESPACE/POD&amp;to=HOST:PORT: what would become of a request, and why; also method=, path=, header=
 <li><a href=\"/layer7\">/layer7</a>: listeners, routes, backends of services with a waypoint
+<li><a href=\"/objects\">/objects</a>: status of each object, as it would stand in a cluster
 <li><a href=\"/status\">/status</a>: pods, problems, repairs
 <li>POST /logging: show the log level; ?level=LEVEL or ?level=TARGET=LEVEL,... changes it, ?reset restores it
 <li>POST /quitquitquit: stop; pods stay captured for the next agent

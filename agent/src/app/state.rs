@@ -20,6 +20,7 @@ use crate::config::AgentArgs;
 use crate::enrolment::{self, Enrolment, Ledger, Orders};
 use crate::identity::{SvidState, SvidStatus};
 use crate::keys::{KeyStatus, Named};
+use crate::mesh::status::{self, ObjectStatus};
 use crate::privilege;
 use crate::sources::{Problems, Severity};
 
@@ -32,6 +33,7 @@ pub(super) struct State {
     ledger: Arc<Mutex<Ledger>>,
     orders: Orders,
     problems: Mutex<Arc<Problems>>,
+    objects: watch::Sender<Arc<[ObjectStatus]>>,
     stop: Notify,
 }
 
@@ -59,6 +61,7 @@ impl State {
             ledger: enrolment.ledger(),
             orders: enrolment.orders(),
             problems: Mutex::default(),
+            objects: watch::Sender::new(Arc::default()),
             stop: Notify::new(),
         }
     }
@@ -67,6 +70,13 @@ impl State {
     pub(super) fn report(&self, problems: Arc<Problems>) -> Arc<Problems> {
         let mut known = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut known, problems)
+    }
+
+    /// Takes over what there is to say about each object; what was so before is so since then.
+    pub(super) fn tell(&self, mut objects: Vec<ObjectStatus>) {
+        let before = Arc::clone(&self.objects.borrow());
+        status::since(&before, &mut objects, Timestamp::now());
+        self.objects.send_replace(objects.into());
     }
 
     fn problems(&self) -> Arc<Problems> {
@@ -139,6 +149,10 @@ impl AdminState for State {
             pods_started: ledger.started,
             pods_stopped: ledger.stopped,
         }
+    }
+
+    fn objects(&self) -> Arc<[ObjectStatus]> {
+        Arc::clone(&self.objects.borrow())
     }
 
     fn config(&self) -> serde_json::Value {

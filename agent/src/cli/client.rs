@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{AdminArgs, CliError, ExplainArgs, LogArgs, StopArgs};
 use crate::admin::{AgentStatus, Explanation, Layer7Dump, Released};
+use crate::mesh::status::ObjectStatus;
 
 /// Enough for the dump of a large mesh, and for releasing a node's pods.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,6 +30,11 @@ pub(super) fn config_dump(admin: &AdminArgs) -> Result<Bytes, CliError> {
 /// `GET /status`.
 pub(super) fn status(admin: &AdminArgs) -> Result<AgentStatus, CliError> {
     read(admin, "/status")
+}
+
+/// `GET /objects`.
+pub(super) fn objects(admin: &AdminArgs) -> Result<Vec<ObjectStatus>, CliError> {
+    read(admin, "/objects")
 }
 
 /// `GET /layer7`.

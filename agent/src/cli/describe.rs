@@ -1,5 +1,8 @@
 //! `culvert describe`: all that the mesh knows of one service or pod.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt::Write as _;
 use std::io::Write;
 

@@ -4,15 +4,32 @@ use std::fmt::Write as _;
 use std::io::Write;
 use std::process::ExitCode;
 
+use serde::Serialize;
+
 use super::table::Table;
 use super::{CliError, StatusArgs, client};
 use crate::admin::{AgentStatus, KeySetStatus, ManifestProblem, PodState};
+use crate::mesh::status::{Condition, ObjectStatus};
+
+/// What `-o json` and `-o yaml` print.
+#[derive(Serialize)]
+struct Whole<'a> {
+    #[serde(flatten)]
+    agent: &'a AgentStatus,
+    /// Each object with its status, as kubectl would show it.
+    objects: &'a [ObjectStatus],
+}
 
 /// Prints the agent's condition; fails while it is not ready, so that scripts can wait for it.
 pub(super) fn run(args: &StatusArgs, out: &mut impl Write) -> Result<ExitCode, CliError> {
     let status = client::status(&args.admin)?;
+    let objects = client::objects(&args.admin)?;
+    let whole = Whole {
+        agent: &status,
+        objects: &objects,
+    };
     args.output
-        .print(out, &status, |wide| text(&status, wide))?;
+        .print(out, &whole, |wide| text(&status, &objects, wide))?;
     Ok(if status.pending.is_empty() {
         ExitCode::SUCCESS
     } else {
@@ -20,10 +37,11 @@ pub(super) fn run(args: &StatusArgs, out: &mut impl Write) -> Result<ExitCode, C
     })
 }
 
-pub(super) fn text(status: &AgentStatus, wide: bool) -> String {
+pub(super) fn text(status: &AgentStatus, objects: &[ObjectStatus], wide: bool) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _infallible = summary(&mut text, status, wide);
+    let _infallible = complaints(&mut text, objects);
     text.push('\n');
     let mut pods = Table::new(&["NAMESPACE", "POD NAME", "STATE", "REASON"]);
     for pod in &status.pods {
@@ -105,6 +123,35 @@ fn keys(text: &mut String, sets: &[KeySetStatus]) -> std::fmt::Result {
         writeln!(text, "          {}: {error}: {kept}", set.source)?;
     }
     Ok(())
+}
+
+/// A line for each condition that is not as it should be.
+fn complaints(text: &mut String, objects: &[ObjectStatus]) -> std::fmt::Result {
+    let mut lines = Vec::new();
+    for object in objects {
+        for (place, condition) in object.conditions().filter(|(_, one)| one.is_bad()) {
+            let Condition {
+                kind,
+                status,
+                reason,
+                message,
+                ..
+            } = condition;
+            let at = if place.is_empty() {
+                String::new()
+            } else {
+                format!(" at {place}")
+            };
+            let object = object.shown();
+            lines.push(format!(
+                "{object}{at}: {kind} is {status:?}, {reason}: {message}"
+            ));
+        }
+    }
+    writeln!(text, "conditions  {}", lines.len())?;
+    lines
+        .iter()
+        .try_for_each(|line| writeln!(text, "          {line}"))
 }
 
 /// `path:line: object: field: message`.

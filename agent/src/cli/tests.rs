@@ -405,8 +405,22 @@ fn status_tells_what_is_wrong() {
         pods_started: 2,
         pods_stopped: 0,
     };
+    let object = serde_json::json!({
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": { "name": "r", "namespace": "app" },
+        "status": { "parents": [{
+            "parentRef": { "group": "", "kind": "Service", "name": "x", "port": 80 },
+            "controllerName": "istio.io/gateway-controller",
+            "conditions": [
+                { "type": "Accepted", "status": "True", "reason": "Accepted", "message": "fine" },
+                { "type": "ResolvedRefs", "status": "False", "reason": "BackendNotFound", "message": "nobody" },
+            ],
+        }] },
+    });
+    let object = serde_json::from_value(object).unwrap();
     assert_eq!(
-        status::text(&condition, true),
+        status::text(&condition, &[object], true),
         "node      node-a\n\
          state     not ready, pending: capture\n\
          pods      1 of 2 captured\n\
@@ -419,6 +433,7 @@ fn status_tells_what_is_wrong() {
          \x20         http://b/keys: it answers 404: tokens of its issuer are refused\n\
          problems  1\n          x.yaml:4: Service app/x: spec.ports[0]: is no port\n\
          warnings  1\n          y.yaml: names nobody\n\
+         conditions  1\n          HTTPRoute app/r at Service x:80: ResolvedRefs is False, BackendNotFound: nobody\n\
          \n\
          NAMESPACE POD NAME STATE    REASON\n\
          bookinfo  a        captured -\n\

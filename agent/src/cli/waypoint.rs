@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::table::Table;
 use super::{AdminArgs, CliError, client, yaml};
 use crate::admin::AgentStatus;
+use crate::mesh::status::{Condition, ObjectStatus};
 use directory::{Directory, Stored};
 use gateway::{Waypoint, conditions};
 
@@ -271,9 +272,9 @@ fn wait_until_ready(
 ) -> Result<(), CliError> {
     let deadline = Instant::now() + Duration::from_secs(seconds);
     loop {
-        let status = client::status(admin)?;
+        let told = Told::by(admin)?;
         let stored = directory.waypoint(&waypoint.namespace, &waypoint.name)?;
-        if stored.is_some_and(|stored| is_programmed(&stored, &status)) {
+        if stored.is_some_and(|stored| told.is_programmed(&stored)) {
             return Ok(());
         }
         if Instant::now() >= deadline {
@@ -287,21 +288,39 @@ fn wait_until_ready(
     }
 }
 
-fn is_programmed(stored: &Stored, status: &AgentStatus) -> bool {
-    conditions(stored, status)
-        .iter()
-        .all(|condition| condition.is_true)
+/// What the agent says.
+#[derive(Default)]
+struct Told {
+    status: AgentStatus,
+    objects: Vec<ObjectStatus>,
+}
+
+impl Told {
+    fn by(admin: &AdminArgs) -> Result<Self, CliError> {
+        Ok(Self {
+            status: client::status(admin)?,
+            objects: client::objects(admin)?,
+        })
+    }
+
+    fn conditions(&self, stored: &Stored) -> Vec<Condition> {
+        conditions(stored, &self.status, &self.objects)
+    }
+
+    fn is_programmed(&self, stored: &Stored) -> bool {
+        self.conditions(stored).iter().all(|one| !one.is_bad())
+    }
 }
 
 fn list(args: &ListArgs) -> Result<String, CliError> {
-    let status = client::status(&args.admin)?;
+    let told = Told::by(&args.admin)?;
     let mut found = directory_of(&args.admin)?.waypoints()?;
     found.retain(|it| args.all_namespaces || it.waypoint.namespace == args.namespace);
     if found.is_empty() {
         return Ok("No waypoints found.\n".to_owned());
     }
     let programmed = |it: &Stored| {
-        if is_programmed(it, &status) {
+        if told.is_programmed(it) {
             "True"
         } else {
             "False"
@@ -353,7 +372,7 @@ fn status(args: &StatusArgs) -> Result<(String, bool), CliError> {
     let directory = directory_of(&args.admin)?;
     let deadline = Instant::now() + Duration::from_secs(args.waypoint_timeout);
     loop {
-        let status = client::status(&args.admin)?;
+        let told = Told::by(&args.admin)?;
         let mut found = directory.waypoints()?;
         found.retain(|it| {
             it.waypoint.namespace == args.namespace
@@ -371,23 +390,23 @@ fn status(args: &StatusArgs) -> Result<(String, bool), CliError> {
                 None => Ok(("No waypoints found.\n".to_owned(), true)),
             };
         }
-        let is_ready = found.iter().all(|it| is_programmed(it, &status));
+        let is_ready = found.iter().all(|it| told.is_programmed(it));
         if is_ready || Instant::now() >= deadline {
-            return Ok((status_table(&found, &status), is_ready));
+            return Ok((status_table(&found, &told), is_ready));
         }
         client::pause(POLL)?;
     }
 }
 
-fn status_table(found: &[Stored], status: &AgentStatus) -> String {
+fn status_table(found: &[Stored], told: &Told) -> String {
     let mut table = Table::new(&["NAME", "STATUS", "TYPE", "REASON", "MESSAGE"]);
     for it in found {
-        for condition in conditions(it, status) {
+        for condition in told.conditions(it) {
             table.push([
                 it.waypoint.name.clone(),
-                if condition.is_true { "True" } else { "False" }.to_owned(),
-                condition.kind.to_owned(),
-                condition.reason.to_owned(),
+                format!("{:?}", condition.status),
+                condition.kind,
+                condition.reason,
                 condition.message,
             ]);
         }

@@ -23,6 +23,7 @@ mod rate_limits;
 mod routes;
 mod services;
 mod settings;
+mod statuses;
 mod store;
 mod targets;
 mod telemetry;

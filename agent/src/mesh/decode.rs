@@ -24,6 +24,7 @@ use super::peer_authentication::PeerAuthentication;
 use super::pod::Pod;
 use super::service::Service;
 use super::syntax::{is_dns_label, is_dns_name};
+use super::unheeded;
 
 /// What became of an object that was read.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +33,8 @@ pub struct Decoded {
     pub object: Object,
     /// What the mesh makes of it.
     pub standing: Standing,
+    /// Fields that it is read with and that nothing acts on: what happens instead.
+    pub remarks: Vec<FieldError>,
 }
 
 /// What the mesh makes of an object.
@@ -39,7 +42,7 @@ pub struct Decoded {
 pub enum Standing {
     /// It depends on it.
     Used,
-    /// Known, but without effect on layer 4.
+    /// Known, but without effect.
     Unused,
     /// Of a group that it does not know.
     Foreign,
@@ -108,12 +111,9 @@ pub fn decode(mut value: Value, texts: &mut Interner) -> Result<Decoded, Vec<Fie
             faults.add(at!["apiVersion"], problem);
         }
         Classified::Used(used) => {
+            let remarks = unheeded::remarks(&used, &value);
             let object = decode_used(&used, value, texts, &mut faults);
-            let decoded = object.map(|object| Decoded {
-                object,
-                standing: Standing::Used,
-            });
-            return finish(decoded, faults);
+            return finish(object, (Standing::Used, remarks), faults);
         }
         Classified::Unused | Classified::Foreign => {
             let standing = if classified == Classified::Unused {
@@ -125,15 +125,23 @@ pub fn decode(mut value: Value, texts: &mut Interner) -> Result<Decoded, Vec<Fie
             let kind = Kind::Other(texts.intern(group), texts.intern(&kind));
             let meta = decode_metadata(value, texts, &mut faults);
             let object = meta.map(|meta| Object::Other(kind, meta));
-            return finish(object.map(|object| Decoded { object, standing }), faults);
+            return finish(object, (standing, Vec::new()), faults);
         }
     }
     Err(faults.into_errors())
 }
 
-fn finish(decoded: Option<Decoded>, faults: Faults) -> Result<Decoded, Vec<FieldError>> {
-    match (decoded, faults.into_errors()) {
-        (Some(decoded), errors) if errors.is_empty() => Ok(decoded),
+fn finish(
+    object: Option<Object>,
+    (standing, remarks): (Standing, Vec<FieldError>),
+    faults: Faults,
+) -> Result<Decoded, Vec<FieldError>> {
+    match (object, faults.into_errors()) {
+        (Some(object), errors) if errors.is_empty() => Ok(Decoded {
+            object,
+            standing,
+            remarks,
+        }),
         (_, errors) => Err(errors),
     }
 }

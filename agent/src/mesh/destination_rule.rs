@@ -66,8 +66,18 @@ pub struct TrafficPolicy {
     pub tunnel: Option<Value>,
     /// PROXY protocol towards the application.
     pub proxy_protocol: Option<Value>,
-    /// A budget of Envoy's.
-    pub retry_budget: Option<Value>,
+    /// Retries as a part of what is under way.
+    pub retry_budget: Option<RetryBudget>,
+}
+
+/// `retryBudget`.
+#[derive(Clone, Copy, Debug, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RetryBudget {
+    /// 0 to 100; 20 if it says nothing.
+    pub percent: Option<f64>,
+    /// So many in any case; 3 if it says nothing.
+    pub min_retry_concurrency: Option<u32>,
 }
 
 /// One of `portLevelSettings`.
@@ -269,6 +279,11 @@ impl TrafficPolicy {
             place,
             faults,
         );
+        let percent = self.retry_budget.and_then(|budget| budget.percent);
+        if percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
+            let place = place.join("retryBudget").join("percent");
+            faults.add(place, "is not a percentage: use 0 to 100");
+        }
         for (index, port) in self.port_level_settings.iter().enumerate() {
             let place = place.join("portLevelSettings").join(index);
             let number = place.join("port").join("number");

@@ -160,7 +160,9 @@ pub enum LabelOperator {
 }
 
 /// Classes of the waypoints that the node agents are: what Istio needs a pod for, and our own name for it.
-const OUR_CLASSES: [&str; 2] = ["istio-waypoint", "culvert-waypoint"];
+pub(crate) const OUR_CLASSES: [&str; 2] = ["istio-waypoint", "culvert-waypoint"];
+/// Who is the controller of such a class: Istio's name for it, and our own.
+const OUR_CONTROLLERS: [&str; 2] = ["istio.io/mesh-controller", "culvert.dev/mesh-controller"];
 /// A waypoint's own listener.
 const HBONE_PORT: i64 = 15008;
 /// Says which traffic a waypoint, or all of a class, takes.
@@ -168,6 +170,21 @@ const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
 const REVISION: &str = "istio.io/rev";
 /// What an object without that label is for.
 const OUR_REVISION: &str = "default";
+
+impl GatewayClass {
+    /// Whether it is one of waypoints that the node agents are, and of no other controller.
+    pub(crate) fn is_ours(&self) -> bool {
+        OUR_CLASSES.contains(&&*self.meta.name.name)
+            && OUR_CONTROLLERS.contains(&self.spec.controller_name.as_str())
+    }
+}
+
+impl Listener {
+    /// Whether it is a waypoint's.
+    pub(crate) fn is_waypoints(&self) -> bool {
+        self.protocol == "HBONE" && self.port == HBONE_PORT
+    }
+}
 
 impl Gateway {
     pub(crate) fn check(&self, faults: &mut Faults) {
@@ -229,8 +246,7 @@ impl Gateway {
     /// HBONE listener).
     pub(crate) fn accepts(&self, namespace: &str, meta: Option<&Meta>) -> bool {
         let own = &*self.meta.name.namespace == namespace;
-        let hbone = |one: &&Listener| one.protocol == "HBONE" && one.port == HBONE_PORT;
-        let listener = self.spec.listeners.iter().find(hbone);
+        let listener = self.spec.listeners.iter().find(|one| one.is_waypoints());
         let routes = listener.and_then(|one| one.allowed_routes.as_ref());
         let Some(allowed) = routes.and_then(|routes| routes.namespaces.as_ref()) else {
             return own;

@@ -168,6 +168,24 @@ pub(crate) fn classify(api_version: &str, kind: &str) -> Classified {
     }
 }
 
+/// The `apiVersion` of a kind that the mesh depends on: the one that its API prefers.
+pub(crate) fn api_version(kind: &Kind) -> String {
+    let of_kind = |group: &&Group| group.used.iter().any(|(_, own)| own == kind);
+    let Some(group) = GROUPS.iter().find(of_kind) else {
+        return "v1".to_owned();
+    };
+    let version = match kind {
+        // It has no other yet.
+        Kind::TcpRoute => "v1alpha2",
+        _ => group.versions.first().copied().unwrap_or_default(),
+    };
+    if group.name.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{}/{version}", group.name)
+    }
+}
+
 /// Whether objects of this kind live outside namespaces.
 pub(crate) fn is_cluster_wide(kind: &str) -> bool {
     matches!(

@@ -84,6 +84,8 @@ pub struct Meta {
     pub annotations: Labels,
     /// When it was created, if a cluster ever said so.
     pub created: Option<Timestamp>,
+    /// How often its `spec` was changed, where a cluster counts that.
+    pub generation: Option<i64>,
 }
 
 /// Annotations outside these domains are other tools' and may be large.
@@ -113,6 +115,7 @@ impl Meta {
             labels: Labels::new(meta.labels, texts),
             annotations: Labels::new(annotations, texts),
             created: meta.creation_timestamp.map(|time| time.0),
+            generation: meta.generation,
         }
     }
 

@@ -1,5 +1,8 @@
 //! RateLimitPolicy, our own kind (`culvert.dev/v1alpha1`): limits on requests, attached by `targetRefs`.
 
+#[cfg(test)]
+mod tests;
+
 use serde::Deserialize;
 
 use super::duration::GatewayDuration;

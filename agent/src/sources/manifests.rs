@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use self::file::{Entry, FileState, ReadFile, Stamp};
 use super::problem::{OneLine, Place, Problem, Problems, Severity, one_line};
-use crate::mesh::{Change, Interner, Kind, Notice, Object, ObjectKey, Standing};
+use crate::mesh::{Change, Interner, Kind, Notice, Object, ObjectKey, Standing, without_effect};
 
 /// Most files that are read: a directory with more is not one of manifests.
 const MAX_FILES: usize = 10_000;
@@ -236,10 +236,13 @@ fn combine(
 fn remark(key: &ObjectKey, place: &Place, standing: Standing) -> Option<Problem> {
     let (severity, message) = match standing {
         Standing::Used => return None,
-        Standing::Unused => (
-            Severity::Info,
-            "is kept, but not used yet: layer 4 does not depend on it",
-        ),
+        Standing::Unused => match without_effect(&key.kind) {
+            Some(message) => (Severity::Warning, message),
+            None => (
+                Severity::Info,
+                "is kept, but not used: the mesh does not depend on it",
+            ),
+        },
         Standing::Foreign => (
             Severity::Warning,
             "is of an API group that the mesh does not know: it has no effect",

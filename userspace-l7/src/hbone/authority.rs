@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use crate::model::NamespacedHostname;
+use crate::model::{NamespacedHostname, Side};
 
 /// Longest DNS name (RFC 1035 §2.3.4).
 const MAX_HOST: usize = 253;
@@ -57,15 +57,19 @@ pub struct ServiceClaim {
     pub host: String,
     /// Service port.
     pub port: u16,
+    /// Through which of the service's waypoints. Not part of the written form: it has a header of its own, which whoever
+    /// does not know it can overlook without overlooking the service.
+    pub side: Side,
 }
 
 impl ServiceClaim {
     /// The claim to have called a service of the mesh.
-    pub fn of(service: &NamespacedHostname, port: u16) -> Self {
+    pub fn of(service: &NamespacedHostname, port: u16, side: Side) -> Self {
         Self {
             namespace: service.namespace.to_string(),
             host: service.hostname.to_string(),
             port,
+            side,
         }
     }
 
@@ -79,6 +83,7 @@ impl ServiceClaim {
             namespace: namespace.to_owned(),
             host,
             port,
+            side: Side::Primary,
         })
     }
 }

@@ -10,6 +10,7 @@ use super::baggage::Baggage;
 use super::cause::Cause;
 use super::forwarded::Forwarded;
 use super::hpack::{ENTRY_OVERHEAD, put_field};
+use crate::model::Side;
 use crate::telemetry::trace::Traceparent;
 
 /// The largest list of fields that we send (ztunnel's client accepts no more).
@@ -17,6 +18,11 @@ const MAX_SENT: usize = 16 << 10;
 
 /// The header that says why an application could not be reached.
 const CAUSE: &str = "x-culvert-errno";
+
+/// The header that says through which of a service's waypoints a connection goes, where it is not the first.
+const WAYPOINT: &str = "x-culvert-waypoint";
+/// Its one value.
+const CANARY: &str = "canary";
 
 /// Longest network name that is believed.
 const MAX_NETWORK: usize = 253;
@@ -114,6 +120,11 @@ impl ConnectRequest {
                 .map(ServiceClaim::to_string)
                 .as_deref(),
         );
+        let side = self.service.as_ref().map(|service| service.side);
+        block.put(
+            WAYPOINT,
+            side.filter(|side| *side == Side::Canary).map(|_| CANARY),
+        );
         block.bytes
     }
 
@@ -133,6 +144,10 @@ impl ConnectRequest {
         let authority = Authority::parse(only(fields, ":authority")?)?;
         let traceparent = only(fields, "traceparent").and_then(Traceparent::parse);
         let network = only(fields, "x-forwarded-network");
+        let side = match only(fields, WAYPOINT) {
+            Some(CANARY) => Side::Canary,
+            _ => Side::Primary,
+        };
         Some(Self {
             authority,
             baggage: only(fields, "baggage").map(Baggage::parse),
@@ -143,7 +158,9 @@ impl ConnectRequest {
             forwarded_network: network
                 .filter(|name| name.len() <= MAX_NETWORK)
                 .map(str::to_owned),
-            service: only(fields, "x-culvert-service").and_then(ServiceClaim::parse),
+            service: only(fields, "x-culvert-service")
+                .and_then(ServiceClaim::parse)
+                .map(|claim| ServiceClaim { side, ..claim }),
         })
     }
 }

@@ -18,7 +18,7 @@ use super::body::Body;
 use super::client::{SendError, Sender};
 use super::sniff::Version;
 use super::wire::Wire;
-use crate::model::{NamespacedHostname, WorkloadUid};
+use crate::model::{NamespacedHostname, Side, WorkloadUid};
 use crate::traffic::GroupKey;
 
 /// Time that a connection without requests is kept: as long as a tunnel without streams.
@@ -42,8 +42,8 @@ pub(crate) struct PoolKey {
     pub(crate) destination: SocketAddr,
     /// The workload there, whose address may come to be another's.
     pub(crate) workload: Option<WorkloadUid>,
-    /// The service and port that the tunnel was asked for in the name of.
-    pub(crate) service: Option<(NamespacedHostname, u16)>,
+    /// The service and port that the tunnel was asked for in the name of, and through which of its waypoints.
+    pub(crate) service: Option<(NamespacedHostname, u16, Side)>,
     /// Whose traffic policy they are under.
     pub(crate) group: Option<GroupKey>,
     /// The client that the application shall see, where it is not the pod itself.

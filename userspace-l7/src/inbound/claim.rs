@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::hbone::ServiceClaim;
 use crate::model::{
     AppProtocol, BackendTarget, HttpAction, HttpRouteTable, NamespacedHostname, PortLayer7,
-    PortRoutes, ServiceLayer7, Snapshot, Workload,
+    PortRoutes, ServiceLayer7, Side, Snapshot, Workload,
 };
 
 /// A claim that the mesh bears out.
@@ -17,6 +17,8 @@ pub(super) struct Believed {
     /// Service port.
     pub(super) port: u16,
     pub(super) protocol: AppProtocol,
+    /// Any client may go through either waypoint: which one it takes is chance.
+    pub(super) side: Side,
     pub(super) layer7: Arc<ServiceLayer7>,
 }
 
@@ -41,7 +43,35 @@ pub(super) fn believe(
         service: called,
         port: claim.port,
         protocol: port.protocol,
-        layer7: Arc::clone(layer7),
+        side: claim.side,
+        layer7: Arc::clone(layer7.at(claim.side)),
+    })
+}
+
+/// The service that a client outside the mesh called by calling this workload at this port: one that wants such
+/// clients to meet its demands. Nothing says which it meant if there are several: the first by name is taken.
+pub(super) fn from_outside(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    to: SocketAddr,
+    choose: impl FnOnce(u32) -> u32,
+) -> Option<Believed> {
+    let services = workload.services.iter();
+    let mut called = services.filter_map(|service| {
+        let layer7 = snapshot.services_layer7.get(service);
+        let layer7 = layer7.filter(|layer7| layer7.ingress)?;
+        let serves = |port: &u16| selects(snapshot, workload, to.port(), service, *port);
+        let (port, settings) = layer7.ports.iter().find(|(port, _)| serves(port))?;
+        Some((service, *port, settings.protocol, layer7))
+    });
+    let (service, port, protocol, layer7) = called.next()?;
+    let side = layer7.choose(choose);
+    Some(Believed {
+        service: service.clone(),
+        port,
+        protocol,
+        side,
+        layer7: Arc::clone(layer7.at(side)),
     })
 }
 

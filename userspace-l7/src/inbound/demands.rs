@@ -64,6 +64,19 @@ impl Demanded {
         }
     }
 
+    /// The same for a client that has proven nothing: what is allowed to the waypoint is not allowed to it.
+    pub(super) fn of_outsider(
+        snapshot: &Snapshot,
+        workload: &Workload,
+        to: SocketAddr,
+        called: Believed,
+    ) -> Self {
+        Self {
+            waypoint: None,
+            ..Self::of(snapshot, workload, to, Some(called))
+        }
+    }
+
     pub(super) fn protocol(&self) -> Protocol {
         self.protocol
     }
@@ -123,7 +136,10 @@ fn demands<'s>(
     workload: &WorkloadUid,
 ) -> Option<&'s Demands> {
     Some(match called {
-        Some(called) => &snapshot.services_layer7.get(&called.service)?.demands,
+        Some(called) => {
+            let layer7 = snapshot.services_layer7.get(&called.service)?;
+            &layer7.at(called.side).demands
+        }
         None => &snapshot.workloads_layer7.get(workload)?.demands,
     })
 }

@@ -13,7 +13,6 @@ use tracing::debug;
 
 use super::claim::Believed;
 use crate::asking::Asker;
-use crate::hbone::Stream;
 use crate::http::{
     self, Body, Failure, Handover, Inflow, Keeping, Lease, Malformed, Peer, PoolKey, Refusal,
     Relayed, Version, Wire,
@@ -47,7 +46,7 @@ pub(super) struct Exchange {
 /// Serves a connection until it ends. `app` is its first connection to the application.
 pub(super) async fn serve(
     exchange: Exchange,
-    (stream, early): (Stream, RecvBuf),
+    wire: Wire,
     version: Version,
     app: Tcp,
     flow: Rc<OpenFlow>,
@@ -60,7 +59,7 @@ pub(super) async fn serve(
     // Or the first request would find it not yet waiting, and make another one.
     let _is_open = first.ready().await;
     pool.adopt(&key, first, Keeping::default()).give_back();
-    let wire = Wire::tunnel(stream, early).accounted(flow, Peer::Client);
+    let wire = wire.accounted(flow, Peer::Client);
     let handover = Rc::<Handover>::default();
     let exchange = Rc::new(exchange);
     let service = {
@@ -110,8 +109,8 @@ impl Exchange {
                     details = %refusal.details(), "request refused"
                 );
                 let mut response = refusal.answer(is_grpc).map(Relayed::own);
-                // Only an agent that sees requests calls in a service's name.
-                if self.called.is_some() {
+                // Only an agent that sees requests calls in a service's name; a client that has proven nothing is none.
+                if self.called.is_some() && self.identity.is_some() {
                     http::tell(&refusal, response.headers_mut());
                 }
                 response
@@ -150,6 +149,7 @@ impl Exchange {
     fn demands<'s>(&self, snapshot: &'s Snapshot) -> Option<(&'s Demands, &'s SpiffeId)> {
         if let Some(called) = &self.called {
             let layer7 = snapshot.services_layer7.get(&called.service)?;
+            let layer7 = layer7.at(called.side);
             return Some((&layer7.demands, &layer7.waypoint_identity));
         }
         let layer7 = snapshot.workloads_layer7.get(&self.workload.uid)?;
@@ -164,7 +164,8 @@ impl Exchange {
     ) -> Result<Judged, Refusal> {
         let none = Demands::default();
         let (demands, waypoint) = match self.demands(snapshot) {
-            Some((demands, waypoint)) => (demands, Some(waypoint)),
+            // Who has proven nothing did not come through the waypoint, either.
+            Some((demands, waypoint)) => (demands, self.identity.as_ref().map(|_| waypoint)),
             // The binding is gone since the connection was opened: nothing is demanded any more.
             None => (&none, None),
         };

@@ -44,6 +44,47 @@ pub struct ServiceLayer7 {
     pub demands: Arc<Demands>,
     /// What is recorded of requests.
     pub telemetry: Arc<Telemetry>,
+    /// Whether requests of clients outside the mesh, which no agent of theirs routes, meet its demands, too.
+    pub ingress: bool,
+    /// The second waypoint that some connections go through instead.
+    pub canary: Option<CanaryLayer7>,
+}
+
+/// A second waypoint of a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CanaryLayer7 {
+    /// Of a hundred connections, how many go through it: 1 to 100.
+    pub weight: u8,
+    /// What it does; without a canary of its own.
+    pub layer7: Arc<ServiceLayer7>,
+}
+
+/// Which of a service's waypoints a connection goes through: chosen once, where the client is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The one that the service is bound to.
+    #[default]
+    Primary,
+    /// The second one.
+    Canary,
+}
+
+impl ServiceLayer7 {
+    /// What holds for a connection on this side. One whose canary is gone is the primary's.
+    pub fn at(self: &Arc<Self>, side: Side) -> &Arc<Self> {
+        match (side, &self.canary) {
+            (Side::Canary, Some(canary)) => &canary.layer7,
+            _ => self,
+        }
+    }
+
+    /// The side of a new connection; `choose` gives a number below its argument, each as likely as the other.
+    pub fn choose(&self, choose: impl FnOnce(u32) -> u32) -> Side {
+        match &self.canary {
+            Some(canary) if choose(100) < u32::from(canary.weight) => Side::Canary,
+            _ => Side::Primary,
+        }
+    }
 }
 
 /// One port of a service with layer 7.

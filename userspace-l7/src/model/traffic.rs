@@ -127,10 +127,33 @@ pub struct ConnectionLimits {
     pub requests: Option<u32>,
     /// Retries at once.
     pub retries: Option<u32>,
+    /// Retries at once by how much is under way, in place of `retries`.
+    pub retry_budget: Option<RetryBudget>,
     /// Requests on one connection before it is closed.
     pub requests_per_connection: Option<u32>,
     /// How old a connection gets.
     pub connection_age: Option<Duration>,
+}
+
+/// How many requests may be retried at once, as a part of those under way (Envoy's retry budget).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryBudget {
+    /// Of a million requests under way, how many may be retries.
+    pub per_million: u32,
+    /// So many may be in any case.
+    pub minimum: u32,
+}
+
+impl ConnectionLimits {
+    /// How many retries there may be at once beside so many requests under way; `None`: any number.
+    pub fn retries_among(&self, requests: u32) -> Option<u32> {
+        let Some(budget) = self.retry_budget else {
+            return self.retries;
+        };
+        let share = u64::from(requests) * u64::from(budget.per_million) / 1_000_000;
+        let share = u32::try_from(share).unwrap_or(u32::MAX);
+        Some(share.max(budget.minimum))
+    }
 }
 
 /// When an endpoint is left alone (Envoy's outlier detection).
@@ -161,4 +184,38 @@ pub struct Warmup {
     pub minimum_percent: u8,
     /// 1 is linear.
     pub aggression: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ConnectionLimits, RetryBudget};
+
+    #[test]
+    fn a_retry_budget_follows_the_requests_under_way() {
+        let limits = |per_million, minimum| ConnectionLimits {
+            retries: Some(7),
+            retry_budget: Some(RetryBudget {
+                per_million,
+                minimum,
+            }),
+            ..ConnectionLimits::default()
+        };
+        for (per_million, minimum, requests, expected) in [
+            (200_000, 3, 0, 3),
+            (200_000, 3, 10, 3),
+            (200_000, 3, 100, 20),
+            (200_000, 0, 4, 0),
+            (1_000_000, 0, u32::MAX, u32::MAX),
+            (0, 0, 1_000, 0),
+        ] {
+            let found = limits(per_million, minimum).retries_among(requests);
+            assert_eq!(found, Some(expected), "{per_million} {minimum} {requests}");
+        }
+        let plain = ConnectionLimits {
+            retry_budget: None,
+            ..limits(0, 0)
+        };
+        assert_eq!(plain.retries_among(1_000), Some(7));
+        assert_eq!(ConnectionLimits::default().retries_among(1), None);
+    }
 }

@@ -243,6 +243,8 @@ impl Mesh {
             ports: BTreeMap::from([(PORT, Arc::new(port))]),
             demands: Arc::new(demands),
             telemetry: Arc::default(),
+            ingress: false,
+            canary: None,
         };
         self.change(|snapshot| {
             drop(snapshot.services_layer7.insert(key(name), Arc::new(layer7)));

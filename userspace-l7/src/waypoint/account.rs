@@ -74,9 +74,13 @@ impl Account {
     /// There is room for one more retry of the backend's requests.
     pub(super) fn may_retry(&mut self, endpoints: &Endpoints) -> bool {
         // One request is one retry under way, however often it is tried.
-        let retries = &endpoints.group.in_use.retries;
+        let in_use = &endpoints.group.in_use;
+        let limit = endpoints
+            .policy
+            .limits
+            .retries_among(in_use.requests.used());
         let permit = self.retry.take();
-        self.retry = permit.or_else(|| retries.admit(endpoints.policy.limits.retries));
+        self.retry = permit.or_else(|| in_use.retries.admit(limit));
         if self.retry.is_none() {
             self.flag(RequestFlag::UpstreamOverflow);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::asking::Asker;
 use crate::http::Version;
 use crate::hub::Hub;
-use crate::model::{PortLayer7, Service, ServiceLayer7, Snapshot, SpiffeId, Workload};
+use crate::model::{PortLayer7, Service, ServiceLayer7, Side, Snapshot, SpiffeId, Workload};
 use crate::pod::Pod;
 use crate::route::Towards;
 use crate::telemetry::RequestClient;
@@ -22,6 +22,8 @@ pub(super) struct Client {
     pub(super) requester: Requester,
     /// The service that was dialled.
     pub(super) service: Arc<Service>,
+    /// Through which of its waypoints the connection goes.
+    pub(super) side: Side,
     pub(super) source: SocketAddr,
     pub(super) dialled: SocketAddr,
     /// The same, as it is recorded.
@@ -61,7 +63,8 @@ impl Client {
     /// Layer 7 of the dialled service as the mesh is now; `None` once it is bound to no waypoint any more:
     /// requests of this connection then pass as they are.
     pub(super) fn layer7<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s Arc<ServiceLayer7>> {
-        snapshot.services_layer7.get(&self.service.key)
+        let layer7 = snapshot.services_layer7.get(&self.service.key)?;
+        Some(layer7.at(self.side))
     }
 
     /// Whose endpoints a request goes to.
@@ -86,7 +89,7 @@ impl Client {
             workload: &self.workload,
             source: Some(self.source),
             service: &self.service,
-            claimed: (!self.is_unknown_beyond()).then(|| self.dialled.port()),
+            claimed: (!self.is_unknown_beyond()).then(|| (self.dialled.port(), self.side)),
         }
     }
 

@@ -106,6 +106,7 @@ pub(crate) async fn serve_another(
         hub: Rc::clone(hub),
         pod: pod.clone(),
         workload,
+        side: hub.side(&fronted.service.key),
         requester: Requester::Another(identity),
         service: fronted.service,
         source,

@@ -25,10 +25,11 @@ const PROXY_LAYERS: [&[&str]; 16] = [
 /// What each part of the agent may name of the others. `app` and `main` put the parts together and may
 /// name all; the parts do not know each other beyond this.
 const AGENT_EDGES: [(&str, &[&str]); 14] = [
-    ("admin", &[]),
+    // Serves what the mesh says of each object, as the mesh's own value.
+    ("admin", &["mesh"]),
     ("capture", &[]),
     // What it prints is what the admin server serves; some commands work without a running agent.
-    ("cli", &["admin", "capture", "doctor", "sources"]),
+    ("cli", &["admin", "capture", "doctor", "mesh", "sources"]),
     (
         "config",
         &[

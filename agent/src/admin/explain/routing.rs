@@ -190,6 +190,15 @@ fn waypoint_step(
         );
     };
     let name = Some(layer7.waypoint.to_string());
+    let step = |name, why: String| match &layer7.canary {
+        Some(canary) => {
+            let (weight, other) = (canary.weight, &canary.layer7.waypoint);
+            let canary =
+                format!("{weight} of a hundred connections go through canary {other} instead");
+            step(name, format!("{why}; {canary}"))
+        }
+        None => step(name, why),
+    };
     match port.map(|port| port.protocol) {
         None => step(name, format!("bound, but the service has no port {}", inquiry.dialled.port())),
         Some(AppProtocol::Tcp | AppProtocol::Tls) => step(

@@ -146,6 +146,8 @@ fn mesh(authorization: Vec<Arc<HttpPolicy>>) -> Snapshot {
             ..Demands::default()
         }),
         telemetry: Arc::default(),
+        ingress: false,
+        canary: None,
     };
     snapshot
         .services_layer7

@@ -21,6 +21,7 @@ use crate::admin::{
     AdminServer, AdminState, AgentStatus, BindError, BoxFuture, CertificateStatus, Endpoints,
     LiveConnection, ManifestProblem, PodState, PodStatus, Released, Services, register,
 };
+use crate::mesh::status::ObjectStatus;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -47,6 +48,10 @@ impl AdminState for Agent {
 
     fn connections(&self) -> BoxFuture<'_, Vec<LiveConnection>> {
         Box::pin(async { dump::sources().connections })
+    }
+
+    fn objects(&self) -> Arc<[ObjectStatus]> {
+        Arc::default()
     }
 
     fn status(&self) -> AgentStatus {

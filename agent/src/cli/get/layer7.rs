@@ -1,5 +1,8 @@
 //! `culvert get listeners|routes|backends`: layer 7 as it is compiled.
 
+#[cfg(test)]
+pub(in crate::cli) mod tests;
+
 use std::io::Write;
 
 use super::{ListArgs, SelectArgs, named, show};

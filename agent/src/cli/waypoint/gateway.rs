@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::GenerateArgs;
 use super::directory::Stored;
 use crate::admin::AgentStatus;
+use crate::mesh::status::{Condition, ObjectStatus, fails};
 
 /// Istio's class, and our own.
 const CLASSES: [&str; 2] = ["istio-waypoint", "culvert-waypoint"];
@@ -18,8 +19,6 @@ pub(super) struct Waypoint {
     pub(super) name: String,
     pub(super) traffic: Option<String>,
     pub(super) revision: Option<String>,
-    /// Whether it has a listener for HBONE, without which nothing can be bound to it.
-    pub(super) has_listener: bool,
 }
 
 impl Waypoint {
@@ -29,7 +28,6 @@ impl Waypoint {
             name: args.name.clone(),
             traffic: args.traffic.clone(),
             revision: args.revision.clone(),
-            has_listener: true,
         }
     }
 
@@ -42,21 +40,11 @@ impl Waypoint {
         }
         let labels = object.pointer("/metadata/labels");
         let label = |name: &str| Some(labels?.get(name)?.as_str()?.to_owned());
-        let mut listeners = object
-            .pointer("/spec/listeners")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten();
-        let is_hbone = |listener: &Value| {
-            listener.get("protocol").and_then(Value::as_str) == Some("HBONE")
-                && listener.get("port").and_then(Value::as_u64) == Some(15008)
-        };
         Some(Self {
             namespace: text("/metadata/namespace").unwrap_or("default").to_owned(),
             name: text("/metadata/name")?.to_owned(),
             traffic: label(TRAFFIC_LABEL),
             revision: label(REVISION_LABEL),
-            has_listener: listeners.any(is_hbone),
         })
     }
 
@@ -83,60 +71,42 @@ impl Waypoint {
     }
 }
 
-/// One line of `waypoint status`.
-pub(super) struct Condition {
-    pub(super) kind: &'static str,
-    pub(super) is_true: bool,
-    pub(super) reason: &'static str,
-    pub(super) message: String,
-}
-
-/// What the agent makes of a waypoint: it is accepted if its file is in order, and programmed if it can be
-/// bound to besides. An agent that has read the directory since has no other state of it.
-pub(super) fn conditions(stored: &Stored, status: &AgentStatus) -> [Condition; 2] {
+/// What is said of a waypoint: what the agent says, if it has taken the newest file over.
+pub(super) fn conditions(
+    stored: &Stored,
+    status: &AgentStatus,
+    objects: &[ObjectStatus],
+) -> Vec<Condition> {
     let path = stored.path.to_string_lossy();
     let problem = status
         .problems
         .iter()
         .find(|problem| *problem.path == *path || path.ends_with(&problem.path));
-    let accepted = match problem {
-        None => Condition {
-            kind: "Accepted",
-            is_true: true,
-            reason: "Accepted",
-            message: "the agent has read it".to_owned(),
-        },
-        Some(problem) => Condition {
-            kind: "Accepted",
-            is_true: false,
-            reason: "Invalid",
-            message: problem.message.clone(),
-        },
+    if let Some(problem) = problem {
+        let message = "the last good state is in force";
+        return vec![
+            fails("Accepted", "Invalid", problem.message.as_str()),
+            fails("Programmed", "Invalid", message),
+        ];
+    }
+    let Waypoint {
+        namespace, name, ..
+    } = &stored.waypoint;
+    let is_same = |object: &&ObjectStatus| {
+        let found = &object.metadata;
+        object.kind == "Gateway"
+            && found.name == *name
+            && found.namespace.as_deref() == Some(namespace)
     };
-    let programmed = if !accepted.is_true {
-        (
-            false,
-            "Invalid",
-            "the last good state is in force".to_owned(),
-        )
-    } else if stored.waypoint.has_listener {
-        (
-            true,
-            "Programmed",
-            "every node's agent does its work".to_owned(),
-        )
-    } else {
-        let why = "it has no listener with protocol HBONE on port 15008".to_owned();
-        (false, "AddressNotAssigned", why)
+    let Some(object) = objects.iter().find(is_same) else {
+        let message = match stored.waypoint.revision.as_deref() {
+            None | Some("default") => "the agent has not read it yet".to_owned(),
+            Some(revision) => format!("revision {revision} is another control plane's"),
+        };
+        let pending = |kind| fails(kind, "Pending", message.as_str());
+        return vec![pending("Accepted"), pending("Programmed")];
     };
-    let (is_true, reason, message) = programmed;
-    [
-        accepted,
-        Condition {
-            kind: "Programmed",
-            is_true,
-            reason,
-            message,
-        },
-    ]
+    let shown = |condition: &&Condition| ["Accepted", "Programmed"].contains(&&*condition.kind);
+    let own = object.status.conditions.iter().filter(shown);
+    own.cloned().collect()
 }

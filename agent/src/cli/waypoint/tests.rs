@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
+use serde_json::json;
+
 use super::directory::Directory;
 use super::gateway::Waypoint;
-use super::{GenerateArgs, WaypointCommand, status_table};
+use super::{GenerateArgs, Told, WaypointCommand, status_table};
 use crate::admin::{AgentStatus, ManifestProblem};
 use crate::cli::yaml;
 
@@ -140,43 +142,55 @@ fn a_namespace_is_labelled_in_its_own_manifest() {
     );
 }
 
+/// What an agent says that has read [`GATEWAY`].
+fn told() -> Told {
+    let condition =
+        |kind: &str| json!({ "type": kind, "status": "True", "reason": kind, "message": "fine" });
+    let conditions = ["Accepted", "Programmed", "ResolvedRefs"].map(condition);
+    let gateway = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": { "name": "waypoint", "namespace": "bookinfo" },
+        "status": { "conditions": conditions },
+    });
+    Told {
+        status: AgentStatus::default(),
+        objects: vec![serde_json::from_value(gateway).unwrap()],
+    }
+}
+
 #[test]
-fn a_waypoint_stands_if_its_file_is_in_order_and_it_listens() {
+fn a_waypoint_stands_if_the_agent_says_so() {
     let manifests = Manifests::new("status");
     manifests.put("a.yaml", GATEWAY);
-    manifests.put(
-        "b.yaml",
-        &GATEWAY
-            .replace("waypoint\n  namespace", "deaf\n  namespace")
-            .replace("HBONE", "HTTP"),
-    );
     let found = manifests.directory().waypoints().unwrap();
-    let text = status_table(&found, &AgentStatus::default());
-    let rows: Vec<Vec<&str>> = text
-        .lines()
-        .skip(1)
-        .map(|line| line.split_whitespace().take(4).collect())
-        .collect();
-    assert_eq!(
-        rows,
-        [
-            ["deaf", "True", "Accepted", "Accepted"],
-            ["deaf", "False", "Programmed", "AddressNotAssigned"],
-            ["waypoint", "True", "Accepted", "Accepted"],
-            ["waypoint", "True", "Programmed", "Programmed"],
-        ]
-    );
-    let broken = AgentStatus {
-        problems: vec![ManifestProblem {
-            path: manifests.0.join("a.yaml").display().to_string(),
-            line: Some(1),
-            object: None,
-            field: None,
-            message: "unknown field".to_owned(),
-        }],
-        ..AgentStatus::default()
+    let rows = |told: &Told| -> Vec<String> {
+        let text = status_table(&found, told);
+        let rows = text.lines().skip(1);
+        rows.map(|row| row.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect()
     };
-    let text = status_table(&found, &broken);
-    assert!(text.contains("Invalid"), "{text}");
-    assert!(text.contains("unknown field"), "{text}");
+    let mut told = told();
+    let stands = [
+        "waypoint True Accepted Accepted fine",
+        "waypoint True Programmed Programmed fine",
+    ];
+    assert_eq!(rows(&told), stands);
+    told.status.problems = vec![ManifestProblem {
+        path: manifests.0.join("a.yaml").display().to_string(),
+        line: Some(1),
+        object: None,
+        field: None,
+        message: "unknown field".to_owned(),
+    }];
+    let broken = [
+        "waypoint False Accepted Invalid unknown field",
+        "waypoint False Programmed Invalid the last good state is in force",
+    ];
+    assert_eq!(rows(&told), broken);
+    let unread = [
+        "waypoint False Accepted Pending the agent has not read it yet",
+        "waypoint False Programmed Pending the agent has not read it yet",
+    ];
+    assert_eq!(rows(&Told::default()), unread);
 }

@@ -13,7 +13,7 @@ use userspace_l7::model::{
 
 use super::services::{Output, scopes};
 use super::store::{Member, Owner};
-use super::waypoint::{self, Traffic};
+use super::waypoint::Bound;
 use super::{Compiler, Notices};
 use crate::mesh::external::{Resolution, ServiceEntry, WorkloadEntrySpec};
 use crate::mesh::meta::{Interner, Labels, ObjectName};
@@ -44,18 +44,12 @@ impl Compiler {
         let Some(entry) = self.store.service_entries.get(name) else {
             return Output::default();
         };
-        let bound = self.waypoint(name, &entry.meta.labels, Traffic::Service);
-        let bound = bound.and_then(|bound| match bound {
-            Some(found) if entry.is_private() && found.gateway.namespace != name.namespace => {
-                Err(waypoint::forbidden(&found.gateway))
-            }
-            found => Ok(found),
-        });
-        let waypoint = bound.unwrap_or_else(|why| {
-            notices.warn(Kind::ServiceEntry, name, why.notice);
-            None
-        });
-        let (waypoint, reference) = waypoint.map(|one| (one.gateway, one.reference)).unzip();
+        let (waypoint, reference) = Bound::of(
+            self.entry_waypoint(entry),
+            self.ingress(&entry.meta),
+            (Kind::ServiceEntry, name),
+            notices,
+        );
         let keys: Vec<_> = host_keys(entry).collect();
         let workloads = self.inline_workloads(entry, &keys);
         let selected = self.selected_by_entry(entry);

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use userspace_l7::model::{
-    AppProtocol, Demands, HttpRouteTable, NamespacedHostname, PortLayer7, PortRoutes,
-    ServiceLayer7, SpiffeId, WaypointKey, WorkloadLayer7, WorkloadUid,
+    AppProtocol, CanaryLayer7, Demands, HttpRouteTable, NamespacedHostname, PortLayer7, PortRoutes,
+    Service, ServiceLayer7, SpiffeId, WaypointKey, WorkloadLayer7, WorkloadUid,
 };
 
 use super::Compiler;
@@ -98,13 +98,39 @@ impl Compiler {
     ) -> Option<ServiceLayer7> {
         let owner = self.declarer(key)?;
         let service = self.current.services.get(key)?;
-        let gateway = self.outputs.get(owner)?.waypoint.as_ref()?;
-        let gateway = self.store.gateways.get(gateway)?;
-        if !gateway.is_ours() || service.alias.is_some() || service.ports.is_empty() {
+        let bound = self.outputs.get(owner)?.waypoint.as_ref()?;
+        if service.alias.is_some() || service.ports.is_empty() {
             return None;
         }
-        let attached = self.store.routes_of_parent.get(owner);
         let mut tables = Tables::new();
+        let mut through = |gateway: &ObjectName, old: Option<&ServiceLayer7>| {
+            let gateway = self.store.gateways.get(gateway)?;
+            let about = (owner, &**service, bound.ingress);
+            let is_ours = gateway.is_ours();
+            is_ours.then(|| self.layer7_through(gateway, about, &mut tables, old))?
+        };
+        let mut layer7 = through(&bound.gateway, old)?;
+        if let Some(canary) = &bound.canary {
+            let known = old.and_then(|old| old.canary.as_ref());
+            let second = through(&canary.gateway, known.map(|known| &*known.layer7));
+            layer7.canary = second.map(|second| CanaryLayer7 {
+                weight: canary.weight,
+                layer7: kept(known.map(|known| &known.layer7), second),
+            });
+        }
+        Some(layer7)
+    }
+
+    /// What one waypoint does for a service.
+    fn layer7_through(
+        &self,
+        gateway: &Gateway,
+        (owner, service, ingress): (&Owner, &Service, bool),
+        tables: &mut Tables,
+        old: Option<&ServiceLayer7>,
+    ) -> Option<ServiceLayer7> {
+        let key = &service.key;
+        let attached = self.store.routes_of_parent.get(owner);
         let mut ports = BTreeMap::new();
         for (number, port) in &service.ports {
             let mut by_space: BTreeMap<Arc<str>, Vec<ObjectKey>> = BTreeMap::new();
@@ -117,7 +143,7 @@ impl Compiler {
             }
             let all: Vec<_> = by_space.values().flatten().cloned().collect();
             let own = by_space.remove(&key.namespace).unwrap_or_default();
-            let routes = match self.port_routes(own, &mut tables) {
+            let routes = match self.port_routes(own, tables) {
                 PortRoutes::None => self.virtual_routes_of(key, *number),
                 found => found,
             };
@@ -126,7 +152,7 @@ impl Compiler {
                 routes,
                 consumer_routes: by_space
                     .into_iter()
-                    .map(|(space, routes)| (space, self.port_routes(routes, &mut tables)))
+                    .map(|(space, routes)| (space, self.port_routes(routes, tables)))
                     .collect(),
                 rate_limits: self.rate_limits(gateway, owner, &all).into(),
             };
@@ -143,6 +169,8 @@ impl Compiler {
                 old.map(|old| &old.telemetry),
                 self.telemetry(gateway, owner),
             ),
+            ingress,
+            canary: None,
         })
     }
 
@@ -163,7 +191,7 @@ impl Compiler {
         oldest.map_or(PortRoutes::None, |(_, routes)| routes.clone())
     }
 
-    fn is_attached(&self, route: &ObjectKey, owner: &Owner, port: u16) -> bool {
+    pub(super) fn is_attached(&self, route: &ObjectKey, owner: &Owner, port: u16) -> bool {
         let compiled = self.routes.get(route);
         compiled.is_some_and(|route| {
             let mut attachments = route.attachments.iter();

@@ -390,9 +390,8 @@ impl Compiler {
         marks.layer7_targets.insert(Target::Gateway(name.clone()));
         let asks = |meta: &Meta| {
             let namespace = self.store.namespaces.get(&meta.name.namespace);
-            let inherited = namespace.map(|meta| &meta.labels);
-            let wish = wish(&meta.labels, &meta.name.namespace, inherited);
-            wish.is_some_and(|wish| wish.gateway == *name)
+            let wish = wish(meta, namespace.map(|meta| &**meta));
+            wish.is_some_and(|wish| wish.gateways().any(|one| one == name))
         };
         let services = self.store.services.iter().filter(|one| asks(&one.meta));
         marks

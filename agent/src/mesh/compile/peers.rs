@@ -118,25 +118,13 @@ impl Compiler {
     }
 
     pub(super) fn peer_verdict(&self, policy: &PeerAuthentication) -> Verdict {
-        let condition = "ZtunnelAccepted";
         let ignored = policy.meta.name.namespace == self.options.root_namespace
             && policy.spec.labels().is_some();
         if ignored {
-            let message = "a selector in the root namespace selects nothing in ambient mode: move the policy to the workload's namespace".to_owned();
-            return Verdict {
-                condition,
-                accepted: false,
-                reason: "UnsupportedValue",
-                message,
-            };
+            let message = "a selector in the root namespace selects nothing in ambient mode: move the policy to the workload's namespace";
+            return Verdict::unsupported_by_l4(message.to_owned(), message);
         }
-        let message = "enforced at layer 4".to_owned();
-        Verdict {
-            condition,
-            accepted: true,
-            reason: "Accepted",
-            message,
-        }
+        Verdict::accepted_by_l4()
     }
 }
 

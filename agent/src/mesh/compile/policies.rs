@@ -30,7 +30,7 @@ pub struct PolicyStatus {
     pub accepted: bool,
     /// One word.
     pub reason: &'static str,
-    /// One sentence.
+    /// Istio's sentences.
     pub message: String,
 }
 
@@ -40,15 +40,28 @@ pub(super) struct Verdict {
     pub(super) accepted: bool,
     pub(super) reason: &'static str,
     pub(super) message: String,
+    /// What to do, in the form of a notice, if it is not accepted.
+    pub(super) notice: String,
 }
 
 impl Verdict {
-    fn l4(accepted: bool, reason: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn accepted_by_l4() -> Self {
         Self {
             condition: "ZtunnelAccepted",
-            accepted,
-            reason,
-            message: message.into(),
+            accepted: true,
+            reason: "Accepted",
+            message: "attached to ztunnel".to_owned(),
+            notice: String::new(),
+        }
+    }
+
+    pub(super) fn unsupported_by_l4(message: String, notice: impl Into<String>) -> Self {
+        Self {
+            condition: "ZtunnelAccepted",
+            accepted: false,
+            reason: "UnsupportedValue",
+            message,
+            notice: notice.into(),
         }
     }
 
@@ -58,6 +71,7 @@ impl Verdict {
             accepted,
             reason,
             message,
+            notice: _,
         } = self;
         PolicyStatus {
             policy,
@@ -83,8 +97,11 @@ impl Compiler {
             PolicyAction::Allow => Action::Allow,
             PolicyAction::Deny => Action::Deny,
             PolicyAction::Audit | PolicyAction::Custom => {
-                let text = "layer 4 enforces ALLOW and DENY only: this policy has no effect without a waypoint and a targetRef";
-                return (None, Verdict::l4(false, "UnsupportedValue", text));
+                let notice = "layer 4 enforces ALLOW and DENY only: this policy has no effect without a waypoint and a targetRef";
+                let action = format!("{:?}", policy.spec.action).to_uppercase();
+                let message =
+                    format!("ztunnel does not support the {action} action. {WAYPOINT_NEEDED}");
+                return (None, Verdict::unsupported_by_l4(message, notice));
             }
         };
         let mut reading = Reading {
@@ -140,16 +157,15 @@ impl Compiler {
                 accepted: true,
                 reason: "Accepted",
                 message,
+                notice: String::new(),
             };
         }
-        let message = format!(
-            "{} was not found: apply it or correct targetRefs",
-            missing.join(", ")
-        );
+        let message = format!("{} was not found", missing.join(", "));
         Verdict {
             condition,
             accepted: false,
             reason: "TargetNotFound",
+            notice: format!("{message}: apply it or correct targetRefs"),
             message,
         }
     }
@@ -182,26 +198,36 @@ pub(super) fn policy_key(name: &ObjectName) -> PolicyKey {
     }
 }
 
+/// The end of Istio's sentences about what layer 4 cannot do.
+const WAYPOINT_NEEDED: &str =
+    "In ambient mode you must use a waypoint proxy to enforce HTTP rules.";
+
 fn verdict(action: Action, mut unsupported: Vec<String>, nothing_left: bool) -> Verdict {
     if unsupported.is_empty() {
-        return Verdict::l4(true, "Accepted", "enforced at layer 4");
+        return Verdict::accepted_by_l4();
     }
     unsupported.sort_unstable();
     unsupported.dedup();
-    let done = match (action, nothing_left) {
-        (Action::Allow, _) => {
-            "the rules with them are left out, so that more is refused than the policy asks for"
-        }
-        (Action::Deny, false) => {
-            "it is enforced without them, so that more is refused than the policy asks for"
-        }
-        (Action::Deny, true) => {
-            "nothing enforceable is left, so that it has no effect: deploy a waypoint and use a targetRef"
-        }
+    let found = unsupported.join(", ");
+    // What Istio says was done, and what we say.
+    let (done, ours) = match (action, nothing_left) {
+        (Action::Allow, _) => (
+            "Within an ALLOW policy, rules matching HTTP attributes are omitted. This will be more restrictive than requested.",
+            "the rules with them are left out, so that more is refused than the policy asks for",
+        ),
+        (Action::Deny, false) => (
+            "DENY policy with HTTP attributes is enforced without the HTTP rules. This will be more restrictive than requested.",
+            "it is enforced without them, so that more is refused than the policy asks for",
+        ),
+        (Action::Deny, true) => (
+            "After omitting unsupported HTTP attributes, this DENY policy has no enforceable rules at ztunnel and will have no effect. Deploy a waypoint proxy and use a targetRef to enforce this policy.",
+            "nothing enforceable is left, so that it has no effect: deploy a waypoint and use a targetRef",
+        ),
     };
-    let message = format!(
-        "layer 4 does not know these attributes: {}; {done}",
-        unsupported.join(", ")
-    );
-    Verdict::l4(false, "UnsupportedValue", message)
+    Verdict::unsupported_by_l4(
+        format!(
+            "ztunnel does not support HTTP attributes (found: {found}). {WAYPOINT_NEEDED} {done}"
+        ),
+        format!("layer 4 does not know these attributes: {found}; {ours}"),
+    )
 }

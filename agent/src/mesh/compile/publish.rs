@@ -13,7 +13,7 @@ use super::services::Rank;
 use super::store::Owner;
 use super::waypoint::{Traffic, USE_WAYPOINT};
 use super::{Compiler, Notices, Unit};
-use crate::mesh::meta::{Labels, ObjectName};
+use crate::mesh::meta::{Meta, ObjectName};
 use crate::mesh::object::Kind;
 
 impl Compiler {
@@ -30,10 +30,9 @@ impl Compiler {
                 Some(local) => self.local.insert(uid.clone(), Arc::new(local)),
                 None => self.local.remove(&uid),
             };
-            let labels = pod.as_ref().map(|pod| &pod.meta.labels);
-            self.say_binding(Kind::Pod, &name, labels, Unit::Pod(name.clone()));
-            let labels = labels.filter(|_| workload.is_some());
-            self.bind(&uid, &name, labels, marks);
+            let meta = pod.as_ref().map(|pod| &pod.meta);
+            self.say_binding(Kind::Pod, meta, Unit::Pod(name.clone()));
+            self.bind(&uid, meta.filter(|_| workload.is_some()), marks);
             changed |= self.publish_workload(&uid, workload.map(Arc::new), marks);
         }
         for name in std::mem::take(&mut marks.entries) {
@@ -41,30 +40,18 @@ impl Compiler {
             let workload = entry
                 .as_ref()
                 .map(|entry| Arc::new(self.entry_workload(entry)));
-            let labels = entry.as_ref().map(|entry| &entry.meta.labels);
-            self.say_binding(
-                Kind::WorkloadEntry,
-                &name,
-                labels,
-                Unit::Entry(name.clone()),
-            );
+            let meta = entry.as_ref().map(|entry| &entry.meta);
+            self.say_binding(Kind::WorkloadEntry, meta, Unit::Entry(name.clone()));
             let uid = self.entry_uid(&name);
-            self.bind(&uid, &name, labels, marks);
+            self.bind(&uid, meta, marks);
             changed |= self.publish_workload(&uid, workload, marks);
         }
         changed
     }
 
     /// Notes which waypoint a workload is bound to.
-    fn bind(
-        &mut self,
-        uid: &WorkloadUid,
-        name: &ObjectName,
-        labels: Option<&Labels>,
-        marks: &mut Marks,
-    ) {
-        let bound =
-            labels.and_then(|labels| self.waypoint(name, labels, Traffic::Workload).ok()?);
+    fn bind(&mut self, uid: &WorkloadUid, meta: Option<&Meta>, marks: &mut Marks) {
+        let bound = meta.and_then(|meta| self.waypoint(meta, Traffic::Workload).ok()?);
         let gateway = bound.map(|one| one.gateway);
         if self.bindings.get(uid) == gateway.as_ref() {
             return;
@@ -77,11 +64,17 @@ impl Compiler {
     }
 
     /// Says so if a workload asks for a waypoint by its own label that it cannot have.
-    fn say_binding(&mut self, kind: Kind, name: &ObjectName, labels: Option<&Labels>, unit: Unit) {
-        let own = labels.filter(|labels| labels.get(USE_WAYPOINT).is_some());
-        let refused = own.and_then(|labels| self.waypoint(name, labels, Traffic::Workload).err());
+    fn say_binding(&mut self, kind: Kind, meta: Option<&Meta>, unit: Unit) {
+        let own = meta.filter(|meta| meta.labels.get(USE_WAYPOINT).is_some());
+        let refused = own.and_then(|meta| {
+            let refused = match self.waypoint(meta, Traffic::Workload) {
+                Ok(bound) => bound.and_then(|bound| bound.canary.err()),
+                Err(why) => Some(why),
+            };
+            Some((&meta.name, refused?))
+        });
         let mut notices = Notices::default();
-        if let Some(why) = refused {
+        if let Some((name, why)) = refused {
             notices.warn(kind, name, why.notice);
         }
         self.say(unit, notices.0);

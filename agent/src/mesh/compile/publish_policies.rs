@@ -44,7 +44,7 @@ impl Compiler {
         if let Some(verdict) = &verdict
             && !verdict.accepted
         {
-            notices.warn(Kind::AuthorizationPolicy, name, verdict.message.clone());
+            notices.warn(Kind::AuthorizationPolicy, name, verdict.notice.clone());
         }
         if let Some(provider) = policy.as_ref().and_then(|one| self.unknown_provider(one)) {
             let message = format!(

@@ -62,6 +62,13 @@ pub(super) enum RouteKind {
     Tcp,
 }
 
+impl RouteKind {
+    /// Whether connections are all that there is to see: only the oldest of such routes applies.
+    pub(super) fn is_stream(self) -> bool {
+        matches!(self, Self::Tls | Self::Tcp)
+    }
+}
+
 /// What a route does.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum RouteBody {

@@ -11,7 +11,7 @@ use userspace_l7::model::{
 };
 
 use super::store::{Member, Owner};
-use super::waypoint::Traffic;
+use super::waypoint::Bound;
 use super::{Compiler, Notices};
 use crate::mesh::endpoint_slice::{EndpointSlice, SliceEndpoint};
 use crate::mesh::external::{WorkloadEntry, WorkloadEntrySpec};
@@ -28,7 +28,7 @@ pub(super) struct Output {
     /// Workloads that exist only as endpoints of these.
     pub(super) workloads: Vec<Arc<Workload>>,
     /// The waypoint that they are bound to.
-    pub(super) waypoint: Option<ObjectName>,
+    pub(super) waypoint: Option<Bound>,
 }
 
 impl Compiler {
@@ -55,16 +55,12 @@ impl Compiler {
             let text = "asks for session affinity, which connections in the mesh do not keep";
             notices.inform(Kind::Service, name, text.to_owned());
         }
-        let waypoint = if service.external_name.is_some() {
-            None
-        } else {
-            let bound = self.waypoint(name, &service.meta.labels, Traffic::Service);
-            bound.unwrap_or_else(|why| {
-                notices.warn(Kind::Service, name, why.notice);
-                None
-            })
-        };
-        let (waypoint, reference) = waypoint.map(|one| (one.gateway, one.reference)).unzip();
+        let (waypoint, reference) = Bound::of(
+            self.service_waypoint(service),
+            self.ingress(&service.meta),
+            (Kind::Service, name),
+            notices,
+        );
         let compiled = Service {
             name: Arc::clone(&name.name),
             key: self.service_key(name),

@@ -78,7 +78,8 @@ impl Compiler {
     /// Marks everything that is bound to such a waypoint.
     fn mark_bound(&self, wanted: &dyn Fn(&ObjectName) -> bool, marks: &mut Marks) {
         for output in self.outputs.values() {
-            if output.waypoint.as_ref().is_some_and(wanted) {
+            let bound = output.waypoint.as_ref();
+            if bound.is_some_and(|bound| bound.gateways().any(wanted)) {
                 let services = output.services.iter();
                 marks
                     .layer7

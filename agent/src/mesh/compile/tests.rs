@@ -10,6 +10,7 @@ mod peers;
 mod pods;
 mod scale;
 mod services;
+mod statuses;
 mod stream_routes;
 mod traffic;
 mod waypoints;

@@ -1,16 +1,23 @@
 //! Which waypoint an object is bound to: its own label, else its namespace's (Istio: two separate lookups,
 //! by service for traffic to a virtual address, by workload for traffic to a pod's address).
 
+mod bound;
+mod wish;
+
 use std::sync::Arc;
 
 use userspace_l7::model::{NamespacedHostname, WaypointReference};
 
+pub(super) use self::bound::Bound;
+use self::wish::CanaryWish;
+pub(super) use self::wish::{USE_WAYPOINT, Wish, wish};
 use super::Compiler;
+use crate::mesh::external::ServiceEntry;
 use crate::mesh::gateway::Gateway;
-use crate::mesh::meta::{Labels, ObjectName};
+use crate::mesh::meta::{Meta, ObjectName};
+use crate::mesh::service::Service;
 
-pub(super) const USE_WAYPOINT: &str = "istio.io/use-waypoint";
-const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
+const INGRESS: &str = "istio.io/ingress-use-waypoint";
 /// Labels of what was generated for a Gateway: never bound to one itself.
 const GENERATED: [&str; 2] = [
     "gateway.istio.io/managed",
@@ -26,30 +33,13 @@ pub(super) enum Traffic {
     Workload,
 }
 
-/// What an object's label, or else its namespace's, asks for.
-pub(super) struct Wish {
-    /// The waypoint's name.
-    pub(super) gateway: ObjectName,
-    /// Whether the object itself said so.
-    own: bool,
-}
-
-/// What the label of an object or of its namespace asks for.
-pub(super) fn wish(own: &Labels, namespace: &Arc<str>, inherited: Option<&Labels>) -> Option<Wish> {
-    let named = own.shared(USE_WAYPOINT).map(|name| (name, own, true));
-    let (name, labels, own) = named.or_else(|| {
-        let labels = inherited?;
-        Some((labels.shared(USE_WAYPOINT)?, labels, false))
-    })?;
-    if &**name == "none" || name.is_empty() {
-        return None;
+impl Traffic {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Workload => "workload",
+        }
     }
-    let namespace = labels.shared(USE_WAYPOINT_NAMESPACE).unwrap_or(namespace);
-    let gateway = ObjectName {
-        namespace: Arc::clone(namespace),
-        name: Arc::clone(name),
-    };
-    Some(Wish { gateway, own })
 }
 
 /// The waypoint that an object is bound to.
@@ -58,6 +48,16 @@ pub(super) struct Binding {
     pub(super) gateway: ObjectName,
     /// Where the waypoint would be as a service of its own.
     pub(super) reference: WaypointReference,
+    /// The second waypoint, or why there is none though it is asked for: the first then takes everything.
+    pub(super) canary: Result<Option<Canary>, Refusal>,
+}
+
+/// A second waypoint, for some of the connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Canary {
+    pub(super) gateway: ObjectName,
+    /// Of a hundred connections, how many; from 0.
+    pub(super) weight: u8,
 }
 
 /// Why an object has not the waypoint that it asks for.
@@ -76,71 +76,182 @@ impl Compiler {
     /// or refuses means none at all: there is no second choice.
     pub(super) fn waypoint(
         &self,
-        name: &ObjectName,
-        labels: &Labels,
+        meta: &Meta,
         traffic: Traffic,
     ) -> Result<Option<Binding>, Refusal> {
-        if GENERATED.iter().any(|label| labels.get(label).is_some()) {
+        if GENERATED
+            .iter()
+            .any(|label| meta.labels.get(label).is_some())
+        {
             return Ok(None);
         }
-        let namespace = self.store.namespaces.get(&name.namespace);
-        let inherited = namespace.map(|meta| &meta.labels);
-        let Some(wish) = wish(labels, &name.namespace, inherited) else {
+        let namespace = self.store.namespaces.get(&meta.name.namespace);
+        let Some(wish) = wish(meta, namespace.map(|meta| &**meta)) else {
             return Ok(None);
         };
-        if traffic == Traffic::Service && wish.gateway == *name {
+        if traffic == Traffic::Service && wish.gateway == meta.name {
             return Ok(None);
         }
-        let gateway = &wish.gateway;
-        let found = self.store.gateways.get(gateway);
-        let Some(found) = found.filter(|one| one.is_ready()) else {
-            return Err(not_ready(gateway, found.is_some()));
-        };
-        let class = self
-            .store
-            .classes
-            .get(found.spec.gateway_class_name.as_str());
-        let served = found.traffic(class.map(|class| &**class));
-        let kind = if traffic == Traffic::Service {
-            "service"
-        } else {
-            "workload"
-        };
-        if served != "all" && served != kind {
-            // The usual case for the pods of a namespace that is bound to a service waypoint.
-            if traffic == Traffic::Workload && !wish.own {
-                return Ok(None);
-            }
-            return Err(Refusal {
-                reason: "UnsupportedTrafficType",
-                message: format!(
-                    "attempting to bind to traffic type \"{kind}\" which the waypoint \"{gateway}\" does not support"
-                ),
-                notice: format!(
-                    "asks for waypoint {gateway}, which does not take {kind} traffic: label that Gateway istio.io/waypoint-for={kind}"
-                ),
-            });
+        let found = self.ready(&wish.gateway)?;
+        // The usual case for the pods of a namespace that is bound to a service waypoint.
+        if traffic == Traffic::Workload && !wish.own && !self.takes(found, traffic) {
+            return Ok(None);
         }
-        if !found.accepts(&name.namespace, namespace.map(|meta| &**meta)) {
-            return Err(Refusal {
-                reason: "AttachmentDenied",
-                message: format!(
-                    "we are not permitted to attach to waypoint \"{gateway}\" (missing allowedRoutes?)"
-                ),
-                notice: format!(
-                    "asks for waypoint {gateway}, whose allowedRoutes do not admit namespace {}: admit it there",
-                    name.namespace
-                ),
-            });
-        }
+        self.admits(found, meta, traffic)?;
         Ok(Some(Binding {
-            gateway: gateway.clone(),
+            gateway: wish.gateway.clone(),
             reference: self.reference(found),
+            canary: self.canary(&wish, found, meta, traffic),
         }))
     }
 
+    /// The waypoint of a Service. One that only gives another name to a host outside has none.
+    pub(super) fn service_waypoint(&self, service: &Service) -> Result<Option<Binding>, Refusal> {
+        if service.external_name.is_some() {
+            return Ok(None);
+        }
+        self.waypoint(&service.meta, Traffic::Service)
+    }
+
+    /// The waypoint of a ServiceEntry. What only one namespace may know is not for a waypoint that serves several.
+    pub(super) fn entry_waypoint(&self, entry: &ServiceEntry) -> Result<Option<Binding>, Refusal> {
+        let mut bound = self.waypoint(&entry.meta, Traffic::Service)?;
+        let is_forbidden = |gateway: &ObjectName| {
+            entry.is_private() && gateway.namespace != entry.meta.name.namespace
+        };
+        if let Some(binding) = &mut bound {
+            if is_forbidden(&binding.gateway) {
+                return Err(forbidden(&binding.gateway));
+            }
+            if let Ok(Some(canary)) = &binding.canary
+                && is_forbidden(&canary.gateway)
+            {
+                binding.canary = Err(forbidden(&canary.gateway));
+            }
+        }
+        Ok(bound)
+    }
+
+    /// Whether a waypoint takes everything of a namespace that asks for it, for either kind of traffic.
+    pub(super) fn namespace_waypoint(&self, meta: &Meta) -> Result<Option<ObjectName>, Refusal> {
+        let of_namespace = Meta {
+            name: ObjectName {
+                namespace: Arc::clone(&meta.name.name),
+                name: Arc::clone(&meta.name.name),
+            },
+            ..meta.clone()
+        };
+        let Some(wish) = wish(&of_namespace, None) else {
+            return Ok(None);
+        };
+        let found = self.ready(&wish.gateway)?;
+        let traffic = if self.takes(found, Traffic::Workload) {
+            Traffic::Workload
+        } else {
+            Traffic::Service
+        };
+        self.admits(found, &of_namespace, traffic)?;
+        Ok(Some(wish.gateway))
+    }
+
+    fn ready(&self, name: &ObjectName) -> Result<&Arc<Gateway>, Refusal> {
+        let found = self.store.gateways.get(name);
+        let ready = found.filter(|one| one.is_ready());
+        ready.ok_or_else(|| not_ready(name, found.is_some()))
+    }
+
+    fn takes(&self, gateway: &Gateway, traffic: Traffic) -> bool {
+        let class = gateway.spec.gateway_class_name.as_str();
+        let class = self.store.classes.get(class);
+        let served = gateway.traffic(class.map(|class| &**class));
+        served == "all" || served == traffic.word()
+    }
+
+    /// Whether a waypoint takes an object's traffic, and its namespace.
+    fn admits(&self, gateway: &Gateway, meta: &Meta, traffic: Traffic) -> Result<(), Refusal> {
+        let name = &gateway.meta.name;
+        let kind = traffic.word();
+        if !self.takes(gateway, traffic) {
+            return Err(Refusal {
+                reason: "UnsupportedTrafficType",
+                message: format!(
+                    "attempting to bind to traffic type \"{kind}\" which the waypoint \"{name}\" does not support"
+                ),
+                notice: format!(
+                    "asks for waypoint {name}, which does not take {kind} traffic: label that Gateway istio.io/waypoint-for={kind}"
+                ),
+            });
+        }
+        let space = &meta.name.namespace;
+        let namespace = self.store.namespaces.get(space);
+        if !gateway.accepts(space, namespace.map(|meta| &**meta)) {
+            return Err(Refusal {
+                reason: "AttachmentDenied",
+                message: format!(
+                    "we are not permitted to attach to waypoint \"{name}\" (missing allowedRoutes?)"
+                ),
+                notice: format!(
+                    "asks for waypoint {name}, whose allowedRoutes do not admit namespace {space}: admit it there"
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    /// The second waypoint of an object whose first is `primary`.
+    fn canary(
+        &self,
+        wish: &Wish,
+        primary: &Gateway,
+        meta: &Meta,
+        traffic: Traffic,
+    ) -> Result<Option<Canary>, Refusal> {
+        let Some(CanaryWish { gateway, weight }) = &wish.canary else {
+            return Ok(None);
+        };
+        let refuse = |reason, message: String| Refusal {
+            reason,
+            notice: format!("asks for a canary waypoint and has none, {message}"),
+            message,
+        };
+        if traffic == Traffic::Workload {
+            let message = "a workload's own address has one waypoint".to_owned();
+            return Err(refuse("UnsupportedTrafficType", message));
+        }
+        if *gateway == wish.gateway {
+            let message = format!("waypoint \"{gateway}\" is the primary waypoint already");
+            return Err(refuse("CanarySameAsPrimary", message));
+        }
+        let weight = weight.as_deref().unwrap_or("0");
+        let Ok(weight @ 0..=100) = weight.parse::<u8>() else {
+            let weight = weight.escape_debug();
+            let message = format!("weight \"{weight}\" is not a number from 0 to 100");
+            return Err(refuse("CanaryInvalidWeight", message));
+        };
+        let found = self.ready(gateway)?;
+        self.admits(found, meta, traffic)?;
+        // Connections are spread by the client's node, which is the waypoint: it cannot be somebody else's too.
+        if !found.is_ours() || !primary.is_ours() {
+            let message = "both waypoints have to be of a class of the node agents".to_owned();
+            return Err(refuse("UnsupportedTrafficType", message));
+        }
+        Ok(Some(Canary {
+            gateway: gateway.clone(),
+            weight,
+        }))
+    }
+
+    /// What `istio.io/ingress-use-waypoint` says of an object: whether clients outside the mesh are its waypoint's
+    /// business, too. The object's own label comes before its namespace's.
+    pub(super) fn ingress(&self, meta: &Meta) -> Option<bool> {
+        let namespace = self.store.namespaces.get(&meta.name.namespace);
+        let inherited = namespace.and_then(|meta| meta.labels.get(INGRESS));
+        let said = meta.labels.get(INGRESS).or(inherited)?;
+        Some(said.eq_ignore_ascii_case("true"))
+    }
+
     /// Where a waypoint is reached: by the name in its status, else by that of the Service of its own name.
-    fn reference(&self, gateway: &Gateway) -> WaypointReference {
+    pub(super) fn reference(&self, gateway: &Gateway) -> WaypointReference {
         let ObjectName { namespace, name } = &gateway.meta.name;
         let domain = &self.options.mesh.cluster_domain;
         let own = format!("{name}.{namespace}.svc.{domain}");
@@ -159,8 +270,7 @@ impl Compiler {
     }
 }
 
-/// What only one namespace may know is not for a waypoint that serves several.
-pub(super) fn forbidden(gateway: &ObjectName) -> Refusal {
+fn forbidden(gateway: &ObjectName) -> Refusal {
     Refusal {
         reason: "CrossNamespaceWaypointForbidden",
         message: format!(

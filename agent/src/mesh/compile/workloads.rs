@@ -73,7 +73,7 @@ impl Compiler {
         let labels = &pod.meta.labels;
         let part = self.part(pod);
         let (workload_name, workload_type) = workload_name(pod);
-        let bound = self.waypoint(name, labels, Traffic::Workload);
+        let bound = self.waypoint(&pod.meta, Traffic::Workload);
         Some(Workload {
             uid: self.pod_uid(name),
             name: Arc::clone(&name.name),
@@ -262,7 +262,7 @@ impl Compiler {
     pub(super) fn entry_workload(&self, entry: &WorkloadEntry) -> Workload {
         let name = &entry.meta.name;
         let owners = self.selecting_owners(&name.namespace, &entry.labels);
-        let bound = self.waypoint(name, &entry.meta.labels, Traffic::Workload);
+        let bound = self.waypoint(&entry.meta, Traffic::Workload);
         Workload {
             services: self.names_of(&owners),
             authorization_policies: self.policies_selecting(&name.namespace, &entry.labels),

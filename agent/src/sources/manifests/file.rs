@@ -108,6 +108,8 @@ fn understand(file: &Arc<str>, text: Result<String, Refusal>, texts: &mut Intern
             }
         },
     }
+    // Errors first: the rest would be cut off before them.
+    content.problems.sort_by_key(|problem| problem.severity);
     content.problems.truncate(MAX_PROBLEMS);
     content
 }
@@ -171,11 +173,22 @@ fn read_object(
         map.entry("kind").or_insert_with(|| kind.into());
     }
     match decode(value, texts) {
-        Ok(decoded) => content.entries.push(Entry {
-            object: decoded.object,
-            standing: decoded.standing,
-            place: place(Some(node.position)),
-        }),
+        Ok(decoded) => {
+            let object = OneLine::from(decoded.object.key().to_string());
+            let remarks = decoded.remarks.into_iter();
+            content.problems.extend(remarks.map(|remark| Problem {
+                severity: Severity::Warning,
+                place: place(Some(node.locate(&remark.path))),
+                object: object.clone(),
+                field: remark.path.to_string().into(),
+                message: remark.problem.into(),
+            }));
+            content.entries.push(Entry {
+                object: decoded.object,
+                standing: decoded.standing,
+                place: place(Some(node.position)),
+            });
+        }
         Err(faults) => {
             let object = OneLine::from(describe(node));
             for fault in faults {

@@ -425,7 +425,7 @@ fn what_is_not_used_is_kept_and_said() {
     says(
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec: {anything: true}\n",
         &[
-            "a.yaml:1:1: Deployment default/d: is kept, but not used yet: layer 4 does not depend on it",
+            "a.yaml:1:1: Deployment default/d: is kept, but not used: the mesh does not depend on it",
         ],
     );
     says(

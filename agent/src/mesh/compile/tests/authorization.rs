@@ -210,13 +210,13 @@ fn status(spec: &str, expected: (bool, &str, &str)) {
 
 #[test]
 fn each_policy_says_what_became_of_it() {
-    status("", (true, "Accepted", "enforced at layer 4"));
+    status("", (true, "Accepted", "attached to ztunnel"));
     status(
         &format!("rules: [{{to: [{GET}]}}]"),
         (
             false,
             "UnsupportedValue",
-            "attributes: methods; the rules with them are left out",
+            "(found: methods). In ambient mode you must use a waypoint proxy to enforce HTTP rules. Within an ALLOW policy",
         ),
     );
     status(
@@ -224,20 +224,20 @@ fn each_policy_says_what_became_of_it() {
         (
             false,
             "UnsupportedValue",
-            "attributes: hosts, paths; it is enforced without them",
+            "(found: hosts, paths). In ambient mode you must use a waypoint proxy to enforce HTTP rules. DENY policy with HTTP attributes is enforced without the HTTP rules.",
         ),
     );
     status(
         &format!("action: DENY, rules: [{{to: [{GET}]}}]"),
-        (false, "UnsupportedValue", "it has no effect"),
+        (false, "UnsupportedValue", "will have no effect"),
     );
     status(
         "action: AUDIT",
-        (false, "UnsupportedValue", "ALLOW and DENY only"),
+        (false, "UnsupportedValue", "the AUDIT action"),
     );
     status(
         "action: CUSTOM, provider: {name: x}",
-        (false, "UnsupportedValue", "ALLOW and DENY only"),
+        (false, "UnsupportedValue", "the CUSTOM action"),
     );
     status(
         "targetRefs: [{kind: Service, name: s}]",

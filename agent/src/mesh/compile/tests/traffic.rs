@@ -60,6 +60,22 @@ fn hosts_are_names_of_the_namespace_or_full_ones() {
 }
 
 #[test]
+fn a_retry_budget_is_a_group_of_its_own() {
+    let budget = |found: &ServiceTraffic, subset: Option<&str>| {
+        let policy = found.policy_for(80, subset);
+        let budget = policy.limits.retry_budget;
+        budget.map(|budget| (budget.per_million, budget.minimum))
+    };
+    let found = rule(
+        "trafficPolicy: {retryBudget: {percent: 12.5, minRetryConcurrency: 1}, connectionPool: {http: {maxRetries: 9}}}, subsets: [{name: v1, labels: {version: v1}, trafficPolicy: {retryBudget: {}}}]",
+    );
+    assert_eq!(budget(&found, None), Some((125_000, 1)));
+    // Istio's defaults.
+    assert_eq!(budget(&found, Some("v1")), Some((200_000, 3)));
+    assert_eq!(budget(&rule("trafficPolicy: {}"), None), None);
+}
+
+#[test]
 fn groups_replace_groups_and_ports_inherit_nothing() {
     let found = rule(
         "trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}, connectionPool: {tcp: {maxConnections: 5, connectTimeout: 2s}}, portLevelSettings: [{port: {number: 90}, loadBalancer: {simple: RANDOM}}]}, subsets: [{name: v1, labels: {version: v1}, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x-user}}}}, {name: v2, labels: {version: v2}}]",

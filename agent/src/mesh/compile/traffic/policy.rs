@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use http::HeaderName;
 use userspace_l7::model::{
-    Balance, ConnectionLimits, HashAlgorithm, HashKey, OutlierDetection, TrafficPolicy, Warmup,
+    Balance, ConnectionLimits, HashAlgorithm, HashKey, OutlierDetection, RetryBudget,
+    TrafficPolicy, Warmup,
 };
 
 use crate::mesh::destination_rule::{self as istio, SimpleBalancer, UpgradePolicy};
@@ -16,6 +17,9 @@ const CONSECUTIVE_LOCAL: u32 = 5;
 const INTERVAL: Duration = Duration::from_secs(10);
 const BASE_EJECTION: Duration = Duration::from_secs(30);
 const MAX_EJECTION_PERCENT: u8 = 10;
+/// Istio's defaults for a retry budget.
+const RETRY_PERCENT: f64 = 20.0;
+const RETRY_MINIMUM: u32 = 3;
 /// Istio's default for a ring.
 const RING_SIZE: u32 = 1024;
 /// Envoy's default for Maglev.
@@ -30,6 +34,7 @@ pub(super) struct Groups<'a> {
     balancer: Option<&'a istio::LoadBalancer>,
     pool: Option<&'a istio::ConnectionPool>,
     outliers: Option<&'a istio::OutlierDetection>,
+    budget: Option<&'a istio::RetryBudget>,
 }
 
 /// Ports with settings of their own. They inherit nothing (Istio).
@@ -39,6 +44,7 @@ pub(super) fn ports(policy: &istio::TrafficPolicy) -> impl Iterator<Item = (u16,
             balancer: port.load_balancer.as_ref(),
             pool: port.connection_pool.as_ref(),
             outliers: port.outlier_detection.as_ref(),
+            budget: None,
         };
         Some((u16::try_from(port.port.number).ok()?, groups))
     })
@@ -50,6 +56,7 @@ impl<'a> Groups<'a> {
             balancer: policy.load_balancer.as_ref(),
             pool: policy.connection_pool.as_ref(),
             outliers: policy.outlier_detection.as_ref(),
+            budget: policy.retry_budget.as_ref(),
         }
     }
 
@@ -59,6 +66,7 @@ impl<'a> Groups<'a> {
             balancer: narrower.balancer.or(self.balancer),
             pool: narrower.pool.or(self.pool),
             outliers: narrower.outliers.or(self.outliers),
+            budget: narrower.budget.or(self.budget),
         }
     }
 
@@ -68,7 +76,10 @@ impl<'a> Groups<'a> {
         let idle = pool.and_then(|pool| pool.http.idle_timeout.or(pool.tcp.idle_timeout));
         TrafficPolicy {
             balance: self.balancer.map(balance).unwrap_or_default(),
-            limits: pool.map(limits).unwrap_or_default(),
+            limits: ConnectionLimits {
+                retry_budget: self.budget.map(budget),
+                ..pool.map(limits).unwrap_or_default()
+            },
             outliers: self.outliers.map(outliers),
             connect_timeout: connect_timeout.map(|one| one.0),
             idle_timeout: idle.map(|one| one.0),
@@ -135,6 +146,21 @@ fn limits(pool: &istio::ConnectionPool) -> ConnectionLimits {
         retries: limit(pool.http.max_retries),
         requests_per_connection: limit(pool.http.max_requests_per_connection),
         connection_age: pool.tcp.max_connection_duration.map(|one| one.0),
+        retry_budget: None,
+    }
+}
+
+fn budget(budget: &istio::RetryBudget) -> RetryBudget {
+    let percent = budget.percent.unwrap_or(RETRY_PERCENT).clamp(0.0, 100.0);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "clamped to 0..=100 before"
+    )]
+    let per_million = (percent * 10_000.0).round() as u32;
+    RetryBudget {
+        per_million,
+        minimum: budget.min_retry_concurrency.unwrap_or(RETRY_MINIMUM),
     }
 }
 

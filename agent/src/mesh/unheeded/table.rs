@@ -1,0 +1,125 @@
+//! The fields, one row each. A row goes when its field is acted on; `docs/compatibility.md` says the same.
+
+use serde_json::Value;
+
+use super::Row;
+use crate::mesh::gateway::OUR_CLASSES;
+use crate::mesh::object::Kind;
+
+macro_rules! rows {
+    ($($kind:ident $path:literal $(if $says:expr)?, $instead:literal;)*) => {
+        &[$(Row {
+            kind: Kind::$kind,
+            path: $path,
+            says: rows!(@ $($says)?),
+            instead: concat!("is not acted on: ", $instead),
+        }),*]
+    };
+    (@ $says:expr) => { Some($says) };
+    (@) => { None };
+}
+
+pub(super) const ROWS: &[Row] = rows! {
+    DestinationRule "spec.exportTo" if |_, to| !lists(to, "*"),
+        "rules of a service's own namespace hold for every client";
+    DestinationRule "spec.workloadSelector",
+        "the rule holds for every client, not for those of some sidecars";
+    DestinationRule "spec.trafficPolicy.tls" if |_, tls| begins_tls(tls),
+        "the mesh encrypts by itself, and inside of that the application gets what its client sent";
+    DestinationRule "spec.trafficPolicy.portLevelSettings[].tls" if |_, tls| begins_tls(tls),
+        "the mesh encrypts by itself, and inside of that the application gets what its client sent";
+    DestinationRule "spec.subsets[].trafficPolicy.tls" if |_, tls| begins_tls(tls),
+        "the mesh encrypts by itself, and inside of that the application gets what its client sent";
+    DestinationRule "spec.trafficPolicy.tunnel",
+        "connections take the mesh's own tunnels";
+    DestinationRule "spec.trafficPolicy.proxyProtocol",
+        "the application sees its client's address on the connection itself";
+    DestinationRule "spec.subsets[].trafficPolicy.proxyProtocol",
+        "the application sees its client's address on the connection itself";
+    DestinationRule "spec.trafficPolicy.loadBalancer.localityLbSetting",
+        "nearer endpoints are preferred as the Service's `trafficDistribution` says";
+    DestinationRule "spec.trafficPolicy.portLevelSettings[].loadBalancer.localityLbSetting",
+        "nearer endpoints are preferred as the Service's `trafficDistribution` says";
+    DestinationRule "spec.subsets[].trafficPolicy.loadBalancer.localityLbSetting",
+        "nearer endpoints are preferred as the Service's `trafficDistribution` says";
+    DestinationRule "spec.trafficPolicy.connectionPool.tcp.tcpKeepalive",
+        "the tunnels watch their own connections";
+    DestinationRule "spec.trafficPolicy.connectionPool.http.useClientProtocol",
+        "what a port declares is spoken to it, and what the client speaks where it declares nothing";
+    DestinationRule "spec.trafficPolicy.connectionPool.http.maxConcurrentStreams",
+        "a connection carries up to 100 requests at once";
+    DestinationRule "spec.trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes",
+        "the cookie is made with its name, path and ttl";
+    VirtualService "spec.exportTo" if |_, to| !lists(to, "*"),
+        "routes of a service's own namespace hold for every client";
+    VirtualService "spec.gateways" if |_, gateways| !lists(gateways, "mesh"),
+        "only `mesh` is routed here, so the whole object has no effect";
+    VirtualService "spec.tls",
+        "TLS is passed on as it is, to the service that was called";
+    VirtualService "spec.http[].delegate",
+        "requests that match are answered with 500";
+    VirtualService "spec.http[].match[].sourceLabels",
+        "the match holds for every client";
+    VirtualService "spec.http[].match[].sourceNamespace",
+        "the match holds for every client";
+    VirtualService "spec.http[].match[].gateways" if |_, gateways| !lists(gateways, "mesh"),
+        "the match holds for the mesh, too";
+    VirtualService "spec.http[].match[].statPrefix",
+        "requests are counted under Istio's standard names";
+    VirtualService "spec.http[].retries.retryRemoteLocalities",
+        "a retry goes where any request would";
+    VirtualService "spec.tcp[].match[].destinationSubnets",
+        "the match is by port only";
+    VirtualService "spec.tcp[].match[].sourceLabels",
+        "the match is by port only";
+    VirtualService "spec.tcp[].match[].sourceNamespace",
+        "the match is by port only";
+    Telemetry "spec.selector",
+        "it selects sidecars; name a Service or a Gateway in targetRefs";
+    Telemetry "spec.metrics[].reportingInterval",
+        "metrics are up to date whenever they are read";
+    RequestAuthentication "spec.selector",
+        "layer 4 sees no tokens; name a Service or a Gateway in targetRefs";
+    PeerAuthentication "spec.mtls.mode" if |_, mode| mode == "DISABLE",
+        "it is taken for PERMISSIVE, clients of the mesh always come encrypted";
+    PeerAuthentication "spec.portLevelMtls.*.mode" if |_, mode| mode == "DISABLE",
+        "it is taken for PERMISSIVE, clients of the mesh always come encrypted";
+    AuthorizationPolicy "spec.rules[].when[].key" if |_, key| is_unanswerable(key),
+        "nothing here knows it, so an ALLOW rule with it never matches";
+    Gateway "spec.addresses" if |gateway, _| is_ours(gateway),
+        "a waypoint is in every node's agent and needs no address of its own";
+    Gateway "spec.infrastructure" if |gateway, _| is_ours(gateway),
+        "nothing is generated for a waypoint";
+    Gateway "spec.allowedListeners" if |gateway, _| is_ours(gateway),
+        "a waypoint has its own listener only";
+    Gateway "spec.tls" if |gateway, _| is_ours(gateway),
+        "the mesh's own identities are used";
+    Gateway "spec.listeners[].tls" if |gateway, _| is_ours(gateway),
+        "the mesh's own identities are used";
+    Gateway "spec.listeners[].hostname" if |gateway, _| is_ours(gateway),
+        "a waypoint is for the services that are bound to it, whatever their names";
+    Gateway "spec.listeners[].allowedRoutes.kinds" if |gateway, _| is_ours(gateway),
+        "routes are attached to services, not to a waypoint";
+};
+
+fn lists(list: &Value, word: &str) -> bool {
+    let items = list.as_array();
+    items.is_some_and(|items| items.iter().any(|item| item == word))
+}
+
+/// TLS that is begun, beyond what the mesh does anyway.
+fn begins_tls(tls: &Value) -> bool {
+    let mode = tls.get("mode").and_then(Value::as_str);
+    !matches!(mode, None | Some("DISABLE" | "ISTIO_MUTUAL"))
+}
+
+fn is_unanswerable(key: &Value) -> bool {
+    let key = key.as_str().unwrap_or_default();
+    key == "connection.sni" || key.starts_with("experimental.")
+}
+
+fn is_ours(gateway: &Value) -> bool {
+    let class = gateway.pointer("/spec/gatewayClassName");
+    let class = class.and_then(Value::as_str);
+    class.is_some_and(|class| OUR_CLASSES.contains(&class))
+}

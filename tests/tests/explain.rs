@@ -1,0 +1,180 @@
+//! What `culvert explain` expects is what a real request then gets.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::echo::EchoMesh;
+use e2e::net::http::Ask;
+use serde_json::Value;
+
+/// A shop whose services `split`, `guarded`, `closed` and `faulty` each have a rule of their own.
+fn shop() -> Result<EchoMesh> {
+    let mut mesh = EchoMesh::shop()?;
+    for service in ["split", "guarded", "closed", "faulty"] {
+        mesh.service("shop", service, "{}", "{app: echo}")?;
+    }
+    mesh.apply("rules.yaml", RULES)?;
+    Ok(mesh)
+}
+
+const RULES: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: split, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: split}]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /shop}}]
+    backendRefs: [{name: echo-v1, port: 80, weight: 90}, {name: echo-v2, port: 80, weight: 10}]
+  - matches: [{path: {type: Exact, value: /old}}]
+    filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplaceFullPath, replaceFullPath: /shop}}}]
+  - matches: [{path: {type: Exact, value: /nowhere}}]
+    backendRefs: [{name: nobody, port: 80}]
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: tokens, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, group: '', name: guarded}]
+  jwtRules: [{issuer: nobody, jwks: '{"keys":[]}'}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: tokens, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, group: '', name: guarded}]
+  rules: [{from: [{source: {requestPrincipals: ['*']}}]}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: readers, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, group: '', name: closed}]
+  rules: [{from: [{source: {principals: [cluster.local/ns/clients/sa/client]}}], to: [{operation: {methods: [GET]}}]}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: faulty, namespace: shop}
+spec:
+  hosts: [faulty]
+  http:
+  - match: [{uri: {prefix: /broken}}]
+    fault: {abort: {httpStatus: 418, percentage: {value: 100}}}
+    route: [{destination: {host: faulty}}]
+  - route: [{destination: {host: faulty}}]
+"#;
+
+/// Who asks, which service, how, and which status comes back.
+const CALLS: [(&str, &str, &str, &str, u16); 11] = [
+    ("client", "echo", "GET", "/", 200),
+    ("client", "split", "GET", "/shop/cart?a=b", 200),
+    ("client", "split", "GET", "/shopping", 404),
+    ("client", "split", "GET", "/old", 302),
+    ("client", "split", "GET", "/nowhere", 500),
+    ("client", "guarded", "GET", "/", 403),
+    ("client", "closed", "GET", "/", 200),
+    ("client", "closed", "POST", "/", 403),
+    ("stranger", "closed", "GET", "/", 403),
+    ("client", "faulty", "GET", "/broken/x", 418),
+    ("client", "faulty", "GET", "/whole", 200),
+];
+
+/// What the agent of the client's node expects.
+fn explain(mesh: &EchoMesh, from: &str, to: &str, how: &[&str]) -> Result<Value> {
+    let from = format!("clients/{from}");
+    let mut arguments = vec!["explain", "--from", &from, "--to", to, "-o", "json"];
+    arguments.extend(how);
+    let output = mesh.lab.node("a")?.culvert(&arguments)?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{arguments:?}: {complaint}");
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// The status that is expected: the application's own is 200.
+fn expected(explanation: &Value) -> Result<u64> {
+    let expected = &explanation["expected"];
+    if expected["isDelivered"] == true {
+        return Ok(200);
+    }
+    expected["status"]
+        .as_u64()
+        .with_context(|| format!("no status in {explanation}"))
+}
+
+#[test]
+fn a_request_gets_what_is_expected_of_it() -> Result<()> {
+    let mesh = shop()?;
+    for (from, service, method, path, status) in CALLS {
+        let to = mesh.at(service, 80)?;
+        mesh.soon_answers(from, to, &Ask::new(method, path), status)
+            .with_context(|| format!("{from} to {service}"))?;
+        let host = format!("{service}.shop:80");
+        let explanation = explain(&mesh, from, &host, &[method, path])?;
+        let found = expected(&explanation)?;
+        ensure!(
+            found == u64::from(status),
+            "{from} gets {status} from {method} {host}{path}, and {found} is expected: {explanation}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn shares_and_rules_are_told() -> Result<()> {
+    let mesh = shop()?;
+    let to = mesh.at("split", 80)?;
+    mesh.soon_answers("client", to, &Ask::get("/shop"), 200)?;
+    let explanation = explain(&mesh, "client", "split.shop:80", &["GET", "/shop"])?;
+    let backends = explanation["backends"].as_array().context("backends")?;
+    let shares: Vec<_> = backends
+        .iter()
+        .map(|backend| (backend["name"].as_str(), backend["weight"].as_u64()))
+        .collect();
+    ensure!(
+        shares
+            == [
+                (Some("shop/echo-v1"), Some(90)),
+                (Some("shop/echo-v2"), Some(10))
+            ],
+        "{explanation}"
+    );
+    ensure!(
+        explanation["waypoint"]["name"] == "shop/waypoint",
+        "{explanation}"
+    );
+    ensure!(
+        explanation["route"]["origin"] == "HTTPRoute shop/split",
+        "{explanation}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_plain_connection_is_explained_as_one() -> Result<()> {
+    let mesh = shop()?;
+    let pod = mesh.pod("echo-v1")?.v4();
+    let to = format!("{pod}:8080");
+    let explanation = explain(&mesh, "client", &to, &[])?;
+    ensure!(
+        explanation["expected"]["isDelivered"] == true,
+        "{explanation}"
+    );
+    ensure!(explanation["waypoint"]["name"].is_null(), "{explanation}");
+    mesh.soon_answers("client", (pod, 8080).into(), &Ask::get("/"), 200)?;
+    // Layer 4 refuses by connection: no status is expected, and none comes.
+    mesh.apply(
+        "layer4.yaml",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: layer4, namespace: shop}\nspec:\n  \
+         selector: {matchLabels: {app: echo}}\n  action: DENY\n  rules: [{from: [{source: {namespaces: [clients]}}]}]\n",
+    )?;
+    mesh.soon("the connection is refused", || {
+        let answer = mesh.ask("client", (pod, 8080).into(), &Ask::get("/"));
+        ensure!(answer.is_err(), "it is answered");
+        Ok(())
+    })?;
+    let explanation = explain(&mesh, "client", &to, &[])?;
+    let expected = &explanation["expected"];
+    ensure!(
+        expected["isDelivered"] == false && expected["status"].is_null(),
+        "{explanation}"
+    );
+    Ok(())
+}
