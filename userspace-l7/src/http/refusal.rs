@@ -291,16 +291,12 @@ impl Refusal {
                 }
             }
             Self::OverLimit(over) => replace(headers, &over.headers),
-            Self::Rejected(rejection) => {
-                let words = &rejection.headers;
-                replace(headers, words);
-                // A client of gRPC would not read another kind of answer.
-                if is_grpc {
-                    let kind = HeaderValue::from_static("application/grpc");
-                    drop(headers.insert(CONTENT_TYPE, kind));
-                }
-            }
+            Self::Rejected(rejection) => replace(headers, &rejection.headers),
             _ => {}
+        }
+        if is_grpc {
+            // A client of gRPC would not read another kind of answer.
+            drop(headers.insert(CONTENT_TYPE, GRPC));
         }
         response
     }
@@ -348,6 +344,7 @@ pub(crate) fn plain(status: StatusCode, body: Bytes) -> Response<Body> {
     response
 }
 
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
@@ -355,7 +352,7 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 pub(crate) fn trailers_only(code: u16, message: &str) -> Response<Body> {
     let mut response = Response::new(Body::Empty);
     let headers = response.headers_mut();
-    drop(headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc")));
+    drop(headers.insert(CONTENT_TYPE, GRPC));
     drop(headers.insert(GRPC_STATUS, HeaderValue::from(code)));
     let message = percent_encoded(message);
     if !message.is_empty()
@@ -390,9 +387,9 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderMap;
+    use http::{HeaderMap, StatusCode};
 
-    use super::{HttpDenial, Refusal, is_grpc, trailers_only};
+    use super::{HttpDenial, OverLimit, Refusal, Rejection, is_grpc, trailers_only};
 
     #[test]
     fn grpc_clients_get_a_status_that_they_understand() {
@@ -408,6 +405,35 @@ mod tests {
             trailers_only(2, "ü%").headers()["grpc-message"],
             "%C3%BC%25"
         );
+    }
+
+    #[test]
+    fn refusals_in_others_words_keep_their_form() {
+        let mut headers = HeaderMap::new();
+        headers.insert("content-type", "text/html".parse().unwrap());
+        headers.append("set-cookie", "a=1".parse().unwrap());
+        headers.append("set-cookie", "b=2".parse().unwrap());
+        let body = bytes::Bytes::from_static(b"log in");
+        let rejected = Refusal::Rejected(Box::new(Rejection {
+            status: StatusCode::UNAUTHORIZED,
+            headers: headers.clone(),
+            body: body.clone(),
+        }));
+        let over = Refusal::OverLimit(Box::new(OverLimit { headers, body }));
+        for (refusal, status, grpc_status) in [(rejected, 401, "16"), (over, 429, "14")] {
+            let (plain, grpc) = (refusal.answer(false), refusal.answer(true));
+            assert_eq!(
+                (plain.status().as_u16(), grpc.status().as_u16()),
+                (status, 200)
+            );
+            assert_eq!(plain.headers()["content-type"], "text/html");
+            assert_eq!(grpc.headers()["content-type"], "application/grpc");
+            assert_eq!(grpc.headers()["grpc-status"], grpc_status);
+            assert_eq!(grpc.headers()["grpc-message"], "log in");
+            for answer in [plain, grpc] {
+                assert_eq!(answer.headers().get_all("set-cookie").iter().count(), 2);
+            }
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub use http::{answer as http_answer, question as http_question};
 
 use crate::model::StringMatch;
 
-/// Where gRPC authorizers listen.
+/// What is called of authorizers that speak gRPC.
 pub const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
 fn is_named(name: &HeaderName, patterns: &[StringMatch]) -> bool {

@@ -39,10 +39,17 @@ impl Rejection {
         for (name, value) in headers.filter(|(name, _)| !is_of_the_hop(name)) {
             let _more = told.append(name, value);
         }
+        // "… cannot contain content" (RFC 9110 §15.3.5, §15.4.5).
+        let is_bare = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         Self {
             status,
             headers: told,
-            body,
+            body: if is_bare { Bytes::new() } else { body },
         }
     }
+}
+
+/// Whether a status can end a request, and is one that clients know.
+pub(super) fn is_final(status: StatusCode) -> bool {
+    (200..600).contains(&status.as_u16())
 }

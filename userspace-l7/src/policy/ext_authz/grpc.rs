@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use ::http::header::HOST;
 use ::http::{StatusCode, Version};
 
+use super::answer::is_final;
 use super::check::PARTIAL_BODY;
 use super::{Answer, Bytes, Changes, Checked, CheckedPeer, HeaderChange, How, Rejection};
 use crate::envoy::{
@@ -120,7 +121,7 @@ fn rejection(denied: &DeniedHttpResponse) -> Answer {
         Some(code) => u16::try_from(code)
             .ok()
             .and_then(|code| StatusCode::from_u16(code).ok())
-            .filter(|status| !status.is_informational() && status.as_u16() < 600),
+            .filter(|status| is_final(*status)),
     };
     let Some(status) = status else {
         return Answer::Failed;

@@ -48,14 +48,14 @@ pub fn question(settings: &HttpAuthorizer, checked: &Checked<'_>) -> Option<Requ
 }
 
 /// What a response means. 200 lets pass; 5xx is a failure of the authorizer's; every other status is the client's
-/// answer (Envoy's `RawHttpClientImpl`).
+/// answer (Envoy's `RawHttpClientImpl`), unless it is none that ends a request.
 pub fn answer(
     settings: &HttpAuthorizer,
     status: StatusCode,
     headers: &HeaderMap,
     body: &Bytes,
 ) -> Answer {
-    if status.is_server_error() {
+    if status.is_server_error() || !super::answer::is_final(status) {
         return Answer::Failed;
     }
     if status == StatusCode::OK {
