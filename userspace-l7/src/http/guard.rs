@@ -10,7 +10,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::time::{Sleep, sleep};
 use tracing::debug;
 
-use super::framing::Framing;
+use super::framing::{Framing, Violation};
 use super::wire::Wire;
 use crate::ring::RecvBuf;
 
@@ -70,6 +70,10 @@ impl Guard {
         };
         debug!(%violation, "request refused");
         self.is_poisoned = true;
+        if violation == Violation::TooLong && self.framing.is_in_head() {
+            // hyper takes no head of that length, and says so itself: 431, not 400.
+            return Poll::Ready(Ok(received));
+        }
         received.truncate(self.checked + read);
         let mut poisoned = received.to_vec();
         poisoned.extend_from_slice(POISON);
