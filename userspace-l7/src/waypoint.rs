@@ -8,6 +8,7 @@
 
 mod account;
 mod affinity;
+mod after;
 mod backend;
 mod client;
 mod forward;

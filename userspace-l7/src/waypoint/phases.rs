@@ -1,11 +1,9 @@
 //! What happens to a request, in order. Each phase decides by the mesh as it was when the request arrived.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ::http::header::{HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, ORIGIN, SERVER};
 use ::http::{Request, Response, request};
@@ -19,7 +17,7 @@ use crate::model::{
     AbortAnswer, BackendTarget, Fault, HeaderModifier, HttpAction, HttpRouteEntry, HttpRule,
     PathNormalization, PortRoutes, RetryPolicy, Snapshot, TracingSettings,
 };
-use crate::policy::ext_authz::{self, HeaderChange};
+use crate::policy::ext_authz::HeaderChange;
 use crate::policy::path;
 use crate::route::Target;
 use crate::route::http as route;
@@ -28,18 +26,18 @@ use crate::telemetry::{RequestFlag, RequestFlow};
 
 use super::account::Account;
 use super::affinity::Affinity;
+use super::after::After;
 use super::backend::Backend;
 use super::client::Client;
 use super::forward::{self, Destination};
-use super::limits::{self, Standing};
+use super::limits;
 use super::{grpc, mirror};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const UPSTREAM_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 
 /// What responses say if their application does not (Istio's own; clients and tests look for it).
-const SERVER_NAME: HeaderValue = HeaderValue::from_static("istio-envoy");
+pub(super) const SERVER_NAME: HeaderValue = HeaderValue::from_static("istio-envoy");
 
 /// A response to the client.
 pub(super) type Answer = Response<Relayed<Account>>;
@@ -91,18 +89,6 @@ enum Outcome {
     Here(Response<Body>),
 }
 
-/// What is still to be done to a response.
-struct After {
-    upgrade: Option<http::Upgrade>,
-    rule: Option<Arc<HttpRule>>,
-    backend: HeaderModifier,
-    origin: Option<HeaderValue>,
-    deadline: Option<Instant>,
-    affinity: Affinity,
-    standing: Standing,
-    changes: Vec<HeaderChange>,
-}
-
 /// What a request matched; nothing where its port has no routes.
 type Matched<'s> = Option<&'s HttpRouteEntry>;
 
@@ -139,16 +125,10 @@ impl Exchange<'_> {
             account.matched(rule);
         }
         let standing = limits::pass(self.client, &self.snapshot, rule, &mut parts).await?;
-        if let Some(fault) = rule.and_then(|rule| rule.fault.as_ref())
-            && let Some(response) = Box::pin(self.suffer(fault, account)).await
-        {
+        if let Some(response) = self.answered_early(matched, &parts, account).await {
             return Ok(Outcome::Here(response));
         }
         let origin = parts.headers.get(ORIGIN).cloned();
-        if let Some(response) = self.answered_here(matched, &parts) {
-            account.details(Cow::Borrowed("direct_response"));
-            return Ok(Outcome::Here(response));
-        }
         let mut affinity = Affinity::of(rule, &parts);
         let backend = self.choose_backend(matched, &affinity)?;
         let endpoints = backend.endpoints(self.client, &self.snapshot, (&mut affinity, &parts))?;
@@ -235,6 +215,24 @@ impl Exchange<'_> {
                 None => Err(Refusal::NoRoute),
             },
         }
+    }
+
+    /// An answer before any backend is asked: a fault that was ordered, or the rule's own.
+    async fn answered_early(
+        &self,
+        matched: Matched<'_>,
+        parts: &request::Parts,
+        account: &mut Account,
+    ) -> Option<Response<Body>> {
+        let fault = matched.and_then(|entry| entry.rule.fault.as_ref());
+        if let Some(fault) = fault
+            && let Some(response) = Box::pin(self.suffer(fault, account)).await
+        {
+            return Some(response);
+        }
+        let response = self.answered_here(matched, parts)?;
+        account.details(Cow::Borrowed("direct_response"));
+        Some(response)
     }
 
     /// A fault that was ordered: waits, and answers in the backend's place.
@@ -397,37 +395,8 @@ impl Exchange<'_> {
         } else {
             http::relay(answered, account)
         };
-        self.decorate(&mut response, &after, host, taken);
+        after.decorate(&mut response, host, taken);
         Ok(response)
-    }
-
-    /// What a proxy, the backend and the rule make of a response.
-    fn decorate(
-        &self,
-        response: &mut Answer,
-        after: &After,
-        host: Option<SocketAddr>,
-        taken: Duration,
-    ) {
-        let headers = response.headers_mut();
-        let millis = HeaderValue::from(u64::try_from(taken.as_millis()).unwrap_or(u64::MAX));
-        drop(headers.insert(UPSTREAM_TIME, millis));
-        if !headers.contains_key(SERVER) {
-            drop(headers.insert(SERVER, SERVER_NAME));
-        }
-        after.affinity.tell(after.rule.as_ref(), host, headers);
-        after.standing.tell(headers);
-        ext_authz::apply(&after.changes, headers);
-        route::modify(&after.backend, headers);
-        if let Some(rule) = &after.rule {
-            route::modify(&rule.response_headers, headers);
-            if let (Some(cors), Some(origin)) = (&rule.cors, &after.origin) {
-                route::cors::decorate(cors, origin, headers);
-            }
-        }
-        if let Some(deadline) = after.deadline {
-            response.body_mut().end_by(deadline);
-        }
     }
 }
 

@@ -71,7 +71,10 @@ const CONFINED: [(&str, &[&str]); 9] = [
         ],
     ),
     // Wire formats of other servers; whoever decides sees values.
-    ("prost::", &["userspace-l7/src/envoy", "tests/"]),
+    (
+        "prost::",
+        &["userspace-l7/src/envoy", "agent/src/spans", "tests/"],
+    ),
     ("k8s_openapi::", &["agent/src/mesh", "agent/src/sources"]),
     (
         "unsafe {",
