@@ -117,8 +117,8 @@ mod tests {
             () = dormant => {}
         }
         assert_eq!(
-            polls, 11,
-            "the neighbour is polled for each of its own wakes, and the news"
+            polls, 10,
+            "the neighbour is polled for each of its own wakes"
         );
         assert_eq!(asked.get(), 2, "at first, and for the news");
     }

@@ -11,6 +11,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, gets
 
 use super::{CliError, Command, status};
 use crate::admin::{AgentStatus, KeySetStatus, ManifestProblem, PodState, PodStatus, sample_dump};
+use crate::mesh::status::ObjectStatus;
 
 #[derive(Debug, Parser)]
 #[command(name = "culvert")]
@@ -352,8 +353,8 @@ fn an_answer_that_breaks_off_is_an_error() {
     assert!(matches!(said, Err(CliError::Broken { .. })), "{said:?}");
 }
 
-#[test]
-fn status_tells_what_is_wrong() {
+/// An agent with something of everything that can be wrong.
+fn ailing() -> AgentStatus {
     let pod = |name: &str, state, reason: Option<&str>| PodStatus {
         uid: name.to_owned(),
         name: name.to_owned(),
@@ -362,7 +363,7 @@ fn status_tells_what_is_wrong() {
         state,
         reason: reason.map(str::to_owned),
     };
-    let condition = AgentStatus {
+    AgentStatus {
         node: "node-a".to_owned(),
         generation: 3,
         ring_backend: "io_uring".to_owned(),
@@ -404,7 +405,11 @@ fn status_tells_what_is_wrong() {
         repairs: [("route".to_owned(), 2), ("rule".to_owned(), 1)].into(),
         pods_started: 2,
         pods_stopped: 0,
-    };
+    }
+}
+
+/// A route to nobody.
+fn unresolved() -> ObjectStatus {
     let object = serde_json::json!({
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",
@@ -418,9 +423,13 @@ fn status_tells_what_is_wrong() {
             ],
         }] },
     });
-    let object = serde_json::from_value(object).unwrap();
+    serde_json::from_value(object).unwrap()
+}
+
+#[test]
+fn status_tells_what_is_wrong() {
     assert_eq!(
-        status::text(&condition, &[object], true),
+        status::text(&ailing(), &[unresolved()], true),
         "node      node-a\n\
          state     not ready, pending: capture\n\
          pods      1 of 2 captured\n\

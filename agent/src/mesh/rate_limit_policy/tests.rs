@@ -208,11 +208,13 @@ fn the_schema_takes_what_the_agent_takes() {
 fn the_manuals_examples_hold() {
     let blocks = MANUAL.split("```yaml\n").skip(1);
     let blocks = blocks.filter_map(|block| Some(block.split_once("```")?.0));
+    let blocks = blocks.filter(|block| block.contains("kind: RateLimitPolicy"));
     let examples: Vec<_> = blocks
-        .filter(|block| block.contains("RateLimitPolicy"))
+        .flat_map(documents)
+        .filter(|object| object["kind"] == "RateLimitPolicy")
         .collect();
     assert!(!examples.is_empty(), "no example");
-    for object in examples.into_iter().flat_map(documents) {
+    for object in examples {
         let mut known = object.clone();
         known["metadata"] = serde_json::json!({});
         assert_eq!(faults(&schema(), &known, ""), [""; 0]);
