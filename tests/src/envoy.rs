@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use rcgen::{
     CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType,
 };
 
-use crate::lab::{Lab, Pod, culvert, eventually};
+use crate::lab::{Lab, Pod, eventually, tool};
 use crate::net;
 
 pub use waypoint::Fronted;
@@ -138,7 +138,7 @@ impl Envoy {
         fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
         let log = file.with_extension("log");
         let output = File::create(&log).context("cannot create Envoy's log")?;
-        let mut command = Command::new(program()?);
+        let mut command = Command::new(tool("envoy")?);
         command
             .args([
                 "--disable-hot-restart",
@@ -187,19 +187,6 @@ impl Drop for Envoy {
         drop(self.child.kill());
         drop(self.child.wait());
     }
-}
-
-fn program() -> Result<PathBuf> {
-    let culvert = culvert()?;
-    let target = culvert
-        .ancestors()
-        .nth(2)
-        .context("cargo's target directory")?;
-    let envoy = target.join("tools/envoy");
-    if !envoy.is_file() {
-        bail!("Envoy is not installed: run `cargo xtask setup`");
-    }
-    Ok(envoy)
 }
 
 /// Issues a certificate of the mesh's authority, as a node agent would.

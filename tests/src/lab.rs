@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+pub(crate) use agent::tool;
 pub use agent::{Agent, culvert};
 pub use manifests::Manifests;
 pub use netns::Netns;

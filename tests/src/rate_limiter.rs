@@ -4,13 +4,13 @@
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::lab::{Lab, Pod, culvert, eventually};
+use crate::lab::{Lab, Pod, eventually, tool};
 use crate::net;
 
 /// Debian's `redis-tools` holds the server's program under this name, and starts no daemon on the machine: what it is
@@ -31,7 +31,7 @@ impl RateLimiter {
     /// # Errors
     /// If it is not installed or does not come up.
     pub fn start(lab: &Lab, pod: &Pod, port: u16, config: &str) -> Result<Self> {
-        let program = program()?;
+        let program = tool("ratelimit")?;
         let directory = lab.directory().join("ratelimit");
         let configs = directory.join("runtime/limits/config");
         fs::create_dir_all(&configs).context("no directory for the rate limit service")?;
@@ -95,17 +95,4 @@ impl Drop for RateLimiter {
             drop(process.wait());
         }
     }
-}
-
-fn program() -> Result<PathBuf> {
-    let culvert = culvert()?;
-    let target = culvert
-        .ancestors()
-        .nth(2)
-        .context("cargo's target directory")?;
-    let program = target.join("tools/ratelimit");
-    if !program.is_file() {
-        bail!("the rate limit service is not installed: run `cargo xtask setup`");
-    }
-    Ok(program)
 }

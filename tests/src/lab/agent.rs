@@ -370,3 +370,21 @@ pub fn culvert() -> Result<PathBuf> {
     let found = candidates.into_iter().find(|path| path.is_file());
     found.context("the culvert program is not built: run `cargo xtask build`")
 }
+
+/// A server of others that set-up has fetched or built: in cargo's target directory.
+///
+/// # Errors
+/// If it is not there.
+pub(crate) fn tool(name: &str) -> Result<PathBuf> {
+    let culvert = culvert()?;
+    let target = culvert.ancestors().nth(2);
+    let tool = target
+        .context("cargo's target directory")?
+        .join("tools")
+        .join(name);
+    ensure!(
+        tool.is_file(),
+        "`{name}` is not installed: run `cargo xtask setup`"
+    );
+    Ok(tool)
+}
