@@ -5,6 +5,7 @@ mod balance;
 pub mod breaker;
 mod foreign;
 pub mod http;
+pub(crate) mod locality;
 pub mod outlier;
 pub mod rate_limit;
 pub mod spread;
@@ -211,7 +212,7 @@ pub fn targets(
     towards: &Towards<'_>,
     choose: &mut Choose<'_>,
 ) -> Result<SmallVec<[Target; MAX_ATTEMPTS]>, Refusal> {
-    let chosen = balance::draw(candidates(snapshot, source, towards), choose);
+    let chosen = balance::draw(candidates(snapshot, source, towards, None), choose);
     let targets: SmallVec<_> = chosen
         .iter()
         .map(|candidate| candidate.target(towards.service))

@@ -374,6 +374,10 @@ pub fn explain(
     let routing = routing::walk(&inquiry);
     let judgement = judgement::walk(&inquiry, &routing);
     let expected = judgement.expected(&routing);
+    let expected = match routing.abort {
+        Some(abort) => wording::unless_aborted(abort, expected),
+        None => expected,
+    };
     Ok(Explanation {
         client: address::client_step(client, pods),
         destination: DestinationStep {
