@@ -17,6 +17,7 @@ use crate::admin::{
     KeySetStatus, LiveConnection, ManifestProblem, Released,
 };
 use crate::config::AgentArgs;
+use crate::direct::Direct;
 use crate::enrolment::{self, Enrolment, Ledger, Orders};
 use crate::identity::{SvidState, SvidStatus};
 use crate::keys::{KeyStatus, Named};
@@ -30,6 +31,7 @@ pub(super) struct State {
     backend: Backend,
     seen: Seen,
     workers: Arc<[Worker]>,
+    direct: Option<Direct>,
     ledger: Arc<Mutex<Ledger>>,
     orders: Orders,
     problems: Mutex<Arc<Problems>>,
@@ -51,6 +53,7 @@ impl State {
         backend: Backend,
         seen: Seen,
         workers: Arc<[Worker]>,
+        direct: Option<Direct>,
         enrolment: &Enrolment,
     ) -> Self {
         Self {
@@ -58,6 +61,7 @@ impl State {
             backend,
             seen,
             workers,
+            direct,
             ledger: enrolment.ledger(),
             orders: enrolment.orders(),
             problems: Mutex::default(),
@@ -124,6 +128,7 @@ impl AdminState for State {
             for worker in &*self.workers {
                 all.extend(worker.connections().await.into_iter().map(connection));
             }
+            all.extend(self.direct.iter().flat_map(Direct::connections));
             all
         })
     }

@@ -111,6 +111,7 @@ fn load<const N: usize>(names: [&'static str; N]) -> Result<(), Reason> {
     // Not `probe_variant`, which would report a missing helper where the program is at fault.
     let variants = [true, false].map(|has_set_retval| Variant {
         has_set_retval,
+        tcp: None,
         has_tcx: false,
     });
     let [newest, oldest] = variants.map(|variant| programs::load(private, variant, names));

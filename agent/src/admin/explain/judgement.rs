@@ -214,7 +214,7 @@ fn takers(
     let draws = 0..u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
     let plans = draws.filter_map(|draw| {
         let mut choose = |bound: u32| draw.checked_rem(bound).unwrap_or_default();
-        route::targets(inquiry.snapshot, inquiry.client, &towards, &mut choose).ok()
+        route::targets(inquiry.snapshot, inquiry.client, &towards, &[], &mut choose).ok()
     });
     plans
         .flatten()
