@@ -32,7 +32,7 @@ use crate::admin::LiveConnection;
 use crate::capture::{DirectPath, FlowEvents, Sockets};
 use crate::mesh::SameNode;
 use accounts::Accounts;
-use book::{Book, Change, Ruling, Wrong};
+use book::{Book, Change, End, Ruling};
 pub(crate) use metrics::DirectMetrics;
 
 /// How often the kernel's events are read while there are some.
@@ -43,6 +43,8 @@ const CALM: Duration = Duration::from_secs(1);
 const CARRIED_EVERY: Duration = Duration::from_secs(10);
 /// How often connections that lost their right are looked for again in one go.
 const ROUNDS: usize = 4;
+/// How long a reset may take from one pod to another.
+const GRACE: Duration = Duration::from_millis(20);
 
 /// The book of pods that are reached by their sockets.
 type Pods = Book<Arc<Sockets>>;
@@ -293,8 +295,11 @@ impl Desk {
     }
 
     /// Ends live connections that have lost their right. The verdicts are gone by then, so none follows them.
+    ///
+    /// First at the server's end, whose reset is what the client reads, as it would of the proxy; then whoever has not
+    /// received it.
     fn end_the_wrong(&mut self) {
-        for _round in 0..ROUNDS {
+        for round in 0..ROUNDS {
             let flows = match self.direct.path.flows() {
                 Ok(flows) => flows,
                 Err(failure) => {
@@ -306,34 +311,20 @@ impl Desk {
             if wrong.is_empty() {
                 return;
             }
-            let count = wrong.len();
-            let mut by_pod = BTreeMap::<u64, (Arc<Sockets>, Vec<(u64, FlowEntry)>)>::new();
-            for Wrong {
-                cookie,
-                flow,
-                sockets,
-                why,
-            } in wrong
-            {
-                self.accounts.revoke(&flow, why);
-                let of_pod = by_pod.entry(flow.own_netns());
-                of_pod
-                    .or_insert_with(|| (sockets, Vec::new()))
-                    .1
-                    .push((cookie, flow));
+            if round == 0 {
+                let connections = wrong.len();
+                info!(connections, "direct connections lost their right");
+            } else {
+                thread::sleep(GRACE);
             }
-            let mut ended = 0;
-            for (sockets, flows) in by_pod.into_values() {
-                match sockets.end_flows(&flows) {
-                    Ok(count) => ended += count,
-                    Err(failure) => error!(error = %failure, "cannot end direct connections"),
-                }
+            for one in &wrong {
+                self.accounts.revoke(&one.client.flow, &one.why);
             }
-            self.direct.metrics.revoked.inc_by(ended as u64);
-            info!(connections = ended, of = count, "direct connections lost their right");
-            if ended == 0 {
-                return;
-            }
+            let ends = wrong.into_iter().map(|one| match one.server {
+                Some(server) if round == 0 => server,
+                _ => one.client,
+            });
+            end_all(ends);
         }
     }
 
@@ -352,6 +343,26 @@ impl Desk {
                 // Most likely the pod is going; its connections' ends say the rest.
                 Err(failure) => debug!(error = %failure, "cannot ask for a pod's bytes"),
             }
+        }
+    }
+}
+
+/// Ends connections, pod by pod.
+fn end_all(ends: impl Iterator<Item = End<Arc<Sockets>>>) {
+    let mut by_pod = BTreeMap::<u64, (Arc<Sockets>, Vec<(u64, FlowEntry)>)>::new();
+    for End {
+        cookie,
+        flow,
+        sockets,
+    } in ends
+    {
+        let of_pod = by_pod.entry(flow.own_netns());
+        let (_, flows) = of_pod.or_insert_with(|| (sockets, Vec::new()));
+        flows.push((cookie, flow));
+    }
+    for (sockets, flows) in by_pod.into_values() {
+        if let Err(failure) = sockets.end_flows(&flows) {
+            error!(error = %failure, "cannot end direct connections");
         }
     }
 }

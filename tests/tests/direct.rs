@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::lab::{Agent, Lab, Pod, PodSpec, eventually};
-use e2e::net::serve::{Server, echo, tell_addresses};
+use e2e::net::serve::{Server, echo, page, tell_addresses};
 use e2e::net::{self, sys};
 use e2e::scenario::{echoes, mapped};
 
@@ -538,9 +538,12 @@ fn connections_to_a_pod_of_a_waypoint_go_through_the_proxy() -> Result<()> {
         ensure!(echoes(&live, "still").is_err(), "it lives on");
         Ok(())
     })?;
+    let _pages = Server::start(&pods.server, Ipv6Addr::UNSPECIFIED, OTHER_PORT, page("hello"))?;
     for to in pods.ways() {
+        let to = SocketAddr::new(to.ip(), OTHER_PORT);
         for _thrice in 0..3 {
-            pods.client.run(|| echoes(&net::connect(to)?, "hello"))?;
+            let answer = pods.client.run(|| net::http::get(to, "server", "/"))?;
+            ensure!(answer.text() == "hello", "{answer:?}");
             ensure!(pods.live()? == 0, "the kernel carries it");
         }
     }

@@ -114,6 +114,9 @@ impl Accounts {
         };
         let error = io::Error::from_raw_os_error(i32::from(event.error));
         let revoked = self.reason(entry);
+        if revoked.is_some() && entry.end == FLOW_CLIENT {
+            let _before = self.metrics.revoked.inc();
+        }
         let account = self.open.remove(&event.socket_cookie);
         if event.old_state == SYN_SENT && account.is_none() {
             return self.fail(entry, event.error, &error, revoked);
@@ -137,14 +140,9 @@ impl Accounts {
         account.flow.close_after(duration, outcome);
     }
 
-    /// Both ends of a connection ask for the reason, in either order.
-    fn reason(&mut self, entry: &FlowEntry) -> Option<String> {
-        let ends = (entry.client(), entry.server());
-        if entry.end == FLOW_CLIENT {
-            self.revoked.get(&ends).cloned()
-        } else {
-            self.revoked.remove(&ends)
-        }
+    /// Both ends of a connection ask for the reason, in either order; it is forgotten when neither is left.
+    fn reason(&self, entry: &FlowEntry) -> Option<String> {
+        self.revoked.get(&(entry.client(), entry.server())).cloned()
     }
 
     /// A connection that never stood. There was an application to refuse it only where its own pod's kernel did.
@@ -201,8 +199,9 @@ impl Accounts {
     }
 
     /// Why a connection is being ended, for its last line.
-    pub(super) fn revoke(&mut self, entry: &FlowEntry, why: String) {
-        self.revoked.insert((entry.client(), entry.server()), why);
+    pub(super) fn revoke(&mut self, entry: &FlowEntry, why: &str) {
+        self.revoked
+            .insert((entry.client(), entry.server()), why.to_owned());
     }
 
     /// Opens accounts of connections that stand, and settles those that are gone without a word.

@@ -47,12 +47,20 @@ pub(super) struct Change {
     pub(super) ruling: Option<Ruling>,
 }
 
-/// A live connection that has lost its right, and where to end it.
+/// A live connection that has lost its right.
 pub(super) struct Wrong<S> {
+    pub(super) client: End<S>,
+    /// There is none before it has accepted.
+    pub(super) server: Option<End<S>>,
+    pub(super) why: String,
+}
+
+/// One end of a connection, and by what its pod is reached.
+#[derive(Clone)]
+pub(super) struct End<S> {
     pub(super) cookie: u64,
     pub(super) flow: FlowEntry,
     pub(super) sockets: S,
-    pub(super) why: String,
 }
 
 /// A pod that is captured here.
@@ -321,13 +329,20 @@ impl<S: Clone> Book<S> {
             .filter(|member| member.gone.is_none())
     }
 
-    /// Live connections that have lost their right, each at its client's end.
+    /// Live connections that have lost their right.
     ///
     /// Those of pods that this agent has not captured yet, or no more, are not judged: who ends the capture of a pod
     /// ends its connections, and so are those of a pod that the mesh forgets first, as it does while one terminates.
     pub(super) fn wrong(&self, flows: &[(u64, FlowEntry)]) -> Vec<Wrong<S>> {
-        let clients = flows.iter().filter(|(_, flow)| flow.end == FLOW_CLIENT);
-        let wrong = clients.filter_map(|(cookie, flow)| {
+        let ends = |flow: &FlowEntry| (flow.client(), flow.server());
+        let (clients, servers): (Vec<_>, Vec<_>) = flows
+            .iter()
+            .partition(|(_, flow)| flow.end == FLOW_CLIENT);
+        let servers: HashMap<_, _> = servers
+            .into_iter()
+            .map(|(cookie, flow)| (ends(flow), (*cookie, *flow)))
+            .collect();
+        let wrong = clients.into_iter().filter_map(|(cookie, flow)| {
             let (client, server) = (
                 self.present(flow.client_netns)?,
                 self.present(flow.server_netns)?,
@@ -349,10 +364,18 @@ impl<S: Clone> Book<S> {
                     format!("connection closed: it has to go through the proxy now: {reason}")
                 }
             };
-            Some(Wrong {
+            let server = servers.get(&ends(flow)).map(|(cookie, flow)| End {
                 cookie: *cookie,
                 flow: *flow,
-                sockets: client.sockets.clone(),
+                sockets: server.sockets.clone(),
+            });
+            Some(Wrong {
+                client: End {
+                    cookie: *cookie,
+                    flow: *flow,
+                    sockets: client.sockets.clone(),
+                },
+                server,
                 why,
             })
         });

@@ -10,7 +10,7 @@ use userspace_l7::model::{
     Scope, Snapshot, TrustDomain, TunnelProtocol, Workload, WorkloadUid,
 };
 
-use super::book::{Book, Change, Ruling};
+use super::book::{Book, Change, End, Ruling, Wrong};
 use crate::mesh::SameNode;
 
 const CLIENT: u64 = 101;
@@ -197,6 +197,10 @@ fn flow(client_netns: u64, server_netns: u64, end: u16) -> FlowEntry {
     }
 }
 
+fn cookie(end: Option<&End<()>>) -> Option<u64> {
+    end.map(|end| end.cookie)
+}
+
 #[test]
 fn live_connections_are_judged_where_both_pods_are_known() {
     let flows = [
@@ -206,15 +210,17 @@ fn live_connections_are_judged_where_both_pods_are_known() {
         (4, flow(7, SERVER, FLOW_CLIENT)),
     ];
     let wrong = |book: &Book<()>| -> Vec<u64> {
-        book.wrong(&flows).iter().map(|one| one.cookie).collect()
+        let wrong = book.wrong(&flows);
+        let ends = |one: &Wrong<()>| [Some(&one.client), one.server.as_ref()].map(cookie);
+        wrong.iter().flat_map(ends).flatten().collect()
     };
     let mut book = ruled();
     assert_eq!(wrong(&book), [0_u64; 0]);
     book.publish(Arc::new(closed_mesh()));
-    assert_eq!(wrong(&book), [1]);
+    assert_eq!(wrong(&book), [1, 2]);
     let mut book = ruled();
     book.admit(&uid("server"), SameNode::Encrypted, (SERVER, ()));
-    assert_eq!(wrong(&book), [1]);
+    assert_eq!(wrong(&book), [1, 2]);
     // Who has left is somebody else's to end; who terminates may finish.
     let mut book = ruled();
     book.dismiss(&uid("server"), Instant::now());
