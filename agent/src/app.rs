@@ -130,18 +130,8 @@ impl Agent {
         let (sink, spans) = asking::spans();
         let metrics = Arc::new(Metrics::reporting(sink));
         metrics.register(&mut registry);
-        let dns_metrics = DnsMetrics::new();
-        dns_metrics.register(&mut registry);
-
-        let identities = Arc::<Identities>::default();
-        let lifetime = Duration::from_secs(args.svid_ttl);
-        let keeper = SvidKeeper::open(
-            args.ca_dir(),
-            args.trust_domain.clone(),
-            lifetime,
-            Arc::clone(&identities),
-        )?;
-
+        let dns_metrics = dns_metrics(&mut registry);
+        let (identities, keeper) = identities(args)?;
         let compiler = compiler(args);
         let snapshot = watch::Sender::new(compiler.snapshot());
         let channel = enrolment::channel();
@@ -216,7 +206,9 @@ fn direct_path(
     registry: &mut Registry,
 ) -> Result<(Option<Direct>, Option<DirectThread>)> {
     let Some(path) = capture.direct_path() else {
-        warn!("the kernel does not say where it counts bytes: pods of this node reach each other through the proxy");
+        warn!(
+            "the kernel does not say where it counts bytes: pods of this node reach each other through the proxy"
+        );
         return Ok((None, None));
     };
     let metrics = DirectMetrics::default();
@@ -224,6 +216,25 @@ fn direct_path(
     let (direct, thread) = direct::start(path, Arc::clone(&snapshot.borrow()), traffic, metrics)
         .context("cannot start the kernel-direct path")?;
     Ok((Some(direct), Some(thread)))
+}
+
+fn dns_metrics(registry: &mut Registry) -> DnsMetrics {
+    let metrics = DnsMetrics::new();
+    metrics.register(registry);
+    metrics
+}
+
+/// Where workers find identities, and who keeps them current.
+fn identities(args: &AgentArgs) -> Result<(Arc<Identities>, SvidKeeper)> {
+    let identities = Arc::<Identities>::default();
+    let lifetime = Duration::from_secs(args.svid_ttl);
+    let keeper = SvidKeeper::open(
+        args.ca_dir(),
+        args.trust_domain.clone(),
+        lifetime,
+        Arc::clone(&identities),
+    )?;
+    Ok((identities, keeper))
 }
 
 fn compiler(args: &AgentArgs) -> Compiler {

@@ -28,7 +28,7 @@ use userspace_l7::model::{Snapshot, WorkloadUid};
 use userspace_l7::pod::Opening;
 use userspace_l7::telemetry::{Metrics, Reporter};
 
-use crate::admin::LiveConnection;
+use crate::admin::{Carriage, LiveConnection};
 use crate::capture::{DirectPath, FlowEvents, Sockets};
 use crate::mesh::SameNode;
 use accounts::Accounts;
@@ -181,9 +181,7 @@ impl Direct {
     pub(crate) fn connections(&self) -> Vec<LiveConnection> {
         let flows = self.path.flows().unwrap_or_default();
         let book = self.lock();
-        let shown = flows
-            .iter()
-            .filter_map(|(_, flow)| connection(&book, flow));
+        let shown = flows.iter().filter_map(|(_, flow)| connection(&book, flow));
         shown.collect()
     }
 
@@ -198,7 +196,8 @@ impl Direct {
                 Some(Ruling::Straight { server }) => self.path.allow(client, to, *server),
                 Some(Ruling::Refused) => self.path.deny(client, to),
                 Some(Ruling::Spread(spread)) => {
-                    self.path.spread(client, to, &spread.endpoints, spread.total)
+                    self.path
+                        .spread(client, to, &spread.endpoints, spread.total)
                 }
                 None => self.path.revoke(client, to),
             };
@@ -226,7 +225,7 @@ fn connection(book: &Pods, flow: &FlowEntry) -> Option<LiveConnection> {
             .service_of(flow)
             .map(|service| service.key.hostname.to_string()),
         actual_destination: flow.server(),
-        hbone: false,
+        carriage: Carriage::Direct,
     })
 }
 

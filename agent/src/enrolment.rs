@@ -24,7 +24,7 @@ use userspace_l7::worker::{Attachment, Worker};
 use crate::admin::{PodState, PodStatus, Released};
 use crate::capture::{self, Capture, CaptureError, DnsSockets, Enrolled, Sockets, WorkerListeners};
 use crate::direct::Direct;
-use crate::mesh::LocalPod;
+use crate::mesh::{LocalPod, SameNode};
 use network::Network;
 
 /// How often the kernel's state is compared with what it should be, and the heartbeat renewed.
@@ -120,6 +120,7 @@ impl Ledger {
                 PodState::Up
             },
             reason: entry.pending.clone(),
+            encrypted_within_node: entry.pod.same_node == SameNode::Encrypted,
         };
         self.pods.iter().map(status).collect()
     }

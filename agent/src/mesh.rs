@@ -47,9 +47,10 @@ pub use authorization::{
 pub use compile::{Compiler, LocalPod, MeshOptions, Notice, PolicyStatus, SameNode};
 pub use decode::{Decoded, Standing, decode};
 pub use destination_rule::{
-    ConnectionPool, ConsistentHash, DestinationRule, DestinationRuleSpec, HashCookie, HttpSettings,
-    LoadBalancer, Maglev, OutlierDetection, PortPolicy, PortSelector, RetryBudget, RingHash,
-    SimpleBalancer, Subset, TcpSettings, TrafficPolicy, UpgradePolicy, Warmup,
+    ConnectionPool, ConsistentHash, DestinationRule, DestinationRuleSpec, Distribute, Failover,
+    HashCookie, HttpSettings, LoadBalancer, LocalityLbSetting, Maglev, OutlierDetection,
+    PortPolicy, PortSelector, RetryBudget, RingHash, SimpleBalancer, Subset, TcpSettings,
+    TrafficPolicy, UpgradePolicy, Warmup,
 };
 pub use duration::{GatewayDuration, InvalidDuration, IstioDuration};
 pub use endpoint_slice::{EndpointSlice, SliceEndpoint};

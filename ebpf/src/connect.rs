@@ -64,13 +64,7 @@ pub fn connect(context: &SockAddr, family: Family) -> i32 {
     };
     match context.kind() {
         SOCK_STREAM if matches!(context.protocol(), IPPROTO_TCP | IPPROTO_MPTCP) => {
-            capture(
-                context,
-                &socket,
-                family,
-                (netns_cookie, &pod),
-                &destination,
-            )
+            capture(context, &socket, family, (netns_cookie, &pod), &destination)
         }
         SOCK_DGRAM => datagram::connect(context, family, netns_cookie, &pod, &destination),
         _ => PASS,

@@ -15,10 +15,7 @@ pub fn show(context: &SockAddr, family: Family) {
         return;
     };
     let note = socket.note();
-    if matches!(
-        note.role,
-        SOCKET_ACCEPTED | SOCKET_RESOLVER | SOCKET_LED
-    ) {
+    if matches!(note.role, SOCKET_ACCEPTED | SOCKET_RESOLVER | SOCKET_LED) {
         family.replace(context, &note.address, note.port as u16);
     }
 }

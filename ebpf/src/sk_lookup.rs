@@ -5,8 +5,7 @@
 
 use culvert_ebpf::{
     HBONE_PORT, LISTENER_INBOUND, LISTENER_OUTBOUND, ListenerKey, POD_INBOUND_OPEN, PodEntry,
-    TUPLE_DIRECT,
-    TUPLE_OUTBOUND, TUPLE_RELEASED, TupleKey,
+    TUPLE_DIRECT, TUPLE_OUTBOUND, TUPLE_RELEASED, TupleKey,
 };
 
 use crate::{

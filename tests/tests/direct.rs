@@ -95,7 +95,12 @@ const DENY_THE_CLIENT: &str = "  action: DENY\n  rules:\n  - from:\n    - source
 #[test]
 fn neighbours_reach_each_other_without_the_proxy_and_see_true_addresses() -> Result<()> {
     let pods = Neighbours::new()?;
-    let _tell = Server::start(&pods.server, Ipv6Addr::UNSPECIFIED, OTHER_PORT, tell_addresses)?;
+    let _tell = Server::start(
+        &pods.server,
+        Ipv6Addr::UNSPECIFIED,
+        OTHER_PORT,
+        tell_addresses,
+    )?;
     for to in pods.ways() {
         drop(pods.straight(to)?);
         let asked = SocketAddr::new(to.ip(), OTHER_PORT);
@@ -112,61 +117,51 @@ fn neighbours_reach_each_other_without_the_proxy_and_see_true_addresses() -> Res
         }
     }
     // Nobody else's connections are any business of these verdicts.
-    ensure!(pods.agent()?.metric("culvert_direct_denied_total", &[])? == 0.0);
+    let denied = pods.agent()?.metric("culvert_direct_denied_total", &[])?;
+    ensure!(denied < 1.0, "{denied} were refused");
     Ok(())
+}
+
+/// What the kernel has carried between client and server, as one of the two reports it: connections opened and closed,
+/// bytes to the server and to the client.
+fn counted(agent: &Agent, reporter: &str) -> Result<Vec<f64>> {
+    let reporter = format!("reporter=\"{reporter}\"");
+    let labels = [
+        BY_KERNEL,
+        &reporter,
+        "source_principal=\"spiffe://cluster.local/ns/app/sa/client\"",
+        "destination_principal=\"spiffe://cluster.local/ns/app/sa/server\"",
+        "destination_workload=\"server\"",
+    ];
+    let names = [
+        "istio_tcp_connections_opened_total",
+        "istio_tcp_connections_closed_total",
+        "istio_tcp_received_bytes_total",
+        "istio_tcp_sent_bytes_total",
+    ];
+    let values = names.iter().map(|name| agent.metric(name, &labels));
+    values.collect()
 }
 
 #[test]
 fn every_byte_of_both_ends_is_in_metrics_and_log() -> Result<()> {
     const REQUEST: usize = 123_457;
-    const ANSWER: usize = 123_457;
+    const ANSWER: usize = 2 * REQUEST;
     let pods = Neighbours::new()?;
-    drop(pods.straight(pods.ways()[0])?);
-    let agent = pods.agent()?;
-    let counted = |name: &str, reporter: &str| {
-        let reporter = format!("reporter=\"{reporter}\"");
-        let labels = [
-            BY_KERNEL,
-            &reporter,
-            "source_principal=\"spiffe://cluster.local/ns/app/sa/client\"",
-            "destination_principal=\"spiffe://cluster.local/ns/app/sa/server\"",
-            "destination_workload=\"server\"",
-        ];
-        agent.metric(name, &labels)
-    };
-    let all = || -> Result<Vec<f64>> {
-        let names = [
-            "istio_tcp_connections_opened_total",
-            "istio_tcp_connections_closed_total",
-            "istio_tcp_received_bytes_total",
-            "istio_tcp_sent_bytes_total",
-        ];
-        let pairs = names
-            .iter()
-            .flat_map(|name| ["source", "destination"].map(|reporter| (name, reporter)));
-        pairs.map(|(name, reporter)| counted(name, reporter)).collect()
-    };
-    // What warming up has left behind is told first.
-    eventually("it is quiet", SOON, || {
-        ensure!(pods.live()? == 0, "somebody still talks");
-        ensure!(counted("istio_tcp_connections_closed_total", "destination")? >= 1.0);
-        let first = all()?;
-        ensure!(first[..2] == first[2..4], "{first:?}");
-        Ok(())
-    })?;
-    let before = all()?;
-    for to in pods.ways() {
-        pods.straight(to)?;
-    }
-    let before_bytes = eventually("three more", SOON, || {
-        ensure!(pods.live()? == 0, "somebody still talks");
-        let now = all()?;
-        ensure!(now[2] >= before[2] + 3.0 && now[..2] == now[2..4], "{now:?}");
-        Ok(now)
-    })?;
+    let _twice = Server::start(
+        &pods.server,
+        Ipv6Addr::UNSPECIFIED,
+        OTHER_PORT,
+        |mut stream| {
+            let request = net::read_to_end(stream)?;
+            stream.write_all(&request)?;
+            Ok(stream.write_all(&request)?)
+        },
+    )?;
+    // The first one in each family, which asks the agent, goes straight as well.
     for to in pods.ways() {
         pods.client.run(|| {
-            let mut stream = net::connect(to)?;
+            let mut stream = net::connect(SocketAddr::new(to.ip(), OTHER_PORT))?;
             stream.write_all(&vec![7; REQUEST])?;
             stream.shutdown(Shutdown::Write)?;
             let back = net::read_to_end(&stream)?;
@@ -174,24 +169,27 @@ fn every_byte_of_both_ends_is_in_metrics_and_log() -> Result<()> {
             Ok(())
         })?;
     }
-    eventually("they are counted to the byte", SOON, || {
-        let now = all()?;
-        let grown: Vec<_> = now.iter().zip(&before_bytes).map(|(a, b)| a - b).collect();
-        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-        let [request, answer] = [3 * REQUEST, 3 * ANSWER].map(|bytes| bytes as f64);
-        let expected = [3.0, 3.0, 3.0, 3.0, request, request, answer, answer];
-        ensure!(grown == expected, "{grown:?}");
-        Ok(())
-    })?;
-    let log = agent.log()?;
-    for direction in ["outbound", "inbound"] {
-        let lines = log.lines().filter(|line| {
-            line.contains("connection complete")
-                && line.contains(direction)
-                && line.contains(&format!("bytes_sent={REQUEST}"))
-                && line.contains(&format!("bytes_recv={ANSWER}"))
-                && line.contains("src.identity=\"spiffe://cluster.local/ns/app/sa/client\"")
-        });
+    let agent = pods.agent()?;
+    for (reporter, direction, sent, received) in [
+        ("source", "outbound", REQUEST, ANSWER),
+        ("destination", "inbound", ANSWER, REQUEST),
+    ] {
+        eventually("they are counted to the byte", SOON, || {
+            let counted = counted(agent, reporter)?;
+            let expected = [3.0, 3.0, 370_371.0, 740_742.0];
+            ensure!(counted == expected, "{reporter}: {counted:?}");
+            Ok(())
+        })?;
+        let log = agent.log()?;
+        let parts = [
+            "connection complete".to_owned(),
+            format!("direction=\"{direction}\""),
+            format!("bytes_sent={sent} bytes_recv={received}"),
+            "src.identity=\"spiffe://cluster.local/ns/app/sa/client\"".to_owned(),
+        ];
+        let lines = log
+            .lines()
+            .filter(|line| parts.iter().all(|part| line.contains(part)));
         ensure!(lines.count() == 3, "{direction}:\n{log}");
     }
     Ok(())
@@ -202,12 +200,15 @@ fn long_connections_are_counted_while_they_last() -> Result<()> {
     const BYTES: usize = 54_321;
     let pods = Neighbours::new()?;
     let mut stream = pods.straight(pods.ways()[0])?;
-    stream.write_all(&[7; BYTES])?;
+    stream.write_all(&vec![7; BYTES])?;
     net::read_exactly(&stream, BYTES)?;
     eventually("its bytes are counted", Duration::from_secs(15), || {
         for reporter in ["source", "destination"] {
             let reporter = format!("reporter=\"{reporter}\"");
-            for name in ["istio_tcp_received_bytes_total", "istio_tcp_sent_bytes_total"] {
+            for name in [
+                "istio_tcp_received_bytes_total",
+                "istio_tcp_sent_bytes_total",
+            ] {
                 let counted = pods.agent()?.metric(name, &[BY_KERNEL, &reporter])?;
                 ensure!(counted > 50_000.0, "{reporter} {name}: {counted}");
             }
@@ -267,7 +268,8 @@ fn a_thousand_live_connections_end_within_a_second_of_the_policy() -> Result<()>
     })?;
     let streams = pods.client.run(|| {
         let each = ways.iter().cycle().take(MANY);
-        each.map(|to| Ok(net::connect(*to)?)).collect::<Result<Vec<_>>>()
+        each.map(|to| Ok(net::connect(*to)?))
+            .collect::<Result<Vec<_>>>()
     })?;
     ensure!(pods.live()? == 2 * MANY, "{} are direct", pods.live()?);
     // They connect all the time, too: none may slip through between verdicts and live connections.
@@ -359,10 +361,15 @@ fn reaches(from: Option<u16>, to: SocketAddr) -> bool {
 #[test]
 fn ports_in_time_wait_are_served_again() -> Result<()> {
     let pods = Neighbours::new()?;
-    let _first = Server::start(&pods.server, Ipv6Addr::UNSPECIFIED, OTHER_PORT, |mut stream| {
-        // The server closes first, so its side keeps the connection in TIME_WAIT.
-        Ok(stream.write_all(b"!")?)
-    })?;
+    let _first = Server::start(
+        &pods.server,
+        Ipv6Addr::UNSPECIFIED,
+        OTHER_PORT,
+        |mut stream| {
+            // The server closes first, so its side keeps the connection in TIME_WAIT.
+            Ok(stream.write_all(b"!")?)
+        },
+    )?;
     pods.client
         .netns()
         .sysctl(&[("net/ipv4/ip_local_port_range", "40000 40031")])?;
@@ -405,7 +412,10 @@ fn the_death_of_the_agent_leaves_connections_alone_and_closes_the_node_after_its
         let error = pods.client.run(|| Ok(net::connect(to).err()))?;
         error.context("it connects")
     })?;
-    ensure!(refusal.raw_os_error() == Some(libc::ECONNREFUSED), "{refusal}");
+    ensure!(
+        refusal.raw_os_error() == Some(libc::ECONNREFUSED),
+        "{refusal}"
+    );
     ensure!(killed.elapsed() < LEASE + AT_ONCE, "{:?}", killed.elapsed());
     echoes(&live, "and yet it lives")?;
     pods.lab.start_agent("a")?;
@@ -440,7 +450,10 @@ fn bytes_within_the_node_are_encrypted_where_somebody_wants_it() -> Result<()> {
         ensure!(echoes(&live, "still").is_err(), "it lives on");
         Ok(())
     })?;
-    let tunnelled = || pods.agent()?.metric("istio_tcp_connections_opened_total", &[BY_TLS]);
+    let tunnelled = || {
+        pods.agent()?
+            .metric("istio_tcp_connections_opened_total", &[BY_TLS])
+    };
     let by_tls = |what: &str| -> Result<()> {
         for to in pods.ways() {
             for _thrice in 0..3 {
@@ -503,7 +516,10 @@ fn a_service_keeps_its_weights_between_here_and_there() -> Result<()> {
             for (after, before) in after.iter().zip(before) {
                 let visits = after - before;
                 // Six standard deviations are 69.
-                ensure!(visits.abs_diff(CALLS / 3) < 70, "{visits} of {CALLS} at {to}");
+                ensure!(
+                    visits.abs_diff(CALLS / 3) < 70,
+                    "{visits} of {CALLS} at {to}"
+                );
             }
         }
     }
@@ -532,13 +548,21 @@ fn connections_to_a_pod_of_a_waypoint_go_through_the_proxy() -> Result<()> {
          port: 15008\n    protocol: HBONE\n",
     )?;
     let manifest = pods.server.manifest();
-    let bound = manifest.replace("  labels:\n", "  labels:\n    istio.io/use-waypoint: waypoint\n");
+    let bound = manifest.replace(
+        "  labels:\n",
+        "  labels:\n    istio.io/use-waypoint: waypoint\n",
+    );
     pods.lab.manifests().apply(&pods.server.file(), &bound)?;
     eventually("what was straight ends", AT_ONCE * 2, || {
         ensure!(echoes(&live, "still").is_err(), "it lives on");
         Ok(())
     })?;
-    let _pages = Server::start(&pods.server, Ipv6Addr::UNSPECIFIED, OTHER_PORT, page("hello"))?;
+    let _pages = Server::start(
+        &pods.server,
+        Ipv6Addr::UNSPECIFIED,
+        OTHER_PORT,
+        page("hello"),
+    )?;
     for to in pods.ways() {
         let to = SocketAddr::new(to.ip(), OTHER_PORT);
         for _thrice in 0..3 {

@@ -383,7 +383,8 @@ fn destination_rule_limits_requests_per_connection() -> Result<()> {
 #[test]
 fn destination_rule_ejects_outliers() -> Result<()> {
     let (mesh, to) = shop_with(&rule(
-        "outlierDetection: {consecutive5xxErrors: 3, interval: 100ms, baseEjectionTime: 3s, maxEjectionPercent: 50}",
+        "{outlierDetection: {consecutive5xxErrors: 3, interval: 100ms, baseEjectionTime: 3s, maxEjectionPercent: 50}, \
+         loadBalancer: {localityLbSetting: {enabled: false}}}",
     ))?;
     mesh.soon_at_layer7("client", to, true)?;
     let both = BTreeSet::from(["echo-v1".to_owned(), "echo-v2".to_owned()]);
@@ -415,8 +416,8 @@ fn destination_rule_ejects_outliers() -> Result<()> {
 #[test]
 fn destination_rule_ejects_endpoints_that_do_not_answer() -> Result<()> {
     let (mut mesh, to) = shop_with(&rule(
-        "outlierDetection: {consecutiveGatewayErrors: 2, consecutive5xxErrors: 0, interval: 100ms, baseEjectionTime: \
-         30s, maxEjectionPercent: 50}",
+        "{outlierDetection: {consecutiveGatewayErrors: 2, consecutive5xxErrors: 0, interval: 100ms, baseEjectionTime: \
+         30s, maxEjectionPercent: 50}, loadBalancer: {localityLbSetting: {enabled: false}}}",
     ))?;
     mesh.soon_at_layer7("client", to, true)?;
     // Errors of an application are none of a gateway.

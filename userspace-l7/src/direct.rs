@@ -143,7 +143,7 @@ pub fn spread(
         subset: None,
         address: SocketAddr::new(address, dialled.port()),
     };
-    let candidates = route::candidates(snapshot, client, &towards);
+    let candidates = route::candidates(snapshot, client, &towards, None);
     let total = candidates.iter().fold(0_u32, |sum, candidate| {
         sum.saturating_add(candidate.workload.capacity)
     });
@@ -156,7 +156,13 @@ pub fn spread(
                 && passage(snapshot, client, server, to) == Passage::Straight
         })
         .take(most)
-        .map(|one| (one.address, Arc::clone(&one.workload), one.workload.capacity))
+        .map(|one| {
+            (
+                one.address,
+                Arc::clone(&one.workload),
+                one.workload.capacity,
+            )
+        })
         .collect();
     (!straight.is_empty()).then(|| Spread {
         service: Arc::clone(service),

@@ -46,7 +46,8 @@ pub(crate) fn choose(
     towards: &Towards<'_>,
     (policy, wish): (Arc<TrafficPolicy>, Wish),
 ) -> Result<Endpoints, Refusal> {
-    let candidates = route::candidates(snapshot, source, towards);
+    let nearness = policy.nearness.as_ref();
+    let candidates = route::candidates(snapshot, source, towards, nearness);
     if candidates.is_empty() {
         return Err(Refusal::NoHealthyUpstream);
     }

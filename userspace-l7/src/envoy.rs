@@ -169,6 +169,19 @@ pub(crate) struct OkHttpResponse {
     pub(crate) headers_to_remove: Vec<String>,
     #[prost(message, repeated, tag = "6")]
     pub(crate) response_headers_to_add: Vec<HeaderValueOption>,
+    #[prost(message, repeated, tag = "7")]
+    pub(crate) query_parameters_to_set: Vec<QueryParameter>,
+    #[prost(string, repeated, tag = "8")]
+    pub(crate) query_parameters_to_remove: Vec<String>,
+}
+
+/// `envoy.config.core.v3.QueryParameter`.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct QueryParameter {
+    #[prost(string, tag = "1")]
+    pub(crate) key: String,
+    #[prost(string, tag = "2")]
+    pub(crate) value: String,
 }
 
 /// `envoy.config.core.v3.HeaderValueOption`.

@@ -115,6 +115,9 @@ impl Hub {
         &self,
         uid: &WorkloadUid,
     ) -> Result<Arc<Workload>, UnknownWorkload> {
+        if let Some(known) = self.snapshot.borrow().workloads.get(uid) {
+            return Ok(Arc::clone(known));
+        }
         let mut changes = self.snapshot.subscribe();
         let known = changes.wait_for(|snapshot| snapshot.workloads.contains_key(uid));
         let waited = tokio::time::timeout(WORKLOAD_WAIT, known).await;

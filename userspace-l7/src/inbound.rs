@@ -1,5 +1,6 @@
 //! L6: the journey of a connection to a local pod: prove who comes, judge it, hand it to the application.
 
+mod carriage;
 mod claim;
 mod demands;
 mod destination;
@@ -15,20 +16,19 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::connections::{Carriage, Claim, Direction, LiveConnection, Tracked, WorkloadGone};
-use crate::dormant::Dormant;
-use crate::hbone::{self, Authority, Baggage, Cause, ConnectResponse, ErrorCode, Incoming};
-use crate::http;
+use crate::hbone::{self, Authority, Baggage, Cause, ConnectResponse, Incoming};
 use crate::hub::{Hub, UnknownWorkload};
-use crate::model::{Snapshot, SpiffeId, Workload};
+use crate::model::{SpiffeId, Workload};
 use crate::pod::{Family, Pod};
 use crate::policy::http::HttpDenial;
 use crate::policy::{Allowed, Denial};
-use crate::relay::{self, Application, Far, Local, Pass};
-use crate::ring::{RecvBuf, Tcp};
-use crate::telemetry::{Flow, OpenFlow, Reporter, ResponseFlags, Security};
+use crate::relay::Far;
+use crate::ring::Tcp;
+use crate::telemetry::{Reporter, ResponseFlags};
 use crate::tls;
 use crate::waypoint;
 
+use carriage::{carry, fulfil};
 use demands::{Demanded, Protocol};
 
 /// Time that the application has to accept. It is on this node, so no answer means a full backlog.
@@ -153,7 +153,7 @@ pub(crate) async fn serve_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) {
         Ok((admitted, Some(demands))) => {
             fulfil(hub, pod, caller, (admitted, demands), Far::Plain(client)).await;
         }
-        Ok((admitted, None)) => carry(hub, caller, admitted, Far::Plain(client)).await,
+        Ok((admitted, None)) => carry(hub, &caller, admitted, Far::Plain(client)).await,
         Err(error) => {
             refuse(hub, &caller, &error);
             client.abort();
@@ -264,7 +264,8 @@ async fn front(
             let baggage = Some(Baggage::of(&workload));
             let stream = incoming.accept(&ConnectResponse::accepted(baggage));
             let asker = (source, identity);
-            waypoint::serve_another(hub, pod, workload, asker, (fronted, stream)).await;
+            let served = waypoint::serve_another(hub, pod, workload, asker, (fronted, stream));
+            Box::pin(served).await;
         }
         Err(unserved) => {
             let caller = Caller {
@@ -280,88 +281,6 @@ async fn front(
         }
     }
     None
-}
-
-/// Carries an admitted connection: as bytes, or as requests that are judged one by one.
-async fn fulfil(
-    hub: &Rc<Hub>,
-    pod: &Pod,
-    caller: Caller,
-    (admitted, demands): (Admitted, Demanded),
-    mut far: Far,
-) {
-    let protocol = match demands.protocol() {
-        Protocol::Bytes => return carry(hub, caller, admitted, far).await,
-        Protocol::Requests(protocol) => protocol,
-    };
-    let (version, early) = http::listen(async || receive(&mut far).await, protocol).await;
-    let Some(version) = version else {
-        let judged = demands.judge_bytes(&hub.snapshot(), &caller, admitted.to);
-        if let Err(error) = judged {
-            refuse(hub, &caller, &error);
-            return give_up(far);
-        }
-        return carry_after(hub, caller, admitted, early, far).await;
-    };
-    let Admitted {
-        workload,
-        pass,
-        tracked,
-        app,
-        to,
-    } = admitted;
-    let flow = flow_of(&hub.snapshot(), &caller, Arc::clone(&workload), to);
-    let flow = Rc::new(hub.metrics.open(flow));
-    let exchange = requests::Exchange {
-        hub: Rc::clone(hub),
-        pod: pod.clone(),
-        workload,
-        client: caller.address,
-        identity: caller.identity,
-        to,
-        called: demands.called,
-        _pass: pass,
-    };
-    let wire = match far {
-        Far::Plain(tcp) => http::Wire::tcp(tcp, early),
-        Far::Tunnel(stream) => http::Wire::tunnel(stream, early),
-    };
-    let served = requests::serve(exchange, wire, version, app, Rc::clone(&flow));
-    tokio::select! {
-        served = served => {
-            if let Err(error) = served {
-                debug!(%error, "requests ended");
-            }
-            close(flow, relay::Ending::Complete);
-        }
-        denial = Dormant::new(tracked.refused()) => close(flow, relay::Ending::Refused(denial)),
-    }
-}
-
-/// The next bytes of a client; empty at their end.
-async fn receive(far: &mut Far) -> io::Result<RecvBuf> {
-    match far {
-        Far::Plain(tcp) => tcp.recv().await,
-        Far::Tunnel(stream) => {
-            let received = stream.recv().await.map_err(io::Error::from)?;
-            Ok(RecvBuf::from(received.unwrap_or_default()))
-        }
-    }
-}
-
-/// Lets a client see that its connection has failed.
-fn give_up(far: Far) {
-    match far {
-        Far::Plain(tcp) => tcp.abort(),
-        Far::Tunnel(stream) => stream.reset(ErrorCode::CONNECT_ERROR),
-    }
-}
-
-/// Settles an account that the connection's parts share; all of them are gone with the connection.
-fn close(flow: Rc<OpenFlow>, ending: relay::Ending) {
-    if let Some(flow) = Rc::into_inner(flow) {
-        ending.settle(flow);
-    }
 }
 
 /// Judges the caller and reaches the application. The connection is registered before it is judged, so a
@@ -413,64 +332,6 @@ async fn admit(
         app,
         to,
     })
-}
-
-async fn carry(hub: &Rc<Hub>, caller: Caller, admitted: Admitted, far: Far) {
-    let Admitted {
-        workload,
-        pass,
-        tracked,
-        app,
-        to,
-    } = admitted;
-    let snapshot = hub.snapshot();
-    let flow = hub.metrics.open(flow_of(&snapshot, &caller, workload, to));
-    let local = Local {
-        application: Application::Server,
-        tcp: &app,
-        early: RecvBuf::default(),
-    };
-    let ending = relay::run(Pass::Judged(pass), local, far, &flow, tracked.refused()).await;
-    ending.settle(flow);
-}
-
-/// As [`carry`], with bytes that the client has sent already.
-async fn carry_after(hub: &Rc<Hub>, caller: Caller, admitted: Admitted, early: RecvBuf, far: Far) {
-    if !early.is_empty() {
-        let (sent, _early) = admitted.app.send(early).await;
-        if let Err(source) = sent {
-            let to = admitted.to;
-            refuse(hub, &caller, &InboundError::Application { to, source });
-            return give_up(far);
-        }
-    }
-    carry(hub, caller, admitted, far).await;
-}
-
-fn flow_of(snapshot: &Snapshot, caller: &Caller, workload: Arc<Workload>, to: SocketAddr) -> Flow {
-    let authenticated = caller.identity.is_some();
-    let named = caller.service.as_deref();
-    let service = named.and_then(|name| snapshot.service_named(name, &workload.namespace));
-    // A name that does not select this workload would let a caller write into another service's metrics.
-    let service = service
-        .filter(|service| workload.services.contains(&service.key))
-        .map(Arc::clone);
-    Flow {
-        reporter: Reporter::Destination,
-        source: snapshot.workload_at(caller.address.ip()).map(Arc::clone),
-        source_identity: caller.identity.clone(),
-        destination_identity: authenticated.then(|| workload.identity()),
-        destination: Some(workload),
-        service,
-        source_address: caller.address,
-        destination_address: caller.arrived_at,
-        hbone_target: authenticated.then(|| to.to_string()),
-        security: if authenticated {
-            Security::MutualTls
-        } else {
-            Security::Unknown
-        },
-    }
 }
 
 fn refuse(hub: &Hub, caller: &Caller, error: &InboundError) {

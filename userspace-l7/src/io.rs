@@ -79,27 +79,29 @@ impl<C: SendBuf> Sink<C> for TcpSink {
 }
 
 /// Carries one direction to its end, telling `count` the size of each chunk once it is on its way.
-pub(crate) async fn carry<S, K>(mut from: S, mut to: K, count: impl Fn(u64)) -> io::Result<()>
+///
+/// A block and not an `async fn`, whose future would hold what it was given twice.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "the size of the future, which every connection has two of"
+)]
+pub(crate) fn carry<S, K>(
+    mut from: S,
+    mut to: K,
+    count: impl Fn(u64),
+) -> impl Future<Output = io::Result<()>>
 where
     S: Source,
     K: Sink<S::Chunk>,
 {
-    while let Some(chunk) = from.next().await? {
-        let size = chunk.as_ref().len() as u64;
-        to.put(chunk).await?;
-        count(size);
+    async move {
+        while let Some(chunk) = from.next().await? {
+            let size = chunk.as_ref().len() as u64;
+            to.put(chunk).await?;
+            count(size);
+        }
+        to.finish().await
     }
-    to.finish().await
-}
-
-/// Carries both directions at once, each to its own end: a half-closed connection stays useful. The first
-/// error ends both; the caller then aborts both connections, so that no application mistakes a cut for an
-/// orderly end.
-pub(crate) async fn carry_both(
-    one: impl Future<Output = io::Result<()>>,
-    other: impl Future<Output = io::Result<()>>,
-) -> io::Result<()> {
-    tokio::try_join!(one, other).map(|_both| ())
 }
 
 /// Whether an error is only the peer's way of ending a connection: applications that are done often reset

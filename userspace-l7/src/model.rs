@@ -8,6 +8,7 @@ mod http_route;
 mod identity;
 mod jwt;
 mod layer7;
+mod nearness;
 mod policy;
 mod rate_limit;
 mod request_head;
@@ -34,6 +35,9 @@ pub use jwt::{JwksSource, JwtKeys, JwtLocation, JwtRule};
 pub use layer7::{
     CanaryLayer7, Demands, PortLayer7, PortRoutes, ServiceLayer7, ServicesLayer7, Side,
     WaypointKey, WorkloadLayer7,
+};
+pub use nearness::{
+    LocalityPattern, LocalityShares, Nearness, PriorityLabel, Tiering, TopologyLabel,
 };
 pub use policy::{
     Action, AuthorizationPolicy, Clause, Match, PolicyKey, Rule, Scope, ServiceAccountMatch,

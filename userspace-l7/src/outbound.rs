@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -182,13 +183,15 @@ pub(crate) async fn reach(
                 (source, dialled.port()),
             )
         };
-        let reached = dial::reach(hub, pod, &workload, target, request);
         let is_strange = plan.service.is_none() && target.workload.is_none();
-        let answered = tokio::select! {
-            biased;
-            answered = in_time(endpoints.as_ref(), reached) => answered,
-            () = becomes_known(hub, &workload, dialled.ip()), if is_strange => {
-                return Err(OutboundError::Outdated);
+        let answered = {
+            let reached = pin!(dial::reach(hub, pod, &workload, target, request));
+            tokio::select! {
+                biased;
+                answered = in_time(endpoints.as_ref(), reached) => answered,
+                () = becomes_known(hub, &workload, dialled.ip()), if is_strange => {
+                    return Err(OutboundError::Outdated);
+                }
             }
         };
         if let (Some(endpoints), Some(outcome)) = (&endpoints, outcome(&answered)) {
@@ -283,7 +286,7 @@ fn outcome(answered: &Result<Far, OutboundError>) -> Option<Outcome> {
 /// A target that answers within the policy's time.
 async fn in_time(
     endpoints: Option<&Endpoints>,
-    reached: impl Future<Output = Result<Far, DialError>>,
+    reached: Pin<&mut impl Future<Output = Result<Far, DialError>>>,
 ) -> Result<Far, OutboundError> {
     match endpoints.and_then(|endpoints| endpoints.policy.connect_timeout) {
         None => Ok(reached.await?),
@@ -316,19 +319,19 @@ fn request(
 ///
 /// # Cancel safety
 /// Dropping the future closes the connection as a reset.
-pub(crate) async fn carry(
+pub(crate) fn carry(
     hub: &Rc<Hub>,
     pod: &Pod,
     (app, early): (Tcp, RecvBuf),
     reached: Reached,
-) {
+) -> impl Future<Output = ()> + use<> {
     let Reached {
         ends: (source, dialled),
         workload,
         plan,
         target,
         far,
-        held: _held,
+        held,
     } = reached;
     let server = target.workload.as_ref().map(|workload| workload.identity());
     let (carriage, next_hop, authenticated) = match &target.transport {
@@ -367,11 +370,14 @@ pub(crate) async fn carry(
             Security::Unknown
         },
     });
-    let local = Local {
-        application: Application::Client,
-        tcp: &app,
-        early,
-    };
-    let ending = relay::run(Pass::JudgedElsewhere, local, far, &flow, tracked.refused()).await;
-    ending.settle(flow);
+    async move {
+        let local = Local {
+            application: Application::Client,
+            tcp: &app,
+            early,
+        };
+        let ending = relay::run(Pass::JudgedElsewhere, local, far, &flow, tracked.refused()).await;
+        ending.settle(flow);
+        drop(held);
+    }
 }

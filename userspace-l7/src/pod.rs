@@ -3,8 +3,11 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
+use pin_project_lite::pin_project;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 use tracing::debug;
@@ -120,14 +123,36 @@ pub(crate) enum Phase {
 }
 
 /// Runs a task of a pod until the pod ends.
-pub(crate) async fn until_ended(
+pub(crate) fn until_ended(
     mut phase: watch::Receiver<Phase>,
     travel: impl Future<Output = ()>,
-) {
-    let ended = Dormant::new(phase.wait_for(|phase| *phase == Phase::Ended));
-    tokio::select! {
-        () = travel => {}
-        _ended = ended => debug!("ended with its pod"),
+) -> impl Future<Output = ()> {
+    let ended = Dormant::new(async move {
+        // Whoever tells the phases is gone when the pod is.
+        let _gone = phase.wait_for(|phase| *phase == Phase::Ended).await;
+    });
+    UntilEnded { travel, ended }
+}
+
+pin_project! {
+    /// A struct, since the future of an `async fn` holds what it was given twice: as it came, and where it is awaited.
+    struct UntilEnded<F, E> {
+        #[pin]
+        travel: F,
+        ended: Dormant<E>,
+    }
+}
+
+impl<F: Future<Output = ()>, E: Future<Output = ()>> Future for UntilEnded<F, E> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.travel.poll(cx).is_pending() {
+            ready!(Pin::new(this.ended).poll(cx));
+            debug!("ended with its pod");
+        }
+        Poll::Ready(())
     }
 }
 

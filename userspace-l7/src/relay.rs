@@ -4,7 +4,7 @@ use std::io;
 
 use crate::dormant::Dormant;
 use crate::hbone::Stream;
-use crate::io::{Preceded, TcpSink, TcpSource, carry, carry_both, is_ordinary_end};
+use crate::io::{Preceded, TcpSink, TcpSource, carry, is_ordinary_end};
 use crate::policy::{Allowed, Denial};
 use crate::ring::{RecvBuf, Tcp};
 use crate::telemetry::{OpenFlow, Outcome, ResponseFlags};
@@ -75,63 +75,67 @@ pub(crate) enum Pass {
     JudgedElsewhere,
 }
 
-/// Carries both directions until each has ended, an error, or `refused` resolves. Anything but an orderly end
-/// reaches both sides as a reset: a cut must never look like the end of the data.
+/// Carries both directions until each has ended, for a half-closed connection stays useful, or until an error, or until
+/// `refused` resolves. Anything but an orderly end reaches both sides as a reset: a cut must never look like the end of
+/// the data.
 ///
 /// # Cancel safety
 /// Dropping the future resets both sides, as does the death of the process.
-pub(crate) async fn run(
+pub(crate) fn run<'a>(
     _pass: Pass,
-    local: Local<'_>,
+    local: Local<'a>,
     far: Far,
-    flow: &OpenFlow,
-    refused: impl Future<Output = Denial>,
-) -> Ending {
+    flow: &'a OpenFlow,
+    refused: impl Future<Output = Denial> + 'a,
+) -> impl Future<Output = Ending> + 'a {
     let Local {
         application,
         tcp: app,
         early,
     } = local;
-    app.reset_when_dropped(true);
-    let from_app = |bytes| match application {
-        Application::Client => flow.to_server(bytes),
-        Application::Server => flow.to_client(bytes),
-    };
-    let from_far = |bytes| match application {
-        Application::Client => flow.to_client(bytes),
-        Application::Server => flow.to_server(bytes),
-    };
     let (reader, writer) = (Preceded::new(early, app.clone()), TcpSink(app.clone()));
-    let carried = async {
-        match far {
-            Far::Plain(tcp) => {
-                tcp.reset_when_dropped(true);
-                let up = carry(reader, TcpSink(tcp.clone()), from_app);
-                let down = carry(TcpSource(tcp.clone()), writer, from_far);
-                carry_both(up, down).await?;
-                tcp.reset_when_dropped(false);
+    let refused = Dormant::new(refused);
+    async move {
+        app.reset_when_dropped(true);
+        let from_app = |bytes| match application {
+            Application::Client => flow.to_server(bytes),
+            Application::Server => flow.to_client(bytes),
+        };
+        let from_far = |bytes| match application {
+            Application::Client => flow.to_client(bytes),
+            Application::Server => flow.to_server(bytes),
+        };
+        let carried = async {
+            match far {
+                Far::Plain(tcp) => {
+                    tcp.reset_when_dropped(true);
+                    let up = carry(reader, TcpSink(tcp.clone()), from_app);
+                    let down = carry(TcpSource(tcp.clone()), writer, from_far);
+                    tokio::try_join!(up, down)?;
+                    tcp.reset_when_dropped(false);
+                }
+                Far::Tunnel(stream) => {
+                    let (source, sink) = stream.split();
+                    let up = carry(reader, sink, from_app);
+                    let down = carry(source, writer, from_far);
+                    tokio::try_join!(up, down)?;
+                }
             }
-            Far::Tunnel(stream) => {
-                let (source, sink) = stream.split();
-                let up = carry(reader, sink, from_app);
-                let down = carry(source, writer, from_far);
-                carry_both(up, down).await?;
+            Ok(())
+        };
+        let ended = tokio::select! {
+            carried = carried => carried.map_err(Ending::of_error),
+            denial = refused => Err(Ending::Refused(denial)),
+        };
+        match ended {
+            Ok(()) => {
+                app.reset_when_dropped(false);
+                Ending::Complete
             }
-        }
-        Ok(())
-    };
-    let ended = tokio::select! {
-        carried = carried => carried.map_err(Ending::of_error),
-        denial = Dormant::new(refused) => Err(Ending::Refused(denial)),
-    };
-    match ended {
-        Ok(()) => {
-            app.reset_when_dropped(false);
-            Ending::Complete
-        }
-        Err(ending) => {
-            app.abort();
-            ending
+            Err(ending) => {
+                app.abort();
+                ending
+            }
         }
     }
 }

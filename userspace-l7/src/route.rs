@@ -5,6 +5,7 @@ mod balance;
 pub mod breaker;
 mod foreign;
 pub mod http;
+pub(crate) mod locality;
 pub mod outlier;
 pub mod rate_limit;
 pub mod spread;
@@ -213,7 +214,7 @@ pub fn targets(
     served: &[SocketAddr],
     choose: &mut Choose<'_>,
 ) -> Result<SmallVec<[Target; MAX_ATTEMPTS]>, Refusal> {
-    let mut candidates = candidates(snapshot, source, towards);
+    let mut candidates = candidates(snapshot, source, towards, None);
     let is_served = |one: &mut Candidate| served.contains(&one.address);
     let last: Vec<_> = candidates.extract_if(.., is_served).collect();
     let mut chosen = balance::draw(candidates, choose);

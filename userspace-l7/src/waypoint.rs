@@ -62,7 +62,9 @@ pub(crate) async fn welcome(
     let Some((service, protocol)) = addressed(hub, &workload, dialled) else {
         return Welcome::Opaque(app, RecvBuf::default());
     };
-    let (version, early) = match http::listen(async || app.recv().await, protocol).await {
+    // On the heap, for most connections never come here and their tasks have no room to give.
+    let listening = Box::pin(http::listen(async || app.recv().await, protocol));
+    let (version, early) = match listening.await {
         (Some(version), early) => (version, early),
         (None, early) => return Welcome::Opaque(app, early),
     };
@@ -85,7 +87,7 @@ pub(crate) async fn welcome(
         dialled,
         recorded,
     };
-    serve(client, version, Wire::tcp(app, early)).await;
+    Box::pin(serve(client, version, Wire::tcp(app, early))).await;
     Welcome::Served
 }
 

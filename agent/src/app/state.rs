@@ -10,11 +10,11 @@ use userspace_l7::key_sets::KeySets;
 use userspace_l7::model::Snapshot;
 use userspace_l7::ring::Backend;
 use userspace_l7::telemetry::Reporter;
-use userspace_l7::worker::{Carriage, Direction, Worker};
+use userspace_l7::worker::{self, Direction, Worker};
 
 use crate::admin::{
-    AdminState, AgentStatus, BoxFuture, CertificateEntry, CertificateState, CertificateStatus,
-    KeySetStatus, LiveConnection, ManifestProblem, Released,
+    AdminState, AgentStatus, BoxFuture, Carriage, CertificateEntry, CertificateState,
+    CertificateStatus, KeySetStatus, LiveConnection, ManifestProblem, Released,
 };
 use crate::config::AgentArgs;
 use crate::direct::Direct;
@@ -249,7 +249,7 @@ fn certificate(svid: &SvidStatus) -> CertificateStatus {
     }
 }
 
-fn connection(live: userspace_l7::worker::LiveConnection) -> LiveConnection {
+fn connection(live: worker::LiveConnection) -> LiveConnection {
     LiveConnection {
         workload_uid: live.workload.to_string(),
         reporter: match live.direction {
@@ -260,6 +260,9 @@ fn connection(live: userspace_l7::worker::LiveConnection) -> LiveConnection {
         original_destination: live.original_destination,
         service: live.service,
         actual_destination: live.destination,
-        hbone: live.carriage == Carriage::Hbone,
+        carriage: match live.carriage {
+            worker::Carriage::Hbone => Carriage::Hbone,
+            worker::Carriage::Tcp => Carriage::Tcp,
+        },
     }
 }

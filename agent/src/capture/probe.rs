@@ -11,6 +11,7 @@ use nix::sys::socket::{
 };
 
 use super::{
+    btf::TcpOffsets,
     control::find_cgroup2,
     netns,
     programs::{
@@ -68,6 +69,15 @@ pub(crate) fn sk_lookup() -> Result<(), Reason> {
 pub(crate) fn set_retval() -> Result<(), Reason> {
     if !programs::probe_variant()?.has_set_retval {
         return Err("bpf_set_retval is missing".into());
+    }
+    Ok(())
+}
+
+/// What a connection between two pods has carried.
+pub(crate) fn tcp_byte_counts() -> Result<(), Reason> {
+    TcpOffsets::of_kernel()?;
+    if programs::probe_variant()?.tcp.is_none() {
+        return Err("the programs that read them are not accepted".into());
     }
     Ok(())
 }

@@ -89,8 +89,8 @@ pub(crate) fn destroy_flows<'a>(
         match destroy(&socket, family, &id) {
             Ok(()) => ended += 1,
             // Ended by itself meanwhile, or the kernel cannot end sockets of this kind.
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => {
+            }
             Err(error) => return Err(error),
         }
     }

@@ -14,6 +14,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use culvert_ebpf::{Address, FlowEntry, SOCKET_LEG, SOCKET_OWN, SocketNote};
@@ -28,11 +29,16 @@ use super::{
     sock_diag::{self, Carried},
 };
 
-/// Sockets made at once: enough that entering the namespace (some 50 microseconds with the thread)
+/// Sockets made at once: enough that entering the namespace (some 50 microseconds with its threads)
 /// disappears beside the connections themselves, few enough to keep for every idle pod.
 const BATCH: usize = 32;
-/// At this stock the next batch is made in the background.
-const LOW_STOCK: usize = 8;
+/// Made at once for a pod that used a batch up within [`SOON`]: each batch costs two threads, which at
+/// thousands of connections a second is felt.
+const LARGE_BATCH: usize = 128;
+/// See [`LARGE_BATCH`].
+const SOON: Duration = Duration::from_millis(100);
+/// At this part of a batch the next one is made in the background.
+const LOW_STOCK_PART: usize = 4;
 
 /// The sockets of one pod. Shared by all workers.
 #[derive(Debug)]
@@ -47,8 +53,16 @@ pub(crate) struct Sockets {
 
 #[derive(Debug, Default)]
 struct Stock {
-    sockets: Mutex<Vec<OwnedFd>>,
+    shelf: Mutex<Shelf>,
     refilling: AtomicBool,
+}
+
+/// What is in stock, and when it was filled last.
+#[derive(Debug, Default)]
+struct Shelf {
+    sockets: Vec<OwnedFd>,
+    filled: Option<Instant>,
+    batch: usize,
 }
 
 impl Sockets {
@@ -72,11 +86,11 @@ impl Sockets {
         if let Some(socket) = self.take(family) {
             return Ok(socket);
         }
-        let mut batch = self.make(family)?;
+        let mut batch = self.make(family, BATCH)?;
         let socket = batch
             .pop()
             .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        self.stock(family).lock().append(&mut batch);
+        self.stock(family).lock().put(batch);
         Ok(socket)
     }
 
@@ -205,20 +219,19 @@ impl Sockets {
     }
 
     fn take(&self, family: Family) -> Option<OwnedFd> {
-        let stock = self.stock(family);
-        let (socket, left) = {
-            let mut sockets = stock.lock();
-            (sockets.pop(), sockets.len())
+        let (socket, wanted) = {
+            let mut stock = self.stock(family).lock();
+            (stock.sockets.pop(), stock.wants(Instant::now()))
         };
-        if socket.is_some() && left <= LOW_STOCK {
-            self.refill(family);
+        if let Some(count) = wanted.filter(|_| socket.is_some()) {
+            self.refill(family, count);
         }
         socket
     }
 
     /// Makes a batch in the background, unless one is being made. If that fails, nothing is lost: the
     /// connection that finds the stock empty tries for itself and reports the error.
-    fn refill(&self, family: Family) {
+    fn refill(&self, family: Family, count: usize) {
         if self.stock(family).refilling.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -226,8 +239,8 @@ impl Sockets {
             return;
         };
         let work = move || {
-            if let Ok(mut batch) = this.make(family) {
-                this.stock(family).lock().append(&mut batch);
+            if let Ok(batch) = this.make(family, count) {
+                this.stock(family).lock().put(batch);
             }
             this.stock(family).refilling.store(false, Ordering::Release);
         };
@@ -240,9 +253,9 @@ impl Sockets {
         }
     }
 
-    fn make(&self, family: Family) -> io::Result<Vec<OwnedFd>> {
+    fn make(&self, family: Family, count: usize) -> io::Result<Vec<OwnedFd>> {
         let batch = self.netns.run(|| {
-            (0..BATCH)
+            (0..count)
                 .map(|_| open(family, SockType::Stream))
                 .collect::<io::Result<Vec<_>>>()
         })??;
@@ -262,8 +275,28 @@ impl Sockets {
 
 impl Stock {
     /// Nothing panics while holding the lock, and the stock would be whole even so.
-    fn lock(&self) -> MutexGuard<'_, Vec<OwnedFd>> {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shelf {
+    fn put(&mut self, batch: Vec<OwnedFd>) {
+        self.batch = batch.len();
+        self.filled = Some(Instant::now());
+        self.sockets.extend(batch);
+    }
+
+    /// How many sockets should be made now, if any.
+    fn wants(&self, now: Instant) -> Option<usize> {
+        let is_low = self.sockets.len() <= self.batch / LOW_STOCK_PART;
+        let soon = |filled| now.duration_since(filled) < SOON;
+        let count = if self.filled.is_some_and(soon) {
+            LARGE_BATCH
+        } else {
+            BATCH
+        };
+        is_low.then_some(count)
     }
 }
 
@@ -284,4 +317,35 @@ fn open(family: Family, kind: SockType) -> io::Result<OwnedFd> {
     };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socket(family, kind, flags, None)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+
+    use super::{BATCH, LARGE_BATCH, SOON, Shelf};
+
+    #[test]
+    fn a_pod_in_a_hurry_gets_more_sockets_at_once() {
+        let batch = |count| -> Vec<OwnedFd> {
+            let any = || File::open("/dev/null").unwrap().into();
+            std::iter::repeat_with(any).take(count).collect()
+        };
+        let mut shelf = Shelf::default();
+        shelf.put(batch(BATCH));
+        let filled = shelf.filled.unwrap();
+        shelf.sockets.truncate(BATCH / 4 + 1);
+        assert_eq!(shelf.wants(filled), None, "there is enough");
+        shelf.sockets.pop();
+        assert_eq!(shelf.wants(filled + SOON), Some(BATCH));
+        assert_eq!(shelf.wants(filled + SOON / 2), Some(LARGE_BATCH));
+        shelf.put(batch(LARGE_BATCH));
+        shelf.sockets.truncate(LARGE_BATCH / 4);
+        assert_eq!(
+            shelf.wants(shelf.filled.unwrap() + SOON),
+            Some(BATCH),
+            "the hurry is over"
+        );
+    }
 }

@@ -355,12 +355,11 @@ impl<K: Pod, V: Pod> Table<K, V> {
                 },
             };
             let read = (attr.count as usize).min(room);
-            // SAFETY: the kernel has written `count` keys and values, of the map's sizes, which `open` found to be
-            // those of `K` and `V`; both have room for so many, and every bit pattern is a value.
-            unsafe {
-                keys.set_len(read);
-                values.set_len(read);
-            }
+            // SAFETY: the kernel has written `count` keys of the map's size, which `open` found to be that of `K`;
+            // there is room for so many, and every bit pattern is a key.
+            unsafe { keys.set_len(read) };
+            // SAFETY: as many values, likewise.
+            unsafe { values.set_len(read) };
             all.extend(keys.into_iter().zip(values));
             if is_last {
                 return Ok(all);

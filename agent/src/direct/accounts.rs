@@ -181,21 +181,17 @@ impl Accounts {
             let mut addresses = client.addresses.iter();
             addresses.find(|address| address.is_ipv4() == to.is_ipv4())
         });
-        let from = same_family.map_or(event.flow.client(), |address| (*address, 0).into());
+        let from = same_family.map_or_else(|| event.flow.client(), |address| (*address, 0).into());
         let entry = FlowEntry {
             client: from.ip().into(),
             ..event.flow
         };
-        match passage {
-            Some(Passage::Denied(denial)) => {
-                let said = format_args!("connection closed due to policy rejection: {denial}");
-                self.refuse_both(&entry, ResponseFlags::Deny, &said);
-            }
-            _ => {
-                let said = "connection closed due to policy rejection";
-                self.refuse_both(&entry, ResponseFlags::Deny, &said);
-            }
+        let mut said = "connection closed due to policy rejection".to_owned();
+        // Nothing to name if the policy has gone meanwhile.
+        if let Some(Passage::Denied(denial)) = passage {
+            said = format!("{said}: {denial}");
         }
+        self.refuse_both(&entry, ResponseFlags::Deny, &said);
     }
 
     /// Why a connection is being ended, for its last line.
@@ -283,7 +279,8 @@ impl Accounts {
             self.traffic
                 .add_untold(&flow, ended, (to_server, to_client));
         }
-        self.credit.retain(|_, credit| *credit != LostEntry::default());
+        self.credit
+            .retain(|_, credit| *credit != LostEntry::default());
     }
 
     /// The network namespaces in which accounts are open.

@@ -264,18 +264,18 @@ impl<S: Clone> Book<S> {
 
     /// What has become of all rulings. What is taken back comes first.
     fn rule_again(&mut self) -> Vec<Change> {
-        let mut changed = Vec::new();
+        let mut outdated = Vec::new();
         for (client, page) in &self.pages {
             for (to, before) in &page.rulings {
                 let now = self.ruling(*client, *to);
                 if now.as_ref() != Some(before) {
-                    changed.push((*client, *to, now));
+                    outdated.push((*client, *to, now));
                 }
             }
         }
         let mut changes = Vec::new();
         let mut fresh = Vec::new();
-        for (client, to, ruling) in changed {
+        for (client, to, ruling) in outdated {
             self.forget(client, to);
             changes.push(Change {
                 client,
@@ -335,14 +335,13 @@ impl<S: Clone> Book<S> {
     /// ends its connections, and so are those of a pod that the mesh forgets first, as it does while one terminates.
     pub(super) fn wrong(&self, flows: &[(u64, FlowEntry)]) -> Vec<Wrong<S>> {
         let ends = |flow: &FlowEntry| (flow.client(), flow.server());
-        let (clients, servers): (Vec<_>, Vec<_>) = flows
+        let is_client = |(_, flow): &&(u64, FlowEntry)| flow.end == FLOW_CLIENT;
+        let servers: HashMap<_, _> = flows
             .iter()
-            .partition(|(_, flow)| flow.end == FLOW_CLIENT);
-        let servers: HashMap<_, _> = servers
-            .into_iter()
+            .filter(|one| !is_client(one))
             .map(|(cookie, flow)| (ends(flow), (*cookie, *flow)))
             .collect();
-        let wrong = clients.into_iter().filter_map(|(cookie, flow)| {
+        let wrong = flows.iter().filter(is_client).filter_map(|(cookie, flow)| {
             let (client, server) = (
                 self.present(flow.client_netns)?,
                 self.present(flow.server_netns)?,

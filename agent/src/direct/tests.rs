@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use culvert_ebpf::{Address, FLOW_CLIENT, FLOW_SERVER, FlowEntry};
 use userspace_l7::model::{
-    Action, AuthorizationPolicy, Health, Locality, MeshSettings, NetworkMode, Peer, PolicyKey, Rule,
-    Scope, Snapshot, TrustDomain, TunnelProtocol, Workload, WorkloadUid,
+    Action, AuthorizationPolicy, Health, Locality, MeshSettings, NetworkMode, Peer, PolicyKey,
+    Rule, Scope, Snapshot, TrustDomain, TunnelProtocol, Workload, WorkloadUid,
 };
 
 use super::book::{Book, Change, End, Ruling, Wrong};
@@ -153,7 +153,11 @@ fn a_pod_that_leaves_or_wants_encryption_takes_its_rulings_with_it() {
     let taken_back = [change("10.0.0.2:80", None)];
     for name in ["client", "server"] {
         let mut book = ruled();
-        assert_eq!(book.dismiss(&uid(name), Instant::now()), taken_back, "{name}");
+        assert_eq!(
+            book.dismiss(&uid(name), Instant::now()),
+            taken_back,
+            "{name}"
+        );
         assert_eq!(book.len(), 0);
         let mut book = ruled();
         let netns = if name == "client" { CLIENT } else { SERVER };

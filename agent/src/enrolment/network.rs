@@ -48,12 +48,8 @@ impl PodSockets for Network {
             Answer::HostUnreachable => capture::Answer::HostUnreachable,
             Answer::NetworkUnreachable => capture::Answer::NetworkUnreachable,
         };
-        self.sockets.answer(
-            opening.source,
-            opening.dialled,
-            &opening.tcp_header,
-            answer,
-        )
+        self.sockets
+            .answer(opening.source, opening.dialled, &opening.tcp_header, answer)
     }
 
     fn hold_again(&self, dialled: SocketAddr) -> io::Result<()> {

@@ -1,6 +1,8 @@
 //! Untyped objects → typed ones, checked as Kubernetes and Istio check them on `kubectl apply`.
 
 mod layer7;
+mod typed;
+mod value;
 
 use std::sync::Arc;
 
@@ -10,12 +12,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use serde_path_to_error::Track;
 
 use super::authorization::AuthorizationPolicy;
 use super::endpoint_slice::EndpointSlice;
 use super::external::{ServiceEntry, WorkloadEntry, WorkloadEntrySpec};
-use super::field::{Faults, FieldError, FieldPath, Segment, at};
+use super::field::{Faults, FieldError, at};
 use super::kinds::{Classified, classify, is_cluster_wide, split_version};
 use super::mesh_config::CONFIG_MAP;
 use super::meta::{Interner, Labels, Meta};
@@ -25,6 +26,7 @@ use super::pod::Pod;
 use super::service::Service;
 use super::syntax::{is_dns_label, is_dns_name};
 use super::unheeded;
+use typed::typed;
 
 /// What became of an object that was read.
 #[derive(Clone, Debug, PartialEq)]
@@ -376,52 +378,4 @@ fn decode_metadata(
     }
     let read: Frame = typed(value, faults)?;
     Some(Arc::new(Meta::read(read.metadata, texts, faults)))
-}
-
-/// Reads a value as `T`, noting a wrong type and every field that `T` does not have.
-fn typed<T: DeserializeOwned>(value: Value, faults: &mut Faults) -> Option<T> {
-    let mut track = Track::new();
-    let mut unknown = Vec::new();
-    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
-    let read = serde_ignored::deserialize(tracked, |path| unknown.push(ignored_path(&path)));
-    for path in unknown {
-        // Whoever wrote the status or the managed fields was no person; a newer cluster may know more.
-        let machine_made =
-            path.starts_with("status") || path.0.get(1) == Some(&"managedFields".into());
-        if !machine_made {
-            faults.add(
-                path,
-                "is not a field of this kind: correct its name or remove it",
-            );
-        }
-    }
-    match read {
-        Ok(read) => Some(read),
-        Err(error) => {
-            let error: serde_json::Error = error;
-            faults.add(tracked_path(&track.path()), error.to_string());
-            None
-        }
-    }
-}
-
-fn ignored_path(path: &serde_ignored::Path<'_>) -> FieldPath {
-    use serde_ignored::Path;
-    match path {
-        Path::Root => at![],
-        Path::Seq { parent, index } => ignored_path(parent).join(*index),
-        Path::Map { parent, key } => ignored_path(parent).join(key.as_str()),
-        Path::Some { parent }
-        | Path::NewtypeStruct { parent }
-        | Path::NewtypeVariant { parent } => ignored_path(parent),
-    }
-}
-
-fn tracked_path(path: &serde_path_to_error::Path) -> FieldPath {
-    let segments = path.iter().filter_map(|segment| match segment {
-        serde_path_to_error::Segment::Seq { index } => Some(Segment::Index(*index)),
-        serde_path_to_error::Segment::Map { key } => Some(Segment::Key(key.clone())),
-        serde_path_to_error::Segment::Enum { .. } | serde_path_to_error::Segment::Unknown => None,
-    });
-    FieldPath(segments.collect())
 }

@@ -1,5 +1,7 @@
 //! DestinationRule as Istio defines it.
 
+mod locality;
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
@@ -10,6 +12,7 @@ use super::field::{Faults, FieldPath, at};
 use super::meta::Meta;
 use super::selector::WorkloadSelector;
 use super::syntax::read_port;
+pub use locality::{Distribute, Failover, LocalityLbSetting};
 
 /// A DestinationRule.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,7 +110,7 @@ pub struct PortSelector {
 pub struct LoadBalancer {
     pub simple: Option<SimpleBalancer>,
     pub consistent_hash: Option<ConsistentHash>,
-    pub locality_lb_setting: Option<Value>,
+    pub locality_lb_setting: Option<LocalityLbSetting>,
     pub warmup_duration_secs: Option<IstioDuration>,
     pub warmup: Option<Warmup>,
 }
@@ -302,6 +305,10 @@ fn check_groups(
     place: &FieldPath,
     faults: &mut Faults,
 ) {
+    if let Some(setting) = balancer.and_then(|balancer| balancer.locality_lb_setting.as_ref()) {
+        let place = place.join("loadBalancer").join("localityLbSetting");
+        setting.check(&place, faults);
+    }
     if let Some(hash) = balancer.and_then(|balancer| balancer.consistent_hash.as_ref()) {
         let place = place.join("loadBalancer").join("consistentHash");
         let keys = [

@@ -1,6 +1,6 @@
 //! Asking an external authorizer about one request.
 
-use ::http::request;
+use ::http::{Uri, request};
 
 use super::{Addressee, AskError, Asker};
 use crate::http::{self, Inflow, Refusal, Version};
@@ -74,7 +74,26 @@ pub(crate) async fn ask_authorizer(
         Err(error) => silent(asker, authorizer, &error)?,
     };
     changes.apply_to_request(&mut parts.headers);
+    if let Some(query) = changes.changed_query(parts.uri.query().unwrap_or_default()) {
+        change_query(&mut parts.uri, &query);
+    }
     Ok(changes.response)
+}
+
+/// Gives a target another query. One that no URI can have is left as it is: nothing in it is the client's.
+fn change_query(uri: &mut Uri, query: &str) {
+    let path = uri.path();
+    let target = match query {
+        "" => path.parse(),
+        query => format!("{path}?{query}").parse(),
+    };
+    let mut parts = uri.clone().into_parts();
+    if let Ok(target) = target {
+        parts.path_and_query = Some(target);
+        if let Ok(changed) = Uri::from_parts(parts) {
+            *uri = changed;
+        }
+    }
 }
 
 fn addressee(authorizer: &ExternalAuthorizer, version: Option<Version>) -> Addressee<'_> {

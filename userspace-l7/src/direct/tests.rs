@@ -236,7 +236,7 @@ fn a_policy_that_is_watched_or_asks_for_addresses_is_the_proxys() {
     }
 }
 
-/// A mesh with a service `shop` at 10.96.0.1 and fd96::1, which `near`, `far` and `heavy` serve.
+/// A mesh with a service `shop` at 10.96.0.1 and at `fd96::1`, which `near`, `far` and `heavy` serve.
 fn shop(change: impl FnOnce(&mut Service)) -> Snapshot {
     let mut mesh = mesh();
     let key = NamespacedHostname {
@@ -313,12 +313,12 @@ fn spreads(mesh: &Snapshot, dialled: &str) -> Option<(Vec<(String, u32)>, u32)> 
 #[test]
 fn a_services_endpoints_of_this_node_keep_their_weight() {
     let mesh = shop(|_| {});
-    let expected = vec![("10.0.0.2:8080".to_owned(), 1), ("10.0.0.4:8080".to_owned(), 3)];
+    let expected = vec![
+        ("10.0.0.2:8080".to_owned(), 1),
+        ("10.0.0.4:8080".to_owned(), 3),
+    ];
     assert_eq!(spreads(&mesh, "10.96.0.1:80"), Some((expected.clone(), 5)));
-    assert_eq!(
-        spreads(&mesh, "[::ffff:10.96.0.1]:80"),
-        Some((expected, 5))
-    );
+    assert_eq!(spreads(&mesh, "[::ffff:10.96.0.1]:80"), Some((expected, 5)));
     // `heavy` has no address of the family, and an application cannot change families under way.
     let expected = vec![("[fd00::2]:8080".to_owned(), 1)];
     assert_eq!(spreads(&mesh, "[fd96::1]:80"), Some((expected, 5)));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 
+use super::nearness::Nearness;
 use super::workload::WorkloadUid;
 
 /// What a DestinationRule says about one service.
@@ -58,6 +59,8 @@ pub struct TrafficPolicy {
     pub upgrade_to_http2: bool,
     /// How much a warming endpoint gets.
     pub warmup: Option<Warmup>,
+    /// How much it matters where an endpoint is.
+    pub nearness: Option<Nearness>,
 }
 
 /// Which endpoint takes a request.

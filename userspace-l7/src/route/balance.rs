@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{Choose, MAX_ATTEMPTS, Target, workload_target};
+use super::{Choose, MAX_ATTEMPTS, Target, locality, workload_target};
 use crate::model::{
-    Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancerMode, RoutingScope, Service, Snapshot,
-    Workload,
+    Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancerMode, Nearness, RoutingScope, Service,
+    Snapshot, Workload,
 };
 
 /// Whose endpoints are asked for.
@@ -29,6 +29,10 @@ pub struct Candidate {
     pub workload: Arc<Workload>,
     /// Where its application listens.
     pub address: SocketAddr,
+    /// Its part of what is sent to its tier: its capacity, if a policy says nothing else.
+    pub share: u32,
+    /// Who is nearer, 0 being the nearest. All the same if no policy tells them apart.
+    pub tier: u8,
 }
 
 impl Candidate {
@@ -38,8 +42,27 @@ impl Candidate {
     }
 }
 
-/// Endpoints that are ready, reachable on the port, and close enough to `source` for the service's scopes.
-pub fn candidates(snapshot: &Snapshot, source: &Workload, towards: &Towards<'_>) -> Vec<Candidate> {
+/// Endpoints that are ready, reachable on the port, and close enough to `source` for the service's scopes and the
+/// policy.
+pub fn candidates(
+    snapshot: &Snapshot,
+    source: &Workload,
+    towards: &Towards<'_>,
+    nearness: Option<&Nearness>,
+) -> Vec<Candidate> {
+    let mut found = within_scopes(snapshot, source, towards, nearness);
+    if let Some(nearness) = nearness {
+        locality::arrange(nearness, source, &mut found);
+    }
+    found
+}
+
+fn within_scopes(
+    snapshot: &Snapshot,
+    source: &Workload,
+    towards: &Towards<'_>,
+    nearness: Option<&Nearness>,
+) -> Vec<Candidate> {
     let service = towards.service;
     let members = match towards.subset {
         None => None,
@@ -56,7 +79,13 @@ pub fn candidates(snapshot: &Snapshot, source: &Workload, towards: &Towards<'_>)
         .filter(|endpoint| members.is_none_or(|members| members.contains(&endpoint.workload)))
         .filter_map(|endpoint| usable(snapshot, towards, endpoint));
     let scopes = &service.load_balancer.scopes;
+    let is_overruled = match nearness {
+        None => false,
+        Some(Nearness::Shares(_)) => true,
+        Some(Nearness::Tiers { is_explicit, .. }) => *is_explicit,
+    };
     match service.load_balancer.mode {
+        LoadBalancerMode::Failover if is_overruled => usable.collect(),
         LoadBalancerMode::Any | LoadBalancerMode::Passthrough => usable.collect(),
         LoadBalancerMode::Strict => usable
             .filter(|found| matched(scopes, source, &found.workload) == scopes.len())
@@ -84,6 +113,8 @@ fn usable(snapshot: &Snapshot, towards: &Towards<'_>, endpoint: &Endpoint) -> Op
     (workload.capacity > 0).then(|| Candidate {
         workload: Arc::clone(workload),
         address: SocketAddr::new(address, port),
+        share: workload.capacity,
+        tier: 0,
     })
 }
 

@@ -47,7 +47,7 @@ pub(super) fn plan(
         subset: None,
         address: SocketAddr::new(dialled.ip(), port),
     };
-    let chosen = balance::draw(candidates(snapshot, source, &towards), choose);
+    let chosen = balance::draw(candidates(snapshot, source, &towards, None), choose);
     let names = &waypoint.subject_alt_names;
     let targets = chosen.into_iter().map(|candidate| Target {
         destination: dialled,

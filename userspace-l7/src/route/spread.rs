@@ -22,6 +22,8 @@ pub struct Choice {
     pub weight: u32,
     /// Requests of this node that it is busy with.
     pub active: u32,
+    /// Who is nearer, 0 being the nearest.
+    pub tier: u8,
 }
 
 /// What one choice depends on besides the endpoints.

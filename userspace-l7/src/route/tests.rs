@@ -11,7 +11,7 @@ use crate::model::{
     Snapshot, TrustDomain, TunnelProtocol, WaypointReference, Workload, WorkloadUid,
 };
 
-fn workload(name: &str, address: &str) -> Workload {
+pub(super) fn workload(name: &str, address: &str) -> Workload {
     Workload {
         uid: WorkloadUid::new(format!("k//Pod/app/{name}")),
         name: name.into(),

@@ -10,8 +10,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use socket2::{Domain, Socket, Type};
 use smallvec::SmallVec;
+use socket2::{Domain, Socket, Type};
 use tokio::task::{JoinHandle, spawn_local};
 
 use super::application::{Talk, listen};

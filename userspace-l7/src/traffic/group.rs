@@ -15,7 +15,7 @@ use crate::model::{Balance, HashAlgorithm, TrafficPolicy, Warmup, WorkloadUid};
 use crate::route::breaker::{InUse, Permit};
 use crate::route::outlier::{Outcome, Outliers};
 use crate::route::spread::{self, Choice, ConsistentHash, Turn};
-use crate::route::{Candidate, Choose, MAX_ATTEMPTS};
+use crate::route::{Candidate, Choose, MAX_ATTEMPTS, locality};
 
 /// Tables of consistent hashes that are kept: one for each set of endpoints that clients of this node see, as
 /// different zones and ejections make different ones.
@@ -123,7 +123,8 @@ impl Group {
             .map(|(place, candidate)| {
                 let choice = Choice {
                     address: candidate.address,
-                    weight: candidate.workload.capacity,
+                    weight: candidate.share,
+                    tier: candidate.tier,
                     active: state.active.get(&candidate.address).map_or(0, |busy| *busy),
                 };
                 (place, choice)
@@ -148,24 +149,54 @@ impl Group {
             choice.weight = 0;
             place
         });
-        let table = match balance {
-            Balance::ConsistentHash { algorithm, .. } => wish
-                .hash
-                .map(|hash| (hash, self.table(*algorithm, &choices))),
+        let all = candidates.iter().map(|candidate| candidate.tier);
+        let well = choices.iter().map(|choice| choice.tier);
+        let tiers = locality::draw_tiers(all, well, choose);
+        let mut chosen: SmallVec<[usize; MAX_ATTEMPTS]> = preferred.into_iter().collect();
+        for tier in tiers {
+            let others = self.order_in(tier, balance, &mut choices, (number, wish.hash), choose);
+            chosen.extend(others.into_iter().filter(|place| Some(*place) != preferred));
+            let is_fixed = wish.hash.is_some() && matches!(balance, Balance::ConsistentHash { .. });
+            if chosen.len() >= MAX_ATTEMPTS || is_fixed && !chosen.is_empty() {
+                break;
+            }
+        }
+        chosen
+            .into_iter()
+            .take(MAX_ATTEMPTS)
+            .filter_map(|place| places.get(place).copied())
+            .collect()
+    }
+
+    /// The choices of one tier in the order to try them.
+    fn order_in(
+        &self,
+        tier: u8,
+        balance: &Balance,
+        choices: &mut [Choice],
+        (number, hash): (u64, Option<u64>),
+        choose: &mut Choose<'_>,
+    ) -> SmallVec<[usize; MAX_ATTEMPTS]> {
+        let table = match (balance, hash) {
+            (Balance::ConsistentHash { algorithm, .. }, Some(hash)) => {
+                let inside = choices.iter().filter(|choice| choice.tier == tier);
+                let endpoints = inside.map(|choice| choice.address).collect();
+                Some((hash, self.table(*algorithm, endpoints)))
+            }
             _ => None,
         };
         let turn = Turn {
             number,
             hash: table.as_ref().map(|(hash, table)| (*hash, &**table)),
         };
-        let others = spread::order(balance, &mut choices, turn, choose);
-        let chosen = preferred
-            .into_iter()
-            .chain(others.into_iter().filter(|place| Some(*place) != preferred));
-        chosen
-            .take(MAX_ATTEMPTS)
-            .filter_map(|place| places.get(place).copied())
-            .collect()
+        if choices.iter().all(|choice| choice.tier == tier) {
+            return spread::order(balance, choices, turn, choose);
+        }
+        let mut inside = choices.to_vec();
+        for choice in inside.iter_mut().filter(|choice| choice.tier != tier) {
+            choice.weight = 0;
+        }
+        spread::order(balance, &mut inside, turn, choose)
     }
 
     /// Counts a request at an endpoint until the guard is dropped.
@@ -234,8 +265,11 @@ impl Group {
         state.since.retain(|endpoint, _| exists(endpoint));
     }
 
-    fn table(&self, algorithm: HashAlgorithm, choices: &[Choice]) -> Arc<ConsistentHash> {
-        let mut endpoints: Vec<_> = choices.iter().map(|choice| choice.address).collect();
+    fn table(
+        &self,
+        algorithm: HashAlgorithm,
+        mut endpoints: Vec<SocketAddr>,
+    ) -> Arc<ConsistentHash> {
         endpoints.sort_unstable();
         let is_it = |kept: &Kept| kept.algorithm == algorithm && kept.endpoints == endpoints;
         let mut state = self.state();

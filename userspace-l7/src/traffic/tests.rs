@@ -50,6 +50,8 @@ fn candidate(number: u8) -> Candidate {
     Candidate {
         workload: Arc::new(workload),
         address,
+        share: 1,
+        tier: 0,
     }
 }
 

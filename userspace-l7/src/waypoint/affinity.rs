@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use ::http::header::{HeaderMap, HeaderName, HeaderValue, SET_COOKIE};
 use ::http::request;
 
+use crate::endpoints;
 use crate::http;
 use crate::model::{
     BackendTarget, Balance, HashKey, HttpRule, SessionCarrier, Snapshot, TrafficPolicy,
@@ -60,7 +61,9 @@ impl Affinity {
                 return false;
             };
             let towards = client.towards(service, *port, subset.as_ref());
-            let candidates = route::candidates(snapshot, &client.workload, &towards);
+            let policy = endpoints::policy(snapshot, &towards);
+            let nearness = policy.nearness.as_ref();
+            let candidates = route::candidates(snapshot, &client.workload, &towards, nearness);
             let mut addresses = candidates.iter().map(|candidate| candidate.address);
             backend.weight > 0 && addresses.any(|address| address == endpoint)
         };

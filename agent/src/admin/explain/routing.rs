@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use hyper::StatusCode;
 use userspace_l7::model::{
-    AppProtocol, BackendTarget, HttpAction, HttpRouteEntry, NamespacedHostname, PortLayer7,
-    PortRoutes, Service, ServiceLayer7, Snapshot, WaypointReference, WeightedBackend,
+    AppProtocol, BackendTarget, FaultAbort, HttpAction, HttpRouteEntry, NamespacedHostname,
+    PortLayer7, PortRoutes, Service, ServiceLayer7, Snapshot, WaypointReference, WeightedBackend,
 };
 use userspace_l7::route::{self, Refusal};
 
@@ -23,6 +23,8 @@ pub(super) struct Routing<'a> {
     pub(super) backends: Vec<Backend<'a>>,
     /// Set if no backend will be asked.
     pub(super) answered: Option<Expectation>,
+    /// A fault that answers before all else.
+    pub(super) abort: Option<&'a FaultAbort>,
 }
 
 /// Where a share of the requests goes.
@@ -64,6 +66,7 @@ pub(super) fn walk<'a>(inquiry: &Inquiry<'a>) -> Routing<'a> {
             foreign_backend(inquiry, service).unwrap_or_else(|| own_backend(service, dialled)),
         ],
         answered: None,
+        abort: None,
     };
     match port.map(|port| port.routes_for(&inquiry.client.namespace)) {
         Some(PortRoutes::Http(table)) if routing.is_http => {
@@ -238,6 +241,7 @@ fn nothing_matches(routing: &mut Routing<'_>, is_grpc: bool) {
 
 fn follow<'a>(routing: &mut Routing<'a>, inquiry: &Inquiry<'a>, entry: &'a HttpRouteEntry) {
     let rule = &*entry.rule;
+    routing.abort = rule.fault.as_ref().and_then(|fault| fault.abort.as_ref());
     let (outcome, answered) = match &rule.action {
         _ if !rule.is_usable => (
             "the rule is invalid".to_owned(),

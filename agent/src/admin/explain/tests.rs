@@ -3,16 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use hyper::StatusCode;
 use userspace_l7::key_sets::KeySets;
 use userspace_l7::model::{
-    Action, AppProtocol, AuthorizationPolicy, BackendTarget, Clause, Demands, ExternalAuthorizer,
-    ExternalAuthorizerProtocol, HeaderModifier, Health, HttpAction, HttpMatch, HttpPolicy,
-    HttpPolicyAction, HttpPolicyRule, HttpRouteEntry, HttpRouteTable, HttpRule, Match,
-    OperationMatch, PathMatch, PolicyKey, PortLayer7, PortRoutes, Redirect, RetryPolicy, Rule,
-    Scope, ServiceLayer7, Snapshot, SourceMatch, StringMatch, WaypointKey, WeightedBackend,
+    AbortAnswer, Action, AppProtocol, AuthorizationPolicy, BackendTarget, Clause, Demands,
+    ExternalAuthorizer, ExternalAuthorizerProtocol, FaultAbort, HeaderModifier, Health, HttpAction,
+    HttpMatch, HttpPolicy, HttpPolicyAction, HttpPolicyRule, HttpRouteEntry, HttpRouteTable,
+    HttpRule, Match, OperationMatch, PathMatch, PolicyKey, PortLayer7, PortRoutes, Redirect,
+    RetryPolicy, Rule, Scope, ServiceLayer7, Snapshot, SourceMatch, StringMatch, WaypointKey,
+    WeightedBackend,
 };
 
-use super::{Explanation, Question, Unanswerable, explain};
+use super::wording::unless_aborted;
+use super::{Expectation, Explanation, Question, Unanswerable, explain};
 use crate::admin::fixture::{add_service, add_workload, empty, endpoint, key, service, workload};
 use crate::admin::{PodState, PodStatus};
 
@@ -122,7 +125,7 @@ fn mesh(authorization: Vec<Arc<HttpPolicy>>) -> Snapshot {
                 hostname: Some("new.example.com".into()),
                 path: None,
                 port: None,
-                status: hyper::StatusCode::FOUND,
+                status: StatusCode::FOUND,
             }),
         ),
     ];
@@ -218,6 +221,48 @@ fn the_mesh_answers_where_no_backend_can() {
 }
 
 #[test]
+fn an_injected_fault_answers_before_all_else() {
+    let expected = |answer, per_million| {
+        let abort = FaultAbort {
+            answer,
+            per_million,
+        };
+        let expected = unless_aborted(&abort, Expectation::delivered("the application answers"));
+        (expected.status, expected.is_delivered, expected.why)
+    };
+    let teapot = AbortAnswer::Http(StatusCode::IM_A_TEAPOT);
+    let told = |status, is_delivered, why: &str| (status, is_delivered, why.to_owned());
+    assert_eq!(
+        expected(teapot, 1_000_000),
+        told(
+            Some(418),
+            false,
+            "an injected fault answers every request with 418 I'm a teapot"
+        )
+    );
+    assert_eq!(
+        expected(AbortAnswer::Grpc(14), 1_000_000),
+        told(
+            Some(200),
+            false,
+            "an injected fault answers every request with grpc-status 14"
+        )
+    );
+    assert_eq!(
+        expected(teapot, 125_000),
+        told(
+            None,
+            true,
+            "the application answers; an injected fault answers 12.5 % of requests with 418 I'm a teapot instead"
+        )
+    );
+    assert_eq!(
+        expected(teapot, 0),
+        told(None, true, "the application answers")
+    );
+}
+
+#[test]
 fn the_policy_and_the_rule_that_decide_are_named() {
     let curl = "cluster.local/ns/default/sa/curl";
     let mesh = mesh(vec![
@@ -255,7 +300,7 @@ fn a_policy_that_asks_says_whom() {
         protocol: ExternalAuthorizerProtocol::Grpc,
         timeout: std::time::Duration::from_secs(1),
         fail_open: false,
-        status_on_error: hyper::StatusCode::FORBIDDEN,
+        status_on_error: StatusCode::FORBIDDEN,
         body: None,
     };
     let query = "from=default/curl&to=reviews.bookinfo:80&path=/split";
@@ -345,6 +390,7 @@ fn whether_the_client_is_captured_is_said() {
         service_account: "curl".to_owned(),
         state: PodState::Pending,
         reason: Some("its network namespace is gone".to_owned()),
+        encrypted_within_node: false,
     };
     let capture = |pods: &[PodStatus]| {
         explain((&mesh, &KeySets::default()), pods, &question)

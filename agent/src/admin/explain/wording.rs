@@ -1,10 +1,13 @@
 //! Rules in words.
 
+use hyper::StatusCode;
 use userspace_l7::model::{
-    AbortAnswer, AppProtocol, BackendTarget, HeaderModifier, HttpMatch, HttpPolicy,
+    AbortAnswer, AppProtocol, BackendTarget, FaultAbort, HeaderModifier, HttpMatch, HttpPolicy,
     HttpPolicyAction, HttpRule, PathChange, PathMatch, TextMatch,
 };
 use userspace_l7::policy::http::HttpDenial;
+
+use super::Expectation;
 
 pub(in crate::admin) fn protocol(protocol: AppProtocol) -> &'static str {
     match protocol {
@@ -87,10 +90,7 @@ pub(super) fn filters(rule: &HttpRule) -> Vec<String> {
     }
     if let Some(abort) = rule.fault.as_ref().and_then(|fault| fault.abort.as_ref()) {
         let share = percent(abort.per_million);
-        let answer = match abort.answer {
-            AbortAnswer::Http(status) => format!("{status}"),
-            AbortAnswer::Grpc(code) => format!("grpc-status {code}"),
-        };
+        let answer = abort_answer(abort.answer);
         lines.push(format!("aborts {share} of requests with {answer}"));
     }
     lines.extend(modifier("request", &rule.request_headers));
@@ -169,6 +169,37 @@ pub(super) fn target(target: &BackendTarget) -> String {
 }
 
 /// A share of a million, in percent.
+fn abort_answer(answer: AbortAnswer) -> String {
+    match answer {
+        AbortAnswer::Http(status) => format!("{status}"),
+        AbortAnswer::Grpc(code) => format!("grpc-status {code}"),
+    }
+}
+
+/// What is expected of a request that an injected fault may answer before all else.
+pub(super) fn unless_aborted(abort: &FaultAbort, expected: Expectation) -> Expectation {
+    let answer = abort_answer(abort.answer);
+    match abort.per_million {
+        0 => expected,
+        1_000_000.. => {
+            let status = match abort.answer {
+                AbortAnswer::Http(status) => status,
+                AbortAnswer::Grpc(_) => StatusCode::OK,
+            };
+            let why = format!("an injected fault answers every request with {answer}");
+            Expectation::answered(status, why)
+        }
+        share => Expectation {
+            why: format!(
+                "{}; an injected fault answers {} of requests with {answer} instead",
+                expected.why,
+                percent(share)
+            ),
+            ..expected
+        },
+    }
+}
+
 fn percent(per_million: u32) -> String {
     let (whole, rest) = (per_million / 10_000, per_million % 10_000);
     if rest == 0 {

@@ -169,7 +169,7 @@ fn the_agents_own_ports_are_no_application() {
     }
 }
 
-/// Ports that were used a moment ago are free again only in TIME_WAIT.
+/// Ports that were used a moment ago are free again only in `TIME_WAIT`.
 #[test]
 fn ports_still_in_time_wait_are_let_through_again() {
     let (bench, path) = bench();
@@ -313,7 +313,11 @@ fn live_connections_are_known_and_end_on_demand() {
         .into_iter()
         .filter(|(_, flow)| flow.end == FLOW_CLIENT)
         .collect();
-    assert!(clients.iter().all(|(cookie, _)| carried.contains_key(cookie)));
+    assert!(
+        clients
+            .iter()
+            .all(|(cookie, _)| carried.contains_key(cookie))
+    );
     assert_eq!(sockets.end_flows(&clients).unwrap(), streams.len());
     for (mut client, mut server) in streams {
         client.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -347,7 +351,10 @@ fn bytes_of_live_connections_can_be_asked_for() {
     let (cookie, _) = path.flows().unwrap()[0];
     let (other, _) = path.flows().unwrap()[1];
     let carried = sockets.carried().unwrap();
-    let carried = carried.get(&cookie).or_else(|| carried.get(&other)).unwrap();
+    let carried = carried
+        .get(&cookie)
+        .or_else(|| carried.get(&other))
+        .unwrap();
     assert_eq!((carried.sent, carried.received), (12_345, 678));
 }
 

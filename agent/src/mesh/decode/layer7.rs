@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde_json::Value;
-use serde_path_to_error::Track;
 
-use super::{decode_metadata, resource, tracked_path};
+use super::typed::partly_typed;
+use super::{decode_metadata, resource};
 use crate::mesh::destination_rule::DestinationRule;
 use crate::mesh::field::{Faults, at};
 use crate::mesh::gateway::{Gateway, GatewayAddress, GatewayClass};
@@ -126,23 +125,13 @@ fn decode_policy(
 fn mesh_config(mut value: Value, texts: &mut Interner, faults: &mut Faults) -> Option<MeshConfig> {
     let mesh = value.get_mut("data")?.get_mut("mesh")?.take();
     let meta = decode_metadata(value, texts, faults)?;
-    let mut track = Track::new();
-    let read = Deserialize::deserialize(serde_path_to_error::Deserializer::new(mesh, &mut track));
-    match read {
-        Ok(spec) => {
-            let meta = Meta::clone(&meta);
-            let config = MeshConfig { meta, spec };
-            config.check(faults);
-            Some(config)
-        }
-        Err(error) => {
-            let error: serde_json::Error = error;
-            let mut path = at!["data", "mesh"];
-            path.0.extend(tracked_path(&track.path()).0);
-            faults.add(path, error.to_string());
-            None
-        }
-    }
+    let spec = partly_typed(&at!["data", "mesh"], mesh, faults)?;
+    let config = MeshConfig {
+        meta: Meta::clone(&meta),
+        spec,
+    };
+    config.check(faults);
+    Some(config)
 }
 
 /// `status.addresses` of a Gateway.

@@ -1,6 +1,7 @@
 //! The fields, one row each. A row goes when its field is acted on; `docs/compatibility.md` says the same.
 
 use serde_json::Value;
+use userspace_l7::model::TopologyLabel;
 
 use super::Row;
 use crate::mesh::gateway::OUR_CLASSES;
@@ -36,12 +37,21 @@ pub(super) const ROWS: &[Row] = rows! {
         "the application sees its client's address on the connection itself";
     DestinationRule "spec.subsets[].trafficPolicy.proxyProtocol",
         "the application sees its client's address on the connection itself";
-    DestinationRule "spec.trafficPolicy.loadBalancer.localityLbSetting",
-        "nearer endpoints are preferred as the Service's `trafficDistribution` says";
-    DestinationRule "spec.trafficPolicy.portLevelSettings[].loadBalancer.localityLbSetting",
-        "nearer endpoints are preferred as the Service's `trafficDistribution` says";
-    DestinationRule "spec.subsets[].trafficPolicy.loadBalancer.localityLbSetting",
-        "nearer endpoints are preferred as the Service's `trafficDistribution` says";
+    DestinationRule "spec.trafficPolicy.loadBalancer.localityLbSetting.failoverPriority[]"
+        if |_, label| !names_a_place(label),
+        "only the labels that say where a workload is are compared: region, zone, subzone, network, cluster, hostname";
+    DestinationRule "spec.trafficPolicy.portLevelSettings[].loadBalancer.localityLbSetting.failoverPriority[]"
+        if |_, label| !names_a_place(label),
+        "only the labels that say where a workload is are compared: region, zone, subzone, network, cluster, hostname";
+    DestinationRule "spec.subsets[].trafficPolicy.loadBalancer.localityLbSetting.failoverPriority[]"
+        if |_, label| !names_a_place(label),
+        "only the labels that say where a workload is are compared: region, zone, subzone, network, cluster, hostname";
+    DestinationRule "spec.trafficPolicy.loadBalancer.localityLbSetting.failover"
+        if |rule, _| has_no_outlier_detection(rule),
+        "nearer endpoints come first only with `outlierDetection`, which tells when they fail";
+    DestinationRule "spec.trafficPolicy.loadBalancer.localityLbSetting.failoverPriority"
+        if |rule, _| has_no_outlier_detection(rule),
+        "nearer endpoints come first only with `outlierDetection`, which tells when they fail";
     DestinationRule "spec.trafficPolicy.connectionPool.tcp.tcpKeepalive",
         "the tunnels watch their own connections";
     DestinationRule "spec.trafficPolicy.connectionPool.http.useClientProtocol",
@@ -111,6 +121,17 @@ fn lists(list: &Value, word: &str) -> bool {
 fn begins_tls(tls: &Value) -> bool {
     let mode = tls.get("mode").and_then(Value::as_str);
     !matches!(mode, None | Some("DISABLE" | "ISTIO_MUTUAL"))
+}
+
+fn names_a_place(label: &Value) -> bool {
+    let text = label.as_str().unwrap_or_default();
+    let name = text.split_once('=').map_or(text, |(name, _)| name);
+    TopologyLabel::named(name).is_some()
+}
+
+fn has_no_outlier_detection(rule: &Value) -> bool {
+    let detection = rule.pointer("/spec/trafficPolicy/outlierDetection");
+    detection.is_none_or(Value::is_null)
 }
 
 fn is_unanswerable(key: &Value) -> bool {

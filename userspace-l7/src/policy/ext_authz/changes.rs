@@ -1,5 +1,7 @@
 //! What an authorizer's answer changes of a request and of its response.
 
+use std::borrow::Cow;
+
 use ::http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 
 use crate::envoy::is_of_the_hop;
@@ -13,6 +15,10 @@ pub struct Changes {
     pub remove: Vec<HeaderName>,
     /// Changes of the response.
     pub response: Vec<HeaderChange>,
+    /// Query parameters by name and value, each in place of all that have its name.
+    pub set_parameters: Vec<(String, String)>,
+    /// Query parameters that are taken away after that.
+    pub remove_parameters: Vec<String>,
 }
 
 /// One change of a header list.
@@ -51,6 +57,51 @@ impl Changes {
             }
         }
     }
+}
+
+impl Changes {
+    /// A query with its parameters changed, those that are not meant left as they are written; `None` if nothing is to
+    /// be changed. Names are compared as they are meant, and written as a URI may have them (RFC 3986 §3.4).
+    pub fn changed_query(&self, query: &str) -> Option<String> {
+        if self.set_parameters.is_empty() && self.remove_parameters.is_empty() {
+            return None;
+        }
+        let mut written: Vec<Cow<'_, str>> = Vec::new();
+        written.extend(
+            query
+                .split('&')
+                .filter(|one| !one.is_empty())
+                .map(Cow::from),
+        );
+        for (name, value) in &self.set_parameters {
+            let parameter = format!("{}={}", as_part(name), as_part(value));
+            let place = written.iter().position(|one| is_called(one, name));
+            let mut place_now = 0;
+            written.retain(|one| {
+                let is_first = place == Some(place_now);
+                place_now += 1;
+                is_first || !is_called(one, name)
+            });
+            match place.and_then(|place| written.get_mut(place)) {
+                Some(first) => *first = parameter.into(),
+                None => written.push(parameter.into()),
+            }
+        }
+        for name in &self.remove_parameters {
+            written.retain(|one| !is_called(one, name));
+        }
+        Some(written.join("&"))
+    }
+}
+
+fn is_called(written: &str, name: &str) -> bool {
+    let mut parsed = form_urlencoded::parse(written.as_bytes());
+    parsed.next().is_some_and(|(found, _)| *found == *name)
+}
+
+/// A name or value as a part of a query.
+fn as_part(text: &str) -> String {
+    form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
 
 /// Makes changes, one after the other. None is of a header of the hop: those who make them see to that.

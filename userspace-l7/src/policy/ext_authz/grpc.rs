@@ -143,6 +143,12 @@ fn changes(ok: &OkHttpResponse) -> Changes {
         request: list(&ok.headers, How::AppendIfPresent),
         remove: names.filter_map(|name| name.parse().ok()).collect(),
         response: list(&ok.response_headers_to_add, How::Append),
+        set_parameters: {
+            let parameters = ok.query_parameters_to_set.iter();
+            let parameters = parameters.map(|one| (one.key.clone(), one.value.clone()));
+            parameters.collect()
+        },
+        remove_parameters: ok.query_parameters_to_remove.clone(),
     }
 }
 

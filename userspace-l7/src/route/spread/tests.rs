@@ -16,6 +16,7 @@ fn endpoint(number: u8) -> SocketAddr {
 /// Endpoints with these weights and active requests.
 fn choices(of: &[(u32, u32)]) -> Vec<Choice> {
     let choice = |(number, (weight, active)): (u8, &(u32, u32))| Choice {
+        tier: 0,
         address: endpoint(number),
         weight: *weight,
         active: *active,

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use userspace_l7::model::{
     AbortAnswer, BackendTarget, Balance, HashAlgorithm, HashKey, HttpAction, HttpRouteTable,
-    NamespacedHostname, PathMatch, PortRoutes, Propagation, RateLimiter, ServiceTraffic, Snapshot,
-    SpanTransport, Telemetry,
+    LocalityPattern, LocalityShares, NamespacedHostname, Nearness, PathMatch, PortRoutes,
+    PriorityLabel, Propagation, RateLimiter, ServiceTraffic, Snapshot, SpanTransport, Telemetry,
+    Tiering, TopologyLabel,
 };
 
 use super::{compile, compiler, pod_yaml, upserts};
@@ -119,6 +120,63 @@ fn outlier_detection_has_istios_defaults() {
     let outliers = found.policy.outliers.clone().unwrap();
     assert_eq!(outliers.consecutive_5xx, None);
     assert_eq!(outliers.consecutive_gateway_errors, Some(2));
+}
+
+#[test]
+fn nearness_comes_with_outlier_detection_or_with_shares() {
+    let nearness = |policy: &str| {
+        let found = rule(&format!("trafficPolicy: {{{policy}}}"));
+        let policy = Arc::clone(found.policy_for(80, None));
+        policy.nearness.clone()
+    };
+    let locality = |failover: &[(&str, &str)], is_explicit| {
+        let ways = failover.iter();
+        Some(Nearness::Tiers {
+            by: Tiering::Locality {
+                failover: ways
+                    .map(|(from, to)| ((*from).into(), (*to).into()))
+                    .collect(),
+            },
+            is_explicit,
+        })
+    };
+    let setting = |setting: &str| format!("loadBalancer: {{localityLbSetting: {{{setting}}}}}");
+    let watched = |text: &str| format!("{}, outlierDetection: {{}}", setting(text));
+    let failover = "failover: [{from: r1, to: r2}]";
+    assert_eq!(nearness(""), None);
+    assert_eq!(nearness("outlierDetection: {}"), locality(&[], false));
+    assert_eq!(nearness(&watched("enabled: false")), None);
+    assert_eq!(nearness(&setting(failover)), None);
+    assert_eq!(
+        nearness(&watched(failover)),
+        locality(&[("r1", "r2")], true)
+    );
+    let label = |label, value: Option<&str>| PriorityLabel {
+        label,
+        value: value.map(Into::into),
+    };
+    let labels =
+        "failoverPriority: [topology.istio.io/network, topology.kubernetes.io/zone=z2, app]";
+    assert_eq!(
+        nearness(&watched(labels)),
+        Some(Nearness::Tiers {
+            by: Tiering::Labels(vec![
+                label(TopologyLabel::Network, None),
+                label(TopologyLabel::Zone, Some("z2")),
+            ]),
+            is_explicit: true,
+        })
+    );
+    let pattern = |text: &str| LocalityPattern(text.into());
+    assert_eq!(
+        nearness(&setting(
+            "distribute: [{from: r1/z1/*, to: {r1/z1/*: 80, r2: 20}}]"
+        )),
+        Some(Nearness::Shares(vec![LocalityShares {
+            from: pattern("r1/z1/*"),
+            to: vec![(pattern("r1/z1/*"), 80), (pattern("r2"), 20)],
+        }]))
+    );
 }
 
 #[test]

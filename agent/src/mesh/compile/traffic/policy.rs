@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use http::HeaderName;
 use userspace_l7::model::{
-    Balance, ConnectionLimits, HashAlgorithm, HashKey, OutlierDetection, RetryBudget,
-    TrafficPolicy, Warmup,
+    Balance, ConnectionLimits, HashAlgorithm, HashKey, LocalityPattern, LocalityShares, Nearness,
+    OutlierDetection, PriorityLabel, RetryBudget, Tiering, TopologyLabel, TrafficPolicy, Warmup,
 };
 
 use crate::mesh::destination_rule::{self as istio, SimpleBalancer, UpgradePolicy};
@@ -86,8 +86,71 @@ impl<'a> Groups<'a> {
             upgrade_to_http2: pool
                 .is_some_and(|pool| pool.http.h2_upgrade_policy == UpgradePolicy::Upgrade),
             warmup: self.balancer.and_then(warmup),
+            nearness: self.nearness(),
         }
     }
+}
+
+impl Groups<'_> {
+    /// Near endpoints come first once there is outlier detection, which tells when they are not enough (Istio); shares
+    /// hold in any case.
+    fn nearness(self) -> Option<Nearness> {
+        let setting = self
+            .balancer
+            .and_then(|balancer| balancer.locality_lb_setting.as_ref());
+        let Some(setting) = setting else {
+            let by = Tiering::Locality { failover: vec![] };
+            return self.outliers.map(|_| Nearness::Tiers {
+                by,
+                is_explicit: false,
+            });
+        };
+        if setting.enabled == Some(false) {
+            return None;
+        }
+        if !setting.distribute.is_empty() {
+            let shares = setting.distribute.iter().map(|one| LocalityShares {
+                from: pattern(&one.from),
+                to: one
+                    .to
+                    .iter()
+                    .map(|(to, share)| (pattern(to), *share))
+                    .collect(),
+            });
+            return Some(Nearness::Shares(shares.collect()));
+        }
+        self.outliers?;
+        let by = if setting.failover_priority.is_empty() {
+            let ways = setting.failover.iter();
+            let failover = ways.map(|way| (way.from.as_str().into(), way.to.as_str().into()));
+            Tiering::Locality {
+                failover: failover.collect(),
+            }
+        } else {
+            let labels = setting.failover_priority.iter();
+            Tiering::Labels(labels.filter_map(|text| priority_label(text)).collect())
+        };
+        Some(Nearness::Tiers {
+            by,
+            is_explicit: true,
+        })
+    }
+}
+
+fn pattern(text: &str) -> LocalityPattern {
+    LocalityPattern(text.into())
+}
+
+/// `label` or `label=value`. Others than the topology's are left out; whoever writes one is told so.
+fn priority_label(text: &str) -> Option<PriorityLabel> {
+    let (label, value) = match text.split_once('=') {
+        Some((label, value)) => (label, Some(value.into())),
+        None => (text, None),
+    };
+    Some(PriorityLabel {
+        label: TopologyLabel::named(label)?,
+        value,
+    })
 }
 
 fn balance(balancer: &istio::LoadBalancer) -> Balance {

@@ -8,7 +8,7 @@ use super::super::{Answer, Changes, apply, grpc_answer, http_answer};
 use super::{headers, pairs, patterns, settings};
 use crate::envoy::{
     self, AppendAction, CheckResponse, DeniedHttpResponse, HeaderValue, HeaderValueOption,
-    HttpResponse, HttpStatus, OkHttpResponse, Status,
+    HttpResponse, HttpStatus, OkHttpResponse, QueryParameter, Status,
 };
 use crate::model::HttpAuthorizer;
 
@@ -247,6 +247,11 @@ fn a_check_that_allows_changes_request_and_response() {
             ":method".to_owned(),
         ],
         response_headers_to_add: vec![option("x-seen", "b", Some(true), default)],
+        query_parameters_to_set: vec![QueryParameter {
+            key: "as".to_owned(),
+            value: "alice".to_owned(),
+        }],
+        query_parameters_to_remove: vec!["token".to_owned()],
     };
     let changes = changes(grpc(0, Some(HttpResponse::Ok(ok))));
     let mut request = headers(&[
@@ -261,6 +266,10 @@ fn a_check_that_allows_changes_request_and_response() {
     assert_eq!(
         found,
         [("content-length", "3"), ("host", "a"), ("x-user", "alice")]
+    );
+    assert_eq!(
+        changes.changed_query("token=1&as=root").as_deref(),
+        Some("as=alice")
     );
     let mut response = headers(&[("x-seen", "a")]);
     apply(&changes.response, &mut response);
@@ -325,5 +334,31 @@ proptest! {
         let place = place.index(message.len());
         message[place] = byte;
         let _answer = grpc_answer(&message);
+    }
+}
+
+#[test]
+fn query_parameters_are_set_and_removed() {
+    let changed = |set: &[(&str, &str)], remove: &[&str], query: &str| {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let changes = Changes {
+            set_parameters: set.iter().map(owned).collect(),
+            remove_parameters: remove.iter().map(|name| (*name).to_owned()).collect(),
+            ..Changes::default()
+        };
+        changes.changed_query(query)
+    };
+    assert_eq!(changed(&[], &[], "a=1"), None);
+    for (set, remove, query, expected) in [
+        (&[("a", "2")][..], &[][..], "", "a=2"),
+        (&[("a", "2")], &[], "a=1&b=%20&a=3", "a=2&b=%20"),
+        (&[("b", "x y&z")], &[], "a=1", "a=1&b=x+y%26z"),
+        (&[("a", "2"), ("c", "")], &["b"], "b=1&b&a", "a=2&c="),
+        (&[], &["a"], "a=1&%61=2&aa=3", "aa=3"),
+        (&[("a", "1")], &["a"], "x", "x"),
+        (&[], &["a"], "a", ""),
+    ] {
+        let found = changed(set, remove, query);
+        assert_eq!(found.as_deref(), Some(expected), "{query}");
     }
 }

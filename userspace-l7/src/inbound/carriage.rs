@@ -1,0 +1,185 @@
+//! L6: what an admitted connection is carried as: bytes, or requests that are judged one by one.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tracing::debug;
+
+use super::demands::{Demanded, Protocol};
+use super::{Admitted, Caller, InboundError, refuse, requests};
+use crate::dormant::Dormant;
+use crate::hbone::ErrorCode;
+use crate::http;
+use crate::hub::Hub;
+use crate::model::{AppProtocol, Snapshot, Workload};
+use crate::pod::Pod;
+use crate::relay::{self, Application, Far, Local, Pass};
+use crate::ring::RecvBuf;
+use crate::telemetry::{Flow, OpenFlow, Reporter, Security};
+
+/// Carries an admitted connection: as bytes, or as requests that are judged one by one.
+pub(super) async fn fulfil(
+    hub: &Rc<Hub>,
+    pod: &Pod,
+    caller: Caller,
+    (admitted, demands): (Admitted, Demanded),
+    far: Far,
+) {
+    match demands.protocol() {
+        Protocol::Bytes => carry(hub, &caller, admitted, far).await,
+        Protocol::Requests(protocol) => {
+            let conversing = converse(hub, pod, caller, (admitted, demands), (far, protocol));
+            // On the heap, so that connections of bytes, by far the most, need not have room for it.
+            Box::pin(conversing).await;
+        }
+    }
+}
+
+/// Serves the requests of a connection; carries it as bytes if it turns out to have none.
+async fn converse(
+    hub: &Rc<Hub>,
+    pod: &Pod,
+    caller: Caller,
+    (admitted, demands): (Admitted, Demanded),
+    (mut far, protocol): (Far, AppProtocol),
+) {
+    let (version, early) = http::listen(async || receive(&mut far).await, protocol).await;
+    let Some(version) = version else {
+        let judged = demands.judge_bytes(&hub.snapshot(), &caller, admitted.to);
+        if let Err(error) = judged {
+            refuse(hub, &caller, &error);
+            return give_up(far);
+        }
+        return carry_after(hub, caller, admitted, early, far).await;
+    };
+    let Admitted {
+        workload,
+        pass,
+        tracked,
+        app,
+        to,
+    } = admitted;
+    let flow = flow_of(&hub.snapshot(), &caller, Arc::clone(&workload), to);
+    let flow = Rc::new(hub.metrics.open(flow));
+    let exchange = requests::Exchange {
+        hub: Rc::clone(hub),
+        pod: pod.clone(),
+        workload,
+        client: caller.address,
+        identity: caller.identity,
+        to,
+        called: demands.called,
+        _pass: pass,
+    };
+    let wire = match far {
+        Far::Plain(tcp) => http::Wire::tcp(tcp, early),
+        Far::Tunnel(stream) => http::Wire::tunnel(stream, early),
+    };
+    let served = requests::serve(exchange, wire, version, app, Rc::clone(&flow));
+    tokio::select! {
+        served = served => {
+            if let Err(error) = served {
+                debug!(%error, "requests ended");
+            }
+            close(flow, relay::Ending::Complete);
+        }
+        denial = Dormant::new(tracked.refused()) => close(flow, relay::Ending::Refused(denial)),
+    }
+}
+
+/// The next bytes of a client; empty at their end.
+async fn receive(far: &mut Far) -> io::Result<RecvBuf> {
+    match far {
+        Far::Plain(tcp) => tcp.recv().await,
+        Far::Tunnel(stream) => {
+            let received = stream.recv().await.map_err(io::Error::from)?;
+            Ok(RecvBuf::from(received.unwrap_or_default()))
+        }
+    }
+}
+
+/// Lets a client see that its connection has failed.
+fn give_up(far: Far) {
+    match far {
+        Far::Plain(tcp) => tcp.abort(),
+        Far::Tunnel(stream) => stream.reset(ErrorCode::CONNECT_ERROR),
+    }
+}
+
+/// Settles an account that the connection's parts share; all of them are gone with the connection.
+fn close(flow: Rc<OpenFlow>, ending: relay::Ending) {
+    if let Some(flow) = Rc::into_inner(flow) {
+        ending.settle(flow);
+    }
+}
+
+/// Carries an admitted connection as bytes.
+///
+/// # Cancel safety
+/// Dropping the future resets both sides.
+pub(super) fn carry(
+    hub: &Rc<Hub>,
+    caller: &Caller,
+    admitted: Admitted,
+    far: Far,
+) -> impl Future<Output = ()> + use<> {
+    let Admitted {
+        workload,
+        pass,
+        tracked,
+        app,
+        to,
+    } = admitted;
+    let flow = flow_of(&hub.snapshot(), caller, workload, to);
+    let flow = hub.metrics.open(flow);
+    async move {
+        let local = Local {
+            application: Application::Server,
+            tcp: &app,
+            early: RecvBuf::default(),
+        };
+        let ending = relay::run(Pass::Judged(pass), local, far, &flow, tracked.refused()).await;
+        ending.settle(flow);
+    }
+}
+
+/// As [`carry`], with bytes that the client has sent already.
+async fn carry_after(hub: &Rc<Hub>, caller: Caller, admitted: Admitted, early: RecvBuf, far: Far) {
+    if !early.is_empty() {
+        let (sent, _early) = admitted.app.send(early).await;
+        if let Err(source) = sent {
+            let to = admitted.to;
+            refuse(hub, &caller, &InboundError::Application { to, source });
+            return give_up(far);
+        }
+    }
+    carry(hub, &caller, admitted, far).await;
+}
+
+fn flow_of(snapshot: &Snapshot, caller: &Caller, workload: Arc<Workload>, to: SocketAddr) -> Flow {
+    let authenticated = caller.identity.is_some();
+    let named = caller.service.as_deref();
+    let service = named.and_then(|name| snapshot.service_named(name, &workload.namespace));
+    // A name that does not select this workload would let a caller write into another service's metrics.
+    let service = service
+        .filter(|service| workload.services.contains(&service.key))
+        .map(Arc::clone);
+    Flow {
+        reporter: Reporter::Destination,
+        source: snapshot.workload_at(caller.address.ip()).map(Arc::clone),
+        source_identity: caller.identity.clone(),
+        destination_identity: authenticated.then(|| workload.identity()),
+        destination: Some(workload),
+        service,
+        source_address: caller.address,
+        destination_address: caller.arrived_at,
+        hbone_target: authenticated.then(|| to.to_string()),
+        security: if authenticated {
+            Security::MutualTls
+        } else {
+            Security::Unknown
+        },
+    }
+}
