@@ -159,6 +159,15 @@ impl Metrics {
         OpenFlow::start(flow, series)
     }
 
+    /// Adds connections that were opened and closed without having been told one by one, and the bytes that they
+    /// carried to the server and to the client. They leave no line in the access log.
+    pub fn add_untold(&self, flow: &Flow, connections: u64, (to_server, to_client): (u64, u64)) {
+        let series = self.series_of(flow);
+        let _before = series.opened.inc_by(connections);
+        let _before = series.closed.inc_by(connections);
+        series.add(to_server, to_client);
+    }
+
     /// Starts to account for a request whose head has been read. It is counted when it ends.
     pub fn open_request(&self, flow: RequestFlow) -> OpenRequest {
         OpenRequest::start(flow, Arc::clone(&self.requests))

@@ -41,6 +41,8 @@ impl Reporter {
 pub enum Security {
     /// Mutual TLS: both identities are proven.
     MutualTls,
+    /// The kernel: both are pods of one node, and no byte has left it.
+    Kernel,
     /// Plain TCP.
     Unknown,
 }
@@ -50,6 +52,7 @@ impl Security {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MutualTls => "mutual_tls",
+            Self::Kernel => "kernel",
             Self::Unknown => "unknown",
         }
     }
