@@ -108,8 +108,19 @@ pub struct LiveConnection {
     pub service: Option<String>,
     /// Where the connection goes.
     pub actual_destination: SocketAddr,
-    /// Whether the node-to-node part is HBONE rather than plain TCP.
-    pub hbone: bool,
+    /// How it travels.
+    pub carriage: Carriage,
+}
+
+/// How a connection travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carriage {
+    /// In a tunnel.
+    Hbone,
+    /// As plain TCP, through the proxy.
+    Tcp,
+    /// From pod to pod of this node, without the proxy.
+    Direct,
 }
 
 /// The agent's own condition, as `GET /status` serves it.
@@ -163,6 +174,9 @@ pub struct PodStatus {
     /// Why it is not, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Whether its traffic within the node is encrypted, too.
+    #[serde(default)]
+    pub encrypted_within_node: bool,
 }
 
 /// Whether a pod's traffic is captured.

@@ -37,6 +37,7 @@ use userspace_l7::worker::{self, Worker};
 use crate::admin::{self, AdminServer, Endpoints, Services, logging};
 use crate::capture::{self, Capture, Openings};
 use crate::config::{AgentArgs, IoUring};
+use crate::direct::{self, Direct, DirectMetrics, DirectThread};
 use crate::dns::DnsMetrics;
 use crate::enrolment::{self, Enrolment, Orders};
 use crate::identity::SvidKeeper;
@@ -103,6 +104,7 @@ struct Agent {
     state: Arc<State>,
     workers: Arc<[Worker]>,
     enrolment: Enrolment,
+    direct: Option<DirectThread>,
     keeper: SvidKeeper,
     asking: Asking,
     dns: dns::Pods,
@@ -116,6 +118,7 @@ struct Mesh {
     key_sources: watch::Sender<keys::Wanted>,
     snapshot: watch::Sender<Arc<Snapshot>>,
     workers: Arc<[Worker]>,
+    direct: Option<Direct>,
     orders: Orders,
     state: Arc<State>,
 }
@@ -127,18 +130,8 @@ impl Agent {
         let (sink, spans) = asking::spans();
         let metrics = Arc::new(Metrics::reporting(sink));
         metrics.register(&mut registry);
-        let dns_metrics = DnsMetrics::new();
-        dns_metrics.register(&mut registry);
-
-        let identities = Arc::<Identities>::default();
-        let lifetime = Duration::from_secs(args.svid_ttl);
-        let keeper = SvidKeeper::open(
-            args.ca_dir(),
-            args.trust_domain.clone(),
-            lifetime,
-            Arc::clone(&identities),
-        )?;
-
+        let dns_metrics = dns_metrics(&mut registry);
+        let (identities, keeper) = identities(args)?;
         let compiler = compiler(args);
         let snapshot = watch::Sender::new(compiler.snapshot());
         let channel = enrolment::channel();
@@ -149,15 +142,20 @@ impl Agent {
             identities,
             key_sets: Arc::clone(&key_sets),
             traffic: Arc::default(),
-            metrics,
+            metrics: Arc::clone(&metrics),
             listener_lost: listener_lost(&channel.0),
         };
         let workers = start_workers(proxy, &settings)?;
         let asking = Asking::new(args, &snapshot, &key_sets, spans, &mut registry)?;
         let (dns_pods, dns) = dns::channel(snapshot.subscribe(), dns_metrics);
-        let enrolment =
-            Enrolment::start(capture, Arc::clone(&workers), Box::new(dns_pods), channel)
-                .context("cannot start the capture thread")?;
+        let (direct, direct_thread) = direct_path(&capture, &snapshot, metrics, &mut registry)?;
+        let enrolment = Enrolment::start(
+            capture,
+            Arc::clone(&workers),
+            (Box::new(dns_pods), direct.clone()),
+            channel,
+        )
+        .context("cannot start the capture thread")?;
         let state = Arc::new(State::new(
             args,
             backend,
@@ -168,6 +166,7 @@ impl Agent {
                 key_sets,
             },
             Arc::clone(&workers),
+            direct.clone(),
             &enrolment,
         ));
         let mesh = Mesh {
@@ -176,6 +175,7 @@ impl Agent {
             key_sources: asking.wanted(),
             snapshot,
             workers: Arc::clone(&workers),
+            direct,
             orders: enrolment.orders(),
             state: Arc::clone(&state),
         };
@@ -189,12 +189,52 @@ impl Agent {
             state,
             workers,
             enrolment,
+            direct: direct_thread,
             keeper,
             asking,
             dns,
             registry,
         })
     }
+}
+
+/// The kernel-direct path, where this kernel has one.
+fn direct_path(
+    capture: &Capture,
+    snapshot: &watch::Sender<Arc<Snapshot>>,
+    traffic: Arc<Metrics>,
+    registry: &mut Registry,
+) -> Result<(Option<Direct>, Option<DirectThread>)> {
+    let Some(path) = capture.direct_path() else {
+        warn!(
+            "the kernel does not say where it counts bytes: pods of this node reach each other through the proxy"
+        );
+        return Ok((None, None));
+    };
+    let metrics = DirectMetrics::default();
+    metrics.register(registry);
+    let (direct, thread) = direct::start(path, Arc::clone(&snapshot.borrow()), traffic, metrics)
+        .context("cannot start the kernel-direct path")?;
+    Ok((Some(direct), Some(thread)))
+}
+
+fn dns_metrics(registry: &mut Registry) -> DnsMetrics {
+    let metrics = DnsMetrics::new();
+    metrics.register(registry);
+    metrics
+}
+
+/// Where workers find identities, and who keeps them current.
+fn identities(args: &AgentArgs) -> Result<(Arc<Identities>, SvidKeeper)> {
+    let identities = Arc::<Identities>::default();
+    let lifetime = Duration::from_secs(args.svid_ttl);
+    let keeper = SvidKeeper::open(
+        args.ca_dir(),
+        args.trust_domain.clone(),
+        lifetime,
+        Arc::clone(&identities),
+    )?;
+    Ok((identities, keeper))
 }
 
 fn compiler(args: &AgentArgs) -> Compiler {
@@ -231,6 +271,7 @@ impl Agent {
             state,
             workers,
             enrolment,
+            direct,
             keeper,
             asking,
             dns,
@@ -273,6 +314,9 @@ impl Agent {
         info!("agent stopping: connections may end by themselves for a while");
         workers.iter().for_each(|worker| worker.drain(args.drain()));
         enrolment.stop();
+        if let Some(direct) = direct {
+            direct.stop();
+        }
         while workers.iter().any(|worker| !worker.is_finished()) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -307,6 +351,9 @@ impl Mesh {
         self.workers
             .iter()
             .for_each(|worker| worker.publish(Arc::clone(&snapshot)));
+        if let Some(direct) = &self.direct {
+            direct.publish(Arc::clone(&snapshot));
+        }
         self.snapshot.send_replace(snapshot);
         // After the snapshot, which says where their hosts are.
         let sources = self.compiler.key_sources();

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!   application ── connect ─▶ [cgroup/connect] mark ─▶ rule, local route ─▶ lo
+//!                                     ├─ allowed to another pod of the node: unmarked, straight to its application
 //!                                     │                                      │
 //!                              [sock_ops] tuple ─▶ [tcx] held SYN ─▶ agent dials, then ─▶ [sk_lookup] outbound listener ─▶ agent
 //!   wire ─▶ eth0 ─▶ [tcx] closed port? ─────────────────────▶ [sk_lookup] inbound listener ──▶ agent
@@ -13,7 +14,9 @@
 //! ```
 
 mod answers;
+mod btf;
 mod control;
+mod direct;
 mod error;
 mod listeners;
 mod maps;
@@ -46,10 +49,12 @@ use culvert_ebpf::Control;
 
 pub(crate) use self::{
     answers::Answer,
+    direct::{DirectPath, FlowEvents},
     error::{CaptureError, Operation},
     listeners::{DnsSockets, WorkerListeners},
     openings::Openings,
     routing::Family,
+    sock_diag::Carried,
     sockets::Sockets,
 };
 use self::{
@@ -161,6 +166,8 @@ impl Capture {
         let loaded = programs::load(instance, variant, names).map_err(CaptureError::Load)?;
         let maps = Maps::open(&map_pins).map_err(node(Operation::OpenMaps))?;
 
+        // What an earlier agent allowed is not known to hold any more.
+        maps.direct.clear().map_err(node(Operation::OpenMaps))?;
         let control = control::first(settings).map_err(node(Operation::FindCgroup))?;
         maps.set_control(&control).map_err(node(Operation::Beat))?;
         let cgroup = OwnedFd::from(cgroup);
@@ -215,6 +222,12 @@ impl Capture {
         self.control.rings = u32::try_from(openings.len()).unwrap_or(0);
         self.beat()?;
         Ok(openings)
+    }
+
+    /// The kernel-direct path; `None` on a kernel that does not say where it counts a connection's bytes.
+    pub(crate) fn direct_path(&self) -> Option<DirectPath> {
+        let path = || DirectPath::new(Arc::clone(&self.shared.maps));
+        self.shared.variant.tcp.map(|_| path())
     }
 
     /// Says that the agent is well. Has to be called several times per lease.

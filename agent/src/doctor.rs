@@ -57,7 +57,7 @@ pub(crate) struct Missing {
 }
 
 /// Everything capture needs, in the order in which it is needed.
-pub(crate) const REQUIREMENTS: [Requirement; 13] = [
+pub(crate) const REQUIREMENTS: [Requirement; 14] = [
     Requirement {
         name: "capabilities",
         need: Need::Required,
@@ -123,6 +123,12 @@ pub(crate) const REQUIREMENTS: [Requirement; 13] = [
         need: Need::Optional,
         cost: "connections to closed ports of a pod, and those of pods to whoever does not answer, are accepted and reset instead of refused",
         probe: probe::tcx,
+    },
+    Requirement {
+        name: "TCP byte counts in BTF",
+        need: Need::Optional,
+        cost: "pods of this node reach each other through the proxy: what the kernel carried by itself could not be accounted for",
+        probe: probe::tcp_byte_counts,
     },
     Requirement {
         name: "socket destruction",

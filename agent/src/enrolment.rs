@@ -6,10 +6,10 @@
 //!  each tick   ─▶ beat, reconcile ─▶ listeners that had to be opened anew ─▶ workers
 //! ```
 
+mod network;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -18,12 +18,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 use userspace_l7::model::WorkloadUid;
-use userspace_l7::pod::{Answer, Family, Opening, Openings, PodSockets, TakeDns};
+use userspace_l7::pod::TakeDns;
 use userspace_l7::worker::{Attachment, Worker};
 
 use crate::admin::{PodState, PodStatus, Released};
 use crate::capture::{self, Capture, CaptureError, DnsSockets, Enrolled, Sockets, WorkerListeners};
-use crate::mesh::LocalPod;
+use crate::direct::Direct;
+use crate::mesh::{LocalPod, SameNode};
+use network::Network;
 
 /// How often the kernel's state is compared with what it should be, and the heartbeat renewed.
 const TICK: Duration = Duration::from_secs(1);
@@ -118,6 +120,7 @@ impl Ledger {
                 PodState::Up
             },
             reason: entry.pending.clone(),
+            encrypted_within_node: entry.pod.same_node == SameNode::Encrypted,
         };
         self.pods.iter().map(status).collect()
     }
@@ -143,7 +146,7 @@ impl Enrolment {
     pub(crate) fn start(
         capture: Capture,
         workers: Arc<[Worker]>,
-        dns: Box<dyn DnsPods>,
+        (dns, direct): (Box<dyn DnsPods>, Option<Direct>),
         channel: (Orders, Inbox),
     ) -> io::Result<Self> {
         let (orders, Inbox(inbox)) = channel;
@@ -152,6 +155,7 @@ impl Enrolment {
             capture: Some(capture),
             workers,
             dns,
+            direct,
             ledger: Arc::clone(&ledger),
             wanted: BTreeMap::new(),
             enrolled: BTreeMap::new(),
@@ -204,6 +208,7 @@ struct Office {
     capture: Option<Capture>,
     workers: Arc<[Worker]>,
     dns: Box<dyn DnsPods>,
+    direct: Option<Direct>,
     ledger: Arc<Mutex<Ledger>>,
     wanted: BTreeMap<WorkloadUid, LocalPod>,
     /// What is captured, as it was wanted then.
@@ -323,6 +328,14 @@ impl Office {
             sockets,
         } = enrolled.map_err(|error| chain(&error))?;
         self.attach(pod, listeners, &sockets);
+        if let Some(direct) = &self.direct {
+            // Who lets everybody in is not asked about anybody.
+            if pod.bypass_inbound {
+                direct.dismiss(&pod.uid);
+            } else {
+                direct.admit(&pod.uid, pod.same_node, Arc::clone(&sockets));
+            }
+        }
         match dns {
             Some(dns) => self.dns.serve(&pod.uid, dns, sockets),
             None => self.dns.forget(&pod.uid),
@@ -334,6 +347,11 @@ impl Office {
         let dns = pod
             .dns_capture
             .then(|| self.dns.door(&pod.uid, Arc::clone(sockets)));
+        let network = Arc::new(Network {
+            uid: pod.uid.clone(),
+            sockets: Arc::clone(sockets),
+            direct: self.direct.clone(),
+        });
         for (worker, listeners) in self.workers.iter().zip(listeners) {
             let WorkerListeners {
                 outbound,
@@ -346,7 +364,7 @@ impl Office {
                 inbound,
                 hbone,
                 netns: sockets.netns_cookie(),
-                sockets: Arc::<Sockets>::clone(sockets),
+                sockets: Arc::<Network>::clone(&network),
                 dns: dns.clone(),
             });
         }
@@ -354,6 +372,9 @@ impl Office {
 
     /// Connections end first, while their packets still find their way.
     fn release(&mut self, uid: &WorkloadUid) {
+        if let Some(direct) = &self.direct {
+            direct.dismiss(uid);
+        }
         let detached: Vec<_> = self
             .workers
             .iter()
@@ -426,59 +447,6 @@ impl Office {
         if let Some(Err(error)) = self.capture.as_mut().map(Capture::beat) {
             error!(error = %chain(&error), "cannot renew the heartbeat");
         }
-    }
-}
-
-impl PodSockets for Sockets {
-    fn outbound(&self, family: Family) -> io::Result<OwnedFd> {
-        Self::outbound(self, capture_family(family))
-    }
-
-    fn leg(&self, family: Family, client: SocketAddr) -> io::Result<OwnedFd> {
-        Self::leg(self, capture_family(family), client)
-    }
-
-    fn answer(&self, opening: &Opening, answer: Answer) -> io::Result<()> {
-        let answer = match answer {
-            Answer::Release => capture::Answer::Release,
-            Answer::Refuse => capture::Answer::Refuse,
-            Answer::HostUnreachable => capture::Answer::HostUnreachable,
-            Answer::NetworkUnreachable => capture::Answer::NetworkUnreachable,
-        };
-        Self::answer(
-            self,
-            opening.source,
-            opening.dialled,
-            &opening.tcp_header,
-            answer,
-        )
-    }
-
-    fn hold_again(&self, dialled: SocketAddr) -> io::Result<()> {
-        Self::hold_again(self, dialled)
-    }
-}
-
-impl Openings for capture::Openings {
-    fn announcements(&self) -> io::Result<OwnedFd> {
-        Self::announcements(self)
-    }
-
-    fn next(&mut self) -> Option<Opening> {
-        let syn = Self::next(self)?;
-        Some(Opening {
-            netns: syn.key.netns_cookie,
-            source: syn.source(),
-            dialled: syn.destination(),
-            tcp_header: syn.tcp_header().into(),
-        })
-    }
-}
-
-fn capture_family(family: Family) -> capture::Family {
-    match family {
-        Family::V4 => capture::Family::V4,
-        Family::V6 => capture::Family::V6,
     }
 }
 

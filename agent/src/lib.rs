@@ -5,6 +5,7 @@
 //!                           └─ local pods ──▶ enrolment ── capture (eBPF) ──▶ sockets ──▶ workers
 //!                           └─ identities ──▶ identity (CA, SVIDs) ──▶ workers
 //!                           └─ sources of keys ──▶ keys (JWKS) ──▶ workers
+//!  mesh, workers ── what goes without them ──▶ direct ── verdicts ──▶ capture
 //!  workers ── sampled requests ──▶ spans (OTLP) ──▶ collectors
 //! ```
 
@@ -16,6 +17,7 @@ pub mod bench;
 mod capture;
 pub mod cli;
 pub mod config;
+mod direct;
 pub mod dns;
 pub mod doctor;
 mod enrolment;

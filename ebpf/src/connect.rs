@@ -1,6 +1,7 @@
 //! `cgroup/connect{4,6}`: marks an application's TCP connection so that it loops back to the agent.
 //!
-//! The destination is never rewritten. The mark selects a routing table whose only route is local, the
+//! What the agent has allowed to go straight to another pod of the node stays unmarked (`direct`). For the rest, the
+//! destination is never rewritten. The mark selects a routing table whose only route is local, the
 //! pod's `sk_lookup` program hands the SYN to the agent's transparent listener, and both ends see true
 //! addresses. Whatever cannot be captured is refused with `ECONNREFUSED`, never let go.
 
@@ -11,7 +12,9 @@ use culvert_ebpf::{
 use crate::{
     PASS, REFUSE,
     context::{SockAddr, Socket, ancestor_cgroup, now_ns},
-    datagram, maps,
+    datagram,
+    direct::{self, Way},
+    maps,
 };
 
 const SOCK_STREAM: u32 = 1;
@@ -61,7 +64,7 @@ pub fn connect(context: &SockAddr, family: Family) -> i32 {
     };
     match context.kind() {
         SOCK_STREAM if matches!(context.protocol(), IPPROTO_TCP | IPPROTO_MPTCP) => {
-            capture(context, &socket, netns_cookie, &pod, &destination)
+            capture(context, &socket, family, (netns_cookie, &pod), &destination)
         }
         SOCK_DGRAM => datagram::connect(context, family, netns_cookie, &pod, &destination),
         _ => PASS,
@@ -72,8 +75,8 @@ pub fn connect(context: &SockAddr, family: Family) -> i32 {
 fn capture(
     context: &SockAddr,
     socket: &Socket<'_>,
-    netns_cookie: u64,
-    pod: &PodEntry,
+    family: Family,
+    (netns_cookie, pod): (u64, &PodEntry),
     destination: &Address,
 ) -> i32 {
     let port = context.port();
@@ -100,7 +103,15 @@ fn capture(
     if socket.bound_device() != 0 || destination.is_link_local_v6() {
         return refuse(context);
     }
-    if !lease_is_valid() || !context.agent_listens(pod.outbound_port) {
+    if !lease_is_valid() {
+        return refuse(context);
+    }
+    match direct::way(context, socket, family, netns_cookie, destination) {
+        Way::Captured => {}
+        Way::Straight => return set_mark(context, mark, mark & !MARK_MASK),
+        Way::Refused => return refuse(context),
+    }
+    if !context.agent_listens(pod.outbound_port) {
         return refuse(context);
     }
     set_mark(context, mark, (mark & !MARK_MASK) | MARK_OUTBOUND)

@@ -44,7 +44,7 @@ pub fn inspect(packet: &Packet) -> i32 {
     };
     // SAFETY: the map is not preallocated, so the element stays this one's until the RCU grace period in
     // which the program runs is over.
-    let (kind, released_to) = unsafe { ((*entry).kind, (*entry).client_port) };
+    let (kind, released_to) = unsafe { ((*entry).kind, (*entry).port) };
     let rings = maps::CONTROL.get(0).map_or(0, |control| control.rings);
     if rings == 0 || rings > RINGS_MAX {
         return TCX_NEXT;
@@ -90,7 +90,7 @@ fn release(entry: *mut TupleEntry, worker: u32) {
     // SAFETY: as for the read in `inspect`. Only this program changes an entry, on the packet of the
     // connection that the entry is for.
     unsafe {
-        (*entry).client_port = worker;
+        (*entry).port = worker;
         (*entry).kind = TUPLE_RELEASED;
     }
 }

@@ -7,6 +7,10 @@
 //! `sk_lookup` sees its packets as IPv4.
 #![no_std]
 
+mod verdict;
+
+pub use verdict::*;
+
 /// The port of the agent's HBONE listener inside a pod: an ordinary bind, as ztunnel's.
 pub const HBONE_PORT: u16 = 15008;
 /// The port of the agent's DNS proxy on a pod's loopback.
@@ -24,7 +28,7 @@ pub const MARK_OUTBOUND: u32 = 0x0c00_0000;
 
 /// An IP address as four words in network byte order; IPv4 is `::ffff:a.b.c.d`.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
     /// Words as they lie on the wire.
     pub words_be: [u32; 4],
@@ -148,13 +152,17 @@ pub struct TupleKey {
 pub struct TupleEntry {
     /// One of `TUPLE_*`.
     pub kind: u32,
-    /// With [`TUPLE_LEG`], the client's port; with [`TUPLE_RELEASED`], the worker; otherwise without
-    /// meaning.
-    pub client_port: u32,
-    /// With [`TUPLE_LEG`], the address the application is to see; otherwise without meaning.
-    pub client: Address,
+    /// A port that belongs to `address`; with [`TUPLE_RELEASED`], the worker.
+    pub port: u32,
+    /// With [`TUPLE_LEG`], the client that the application is to see; with [`TUPLE_DIRECT`], what the client
+    /// dialled; otherwise without meaning.
+    pub address: Address,
     /// The connecting socket: only it withdraws its own entry.
     pub socket_cookie: u64,
+    /// The network namespace in which that socket is.
+    pub client_netns: u64,
+    /// The socket that sends the SYN: that one, or with a connection that was held the agent's.
+    pub sender_cookie: u64,
 }
 
 /// An application's captured connection: the outbound listener takes it.
@@ -165,8 +173,10 @@ pub const TUPLE_LEG: u32 = 2;
 pub const TUPLE_PROBE: u32 = 3;
 /// A pod's connection from one of its addresses to another of its addresses.
 pub const TUPLE_SELF: u32 = 4;
-/// An application's captured connection whose far side answers: the worker in `client_port` takes it.
+/// An application's captured connection whose far side answers: the worker in `port` takes it.
 pub const TUPLE_RELEASED: u32 = 5;
+/// A connection of another pod's that goes straight to the application.
+pub const TUPLE_DIRECT: u32 = 6;
 
 /// The longest TCP header (RFC 9293 §3.1: the data offset is four bits, in words).
 pub const TCP_HEADER_MAX: usize = 60;
@@ -235,7 +245,8 @@ pub struct SocketNote {
     pub role: u32,
     /// A port that belongs to `address`.
     pub port: u32,
-    /// The client of a leg or of an accepted socket, or the original resolver of a DNS socket.
+    /// The client of a leg or of an accepted socket, the original resolver of a DNS socket, or the service that was
+    /// dialled.
     pub address: Address,
     /// With [`SOCKET_PROBE`], the network namespace of the probed pod.
     pub netns_cookie: u64,
@@ -270,6 +281,8 @@ pub const SOCKET_ACCEPTED: u32 = 3;
 pub const SOCKET_PROBE: u32 = 4;
 /// A UDP socket whose datagrams to `address`:`port` go to the DNS proxy.
 pub const SOCKET_RESOLVER: u32 = 5;
+/// A socket that dialled the service `address`:`port` and was led to one of its endpoints.
+pub const SOCKET_LED: u32 = 6;
 
 /// A listener slot: the key of `LISTENERS`.
 #[repr(C)]
@@ -363,7 +376,7 @@ const _: () = {
     assert!(size_of::<PodEntry>() == 8);
     assert!(size_of::<LocalAddress>() == 24);
     assert!(size_of::<TupleKey>() == 48);
-    assert!(size_of::<TupleEntry>() == 32);
+    assert!(size_of::<TupleEntry>() == 48);
     assert!(size_of::<SocketNote>() == 32);
     assert!(size_of::<ListenerKey>() == 16);
     assert!(size_of::<ResolverKey>() == 16);

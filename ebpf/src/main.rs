@@ -8,6 +8,7 @@ mod closed_port;
 mod connect;
 mod context;
 mod datagram;
+mod direct;
 mod hold;
 mod maps;
 mod opening;

@@ -7,11 +7,12 @@ use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, bpf_map_def, bpf_map_type::BPF_MAP_TYPE_SOCKHASH},
     btf_maps::{ArrayOfMaps, RingBuf, SkStorage},
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap},
+    maps::{Array, HashMap, LruHashMap, RingBuf as Ring},
 };
 use culvert_ebpf::{
-    Address, Control, DestinationEntry, DestinationKey, HeldSyn, ListenerKey, LocalAddress,
-    PodEntry, RING_BYTES, RINGS_MAX, ResolverEntry, ResolverKey, SocketNote, TupleEntry, TupleKey,
+    Address, Control, DestinationEntry, DestinationKey, FLOW_EVENTS_BYTES, FlowEntry, HeldSyn,
+    ListenerKey, LocalAddress, LostEntry, LostKey, PodEntry, RING_BYTES, RINGS_MAX, ResolverEntry,
+    ResolverKey, SocketNote, SpreadEntry, TupleEntry, TupleKey, VerdictEntry,
 };
 
 /// Enrolled pods by network namespace cookie. Cookies are never reused before a reboot.
@@ -80,6 +81,34 @@ pub static RINGS: ArrayOfMaps<RingBuf<HeldSyn, { RING_BYTES as usize }>, { RINGS
 pub static ANSWERING: LruHashMap<DestinationKey, DestinationEntry> =
     LruHashMap::with_max_entries(8192, 0);
 
+/// What becomes of pods' connections to addresses in the node.
+///
+/// Written by the agent alone, which bounds each pod's share of it. What is not here is captured.
+#[map]
+pub static VERDICTS: HashMap<DestinationKey, VerdictEntry> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Among which endpoints pods' connections to services are spread.
+#[map]
+pub static SPREADS: HashMap<DestinationKey, SpreadEntry> =
+    HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+
+/// Both ends of every connection that the kernel carries by itself, by socket cookie.
+///
+/// The record of what has to end when it loses its right, so a connection that finds no room in it is captured
+/// instead. Entries go with their sockets.
+#[map]
+pub static FLOWS: HashMap<u64, FlowEntry> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+
+/// What happened to them. The agent looks from time to time: nobody is woken.
+#[map]
+pub static FLOW_EVENTS: Ring = Ring::with_byte_size(FLOW_EVENTS_BYTES, 0);
+
+/// Ends of connections for which the ring had no room.
+#[map]
+pub static LOST_ENDS: HashMap<LostKey, LostEntry> =
+    HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+
 /// In the per-pod programs, the cookie of the pod's network namespace: `sk_lookup` programs have no
 /// helper to ask for it.
 #[unsafe(no_mangle)]
@@ -88,6 +117,19 @@ pub static POD_COOKIE: Global<u64> = Global::new(0);
 /// Whether `bpf_set_retval` may be called (Linux 5.18); without it a refusal is `EPERM`.
 #[unsafe(no_mangle)]
 pub static HAS_SET_RETVAL: Global<u32> = Global::new(1);
+
+/// Where the running kernel keeps `bytes_sent`, `bytes_retrans` and `bytes_received` in `struct tcp_sock`, `skc_flags`
+/// and `sk_err` in `struct sock`, which begins it. All zero if the agent does not know: no connection is direct then.
+#[unsafe(no_mangle)]
+pub static BYTES_SENT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static BYTES_RETRANSMITTED: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static BYTES_RECEIVED: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static SOCKET_FLAGS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static SOCKET_ERROR: Global<u32> = Global::new(0);
 
 /// A `SOCKHASH` with 8-byte values, from which userspace can read back the cookie of the socket in a
 /// slot; aya's own has 4-byte values, which the kernel refuses to read.
@@ -146,4 +188,27 @@ pub fn tuple(key: &TupleKey) -> Option<TupleEntry> {
 #[inline(always)]
 pub fn tuple_mut(key: &TupleKey) -> Option<*mut TupleEntry> {
     TUPLES.get_ptr_mut(key)
+}
+
+/// Removes what a socket has published; its port may already serve another connection with an entry of its own.
+#[inline(always)]
+pub fn withdraw(key: &TupleKey, socket_cookie: u64) {
+    if self::tuple(key).is_some_and(|entry| entry.socket_cookie == socket_cookie) {
+        let _gone_already = TUPLES.remove(key);
+    }
+}
+
+/// What becomes of a pod's connections to a destination.
+#[inline(always)]
+pub fn verdict(key: &DestinationKey) -> Option<VerdictEntry> {
+    // SAFETY: the map is not preallocated, so the element stays this one's until the RCU grace period
+    // in which the program runs is over; it is copied out at once.
+    unsafe { VERDICTS.get(key) }.copied()
+}
+
+/// One end of a connection that the kernel carries by itself.
+#[inline(always)]
+pub fn flow(socket_cookie: u64) -> Option<FlowEntry> {
+    // SAFETY: as in `verdict`.
+    unsafe { FLOWS.get(&socket_cookie) }.copied()
 }

@@ -1,9 +1,10 @@
 //! `cgroup/getpeername{4,6}`: shows applications the peer they really have.
 //!
 //! The kernel runs the hook for `accept` too. The application's end of a leg shows the client instead
-//! of the agent, a redirected DNS socket the resolver it was connected to.
+//! of the agent, a redirected DNS socket the resolver it was connected to, a socket that was led to an endpoint the
+//! service that it dialled.
 
-use culvert_ebpf::{SOCKET_ACCEPTED, SOCKET_RESOLVER};
+use culvert_ebpf::{SOCKET_ACCEPTED, SOCKET_LED, SOCKET_RESOLVER};
 
 use crate::{connect::Family, context::SockAddr};
 
@@ -14,7 +15,7 @@ pub fn show(context: &SockAddr, family: Family) {
         return;
     };
     let note = socket.note();
-    if matches!(note.role, SOCKET_ACCEPTED | SOCKET_RESOLVER) {
+    if matches!(note.role, SOCKET_ACCEPTED | SOCKET_RESOLVER | SOCKET_LED) {
         family.replace(context, &note.address, note.port as u16);
     }
 }

@@ -4,13 +4,14 @@
 //! given to the agent is dropped: the default is captured, and closed.
 
 use culvert_ebpf::{
-    HBONE_PORT, LISTENER_INBOUND, LISTENER_OUTBOUND, ListenerKey, POD_INBOUND_OPEN, TUPLE_OUTBOUND,
-    TUPLE_RELEASED, TupleKey,
+    HBONE_PORT, LISTENER_INBOUND, LISTENER_OUTBOUND, ListenerKey, POD_INBOUND_OPEN, PodEntry,
+    TUPLE_DIRECT, TUPLE_OUTBOUND, TUPLE_RELEASED, TupleKey,
 };
 
 use crate::{
     closed_port,
     context::{OfGroup, SkLookup},
+    direct,
     maps::{self, POD_COOKIE},
 };
 
@@ -44,7 +45,11 @@ pub fn select(context: &SkLookup) -> u32 {
     if let Some(entry) = maps::tuple(&key) {
         return match entry.kind {
             TUPLE_OUTBOUND => give(context, netns_cookie, LISTENER_OUTBOUND),
-            TUPLE_RELEASED => give_to_worker(context, netns_cookie, entry.client_port),
+            TUPLE_RELEASED => give_to_worker(context, netns_cookie, entry.port),
+            TUPLE_DIRECT => verdict(direct::may_enter(
+                &entry,
+                is_agents(netns_cookie, key.local_port),
+            )),
             _ => SK_PASS,
         };
     }
@@ -55,7 +60,7 @@ pub fn select(context: &SkLookup) -> u32 {
         return SK_DROP;
     }
     if let Some(pod) = maps::pod(netns_cookie) {
-        if key.local_port == pod.outbound_port || key.local_port == pod.inbound_port {
+        if is_own_port(&pod, key.local_port) {
             return SK_DROP;
         }
         if pod.flags & POD_INBOUND_OPEN != 0 {
@@ -63,6 +68,17 @@ pub fn select(context: &SkLookup) -> u32 {
         }
     }
     give(context, netns_cookie, LISTENER_INBOUND)
+}
+
+/// Whether an agent's listener has the port.
+#[inline(always)]
+fn is_agents(netns_cookie: u64, port: u16) -> bool {
+    port == HBONE_PORT || maps::pod(netns_cookie).is_some_and(|pod| is_own_port(&pod, port))
+}
+
+#[inline(always)]
+fn is_own_port(pod: &PodEntry, port: u16) -> bool {
+    port == pod.outbound_port || port == pod.inbound_port
 }
 
 #[inline(always)]

@@ -6,15 +6,16 @@
 
 use culvert_ebpf::{
     MARK_MASK, MARK_OUTBOUND, SOCKET_ACCEPTED, SOCKET_LEG, SOCKET_OWN, SOCKET_PROBE, SocketNote,
-    TUPLE_LEG, TUPLE_OUTBOUND, TUPLE_PROBE, TUPLE_SELF, TupleEntry, TupleKey,
+    TUPLE_DIRECT, TUPLE_LEG, TUPLE_OUTBOUND, TUPLE_PROBE, TUPLE_SELF, TupleEntry, TupleKey,
 };
 
 use crate::{
     context::{SockOps, Socket},
-    maps,
+    direct, maps,
 };
 
 const TCP_CONNECT_CB: u32 = 3;
+const ACTIVE_ESTABLISHED_CB: u32 = 4;
 const PASSIVE_ESTABLISHED_CB: u32 = 5;
 const STATE_CB: u32 = 10;
 const TCP_CLOSE: u32 = 7;
@@ -27,6 +28,11 @@ const TUPLE_NONE: u32 = 0;
 pub fn follow(context: &SockOps) {
     match context.op() {
         TCP_CONNECT_CB => publish(context),
+        ACTIVE_ESTABLISHED_CB => {
+            if let Some(socket) = context.socket() {
+                direct::establish(context, &socket);
+            }
+        }
         PASSIVE_ESTABLISHED_CB => accept(context),
         STATE_CB if context.new_state() == TCP_CLOSE => withdraw(context),
         _ => {}
@@ -51,15 +57,23 @@ fn publish(context: &SockOps) {
         remote_port: context.local_port(),
         pad: 0,
     };
-    let kind = kind_of(&socket, &note, &key);
-    if kind == TUPLE_NONE {
-        return;
-    }
+    let kind = match kind_of(&socket, &note, &key) {
+        TUPLE_NONE => return,
+        TUPLE_DIRECT if direct::open(context, &note, &key) => return,
+        // It has lost its right since `connect` looked: captured here, while there is no route yet for its SYN.
+        TUPLE_DIRECT if recapture(context, &socket) => TUPLE_OUTBOUND,
+        // Without memory for the mark it arrives unannounced: captured by the other pod, as nobody's.
+        TUPLE_DIRECT => return,
+        kind => kind,
+    };
+    let socket_cookie = context.socket_cookie();
     let entry = TupleEntry {
         kind,
-        client_port: note.port,
-        client: note.address,
-        socket_cookie: context.socket_cookie(),
+        port: note.port,
+        address: note.address,
+        socket_cookie,
+        client_netns: context.netns_cookie(),
+        sender_cookie: socket_cookie,
     };
     // A full map sends the connection to the inbound listener: closed.
     if maps::TUPLES.insert(&key, &entry, 0).is_ok() {
@@ -78,10 +92,21 @@ fn kind_of(socket: &Socket<'_>, note: &SocketNote, key: &TupleKey) -> u32 {
     if socket.mark() & MARK_MASK == MARK_OUTBOUND {
         return TUPLE_OUTBOUND;
     }
-    if !key.local.same(&key.remote) && maps::is_own_address(key.netns_cookie, &key.local) {
+    if key.local.is_loopback() || key.local.same(&key.remote) {
+        return TUPLE_NONE;
+    }
+    if maps::is_own_address(key.netns_cookie, &key.local) {
         return TUPLE_SELF;
     }
-    TUPLE_NONE
+    TUPLE_DIRECT
+}
+
+/// Marks a connection so that it takes the way to the agent after all; false if the kernel refuses.
+///
+/// The kernel routes again after `TCP_CONNECT_CB` if the mark has changed (`rebuild_header` in `tcp_connect`).
+#[inline(always)]
+fn recapture(context: &SockOps, socket: &Socket<'_>) -> bool {
+    context.set_mark((socket.mark() & !MARK_MASK) | MARK_OUTBOUND)
 }
 
 /// The handshake is over: the entry has served. The application's end of a leg learns its client.
@@ -102,13 +127,16 @@ fn accept(context: &SockOps) {
     let Some(entry) = maps::tuple(&key) else {
         return;
     };
+    if entry.kind == TUPLE_DIRECT {
+        direct::accept(context, &key, &entry);
+    }
     if entry.kind == TUPLE_LEG
         && let Some(socket) = context.socket()
     {
         socket.set_note(&SocketNote {
             role: SOCKET_ACCEPTED,
-            port: entry.client_port,
-            address: entry.client,
+            port: entry.port,
+            address: entry.address,
             netns_cookie,
         });
     }
@@ -121,6 +149,10 @@ fn withdraw(context: &SockOps) {
     let Some(socket) = context.socket() else {
         return;
     };
+    let socket_cookie = context.socket_cookie();
+    if let Some(flow) = maps::flow(socket_cookie) {
+        return direct::close(context, &socket, socket_cookie, &flow);
+    }
     let note = socket.note();
     let key = TupleKey {
         netns_cookie: receiving_netns(context, &note),
@@ -130,13 +162,7 @@ fn withdraw(context: &SockOps) {
         remote_port: context.local_port(),
         pad: 0,
     };
-    let Some(entry) = maps::tuple(&key) else {
-        return;
-    };
-    // The port may already serve another connection with an entry of its own.
-    if entry.socket_cookie == context.socket_cookie() {
-        let _gone_already = maps::TUPLES.remove(&key);
-    }
+    maps::withdraw(&key, socket_cookie);
 }
 
 /// The network namespace in which the connection's SYN will be looked up.

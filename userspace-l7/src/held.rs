@@ -158,6 +158,9 @@ impl Desk {
         }
         let key = Key::of(&opening);
         let mut held = self.held.borrow_mut();
+        if !held.contains_key(&key) && pod.sockets.consider(&opening) {
+            return;
+        }
         let count = held.len();
         match held.entry(key) {
             Entry::Occupied(mut known) => {

@@ -8,6 +8,7 @@
 mod asking;
 mod connections;
 mod dial;
+pub mod direct;
 mod dormant;
 mod endpoints;
 mod envoy;

@@ -158,7 +158,7 @@ pub(crate) async fn reach(
     dialled: SocketAddr,
 ) -> Result<Reached, OutboundError> {
     let workload = hub.workload(&pod.uid).await?;
-    let (plan, endpoints) = plan(hub, &workload, source, dialled)?;
+    let (plan, endpoints) = plan(hub, pod, &workload, (source, dialled))?;
     let side = plan
         .service
         .as_ref()
@@ -237,9 +237,9 @@ async fn becomes_known(hub: &Hub, client: &Workload, address: IpAddr) {
 /// policy, as the waypoint would.
 fn plan(
     hub: &Hub,
+    pod: &Pod,
     workload: &Workload,
-    source: SocketAddr,
-    dialled: SocketAddr,
+    (source, dialled): (SocketAddr, SocketAddr),
 ) -> Result<(Plan, Option<Endpoints>), Refusal> {
     let snapshot = hub.snapshot();
     let mut choose = |bound| hub.choose(bound);
@@ -252,7 +252,8 @@ fn plan(
         .as_ref()
         .is_some_and(|service| snapshot.services_layer7.contains_key(&service.key));
     if !is_bound {
-        let targets = route::targets(&snapshot, workload, &towards, &mut choose)?;
+        let served = pod.sockets.served_straight(dialled);
+        let targets = route::targets(&snapshot, workload, &towards, &served, &mut choose)?;
         return Ok((Plan { service, targets }, None));
     }
     let policy = endpoints::policy(&snapshot, &towards);

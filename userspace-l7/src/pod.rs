@@ -52,6 +52,14 @@ pub trait PodSockets: Send + Sync {
     /// As [`PodSockets::outbound`].
     fn leg(&self, family: Family, client: SocketAddr) -> io::Result<OwnedFd>;
 
+    /// Called for each connection of the pod's that is held back: whether it goes on without the proxy, because the
+    /// kernel can carry it and the mesh lets it go. Those that follow it then do not even come here. Never waits.
+    fn consider(&self, opening: &Opening) -> bool;
+
+    /// Endpoints of the service at `dialled` that the kernel gives connections by itself, with their whole share. What
+    /// comes to the proxy is the others'.
+    fn served_straight(&self, dialled: SocketAddr) -> SmallVec<[SocketAddr; 4]>;
+
     /// Answers a connection that is held back.
     ///
     /// # Errors

@@ -120,7 +120,7 @@ pub fn plan(
         Meaning::Target(plan) => Ok(plan),
         Meaning::Service(service, towards) => Ok(Plan {
             service: Some(Arc::clone(service)),
-            targets: targets(snapshot, source, &towards, choose)?,
+            targets: targets(snapshot, source, &towards, &[], choose)?,
         }),
     }
 }
@@ -202,7 +202,8 @@ fn tcp_backend<'s>(
     })
 }
 
-/// Endpoints for one connection, in the order to try them.
+/// Endpoints for one connection, in the order to try them. Those that are `served` get their share of connections by
+/// another way, so they come last.
 ///
 /// # Errors
 /// [`Refusal::NoHealthyUpstream`].
@@ -210,9 +211,15 @@ pub fn targets(
     snapshot: &Snapshot,
     source: &Workload,
     towards: &Towards<'_>,
+    served: &[SocketAddr],
     choose: &mut Choose<'_>,
 ) -> Result<SmallVec<[Target; MAX_ATTEMPTS]>, Refusal> {
-    let chosen = balance::draw(candidates(snapshot, source, towards, None), choose);
+    let mut candidates = candidates(snapshot, source, towards, None);
+    let is_served = |one: &mut Candidate| served.contains(&one.address);
+    let last: Vec<_> = candidates.extract_if(.., is_served).collect();
+    let mut chosen = balance::draw(candidates, choose);
+    let room = MAX_ATTEMPTS - chosen.len();
+    chosen.extend(balance::draw(last, choose).into_iter().take(room));
     let targets: SmallVec<_> = chosen
         .iter()
         .map(|candidate| candidate.target(towards.service))

@@ -44,7 +44,7 @@ pub use labels::{Reporter, ResponseFlags, Security};
 use cost::Costs;
 use flow::{Series, SeriesKey};
 use http::RequestMetrics;
-use labels::{RefusalLabels, ReporterLabel, TrafficLabels};
+use labels::{QuestionLabels, RefusalLabels, ReporterLabel, TrafficLabels};
 pub(crate) use limit::RateLimit;
 use span::SpanSink;
 
@@ -65,6 +65,7 @@ pub struct Metrics {
     sent: Family<TrafficLabels, Counter>,
     sockets: Family<ReporterLabel, Gauge>,
     refused: Family<RefusalLabels, Counter>,
+    unanswered: Family<QuestionLabels, Counter>,
     series: RwLock<HashMap<SeriesKey, Arc<Series>>>,
     requests: Arc<RequestMetrics>,
     costs: Costs,
@@ -98,6 +99,7 @@ impl Metrics {
             sent: Family::default(),
             sockets: Family::default(),
             refused: Family::default(),
+            unanswered: Family::default(),
             series: RwLock::default(),
             requests: Arc::new(RequestMetrics::new(costs.clone(), spans)),
             costs,
@@ -142,6 +144,11 @@ impl Metrics {
             "The total number of connections refused before a destination was known",
             self.refused.clone(),
         );
+        registry.register(
+            "culvert_questions_unanswered",
+            "The total number of questions about requests that an authorizer or rate limit service did not answer",
+            self.unanswered.clone(),
+        );
         self.requests.register(registry);
         self.costs.register(registry);
     }
@@ -150,6 +157,15 @@ impl Metrics {
     pub fn open(&self, flow: Flow) -> OpenFlow {
         let series = self.series_of(&flow);
         OpenFlow::start(flow, series)
+    }
+
+    /// Adds connections that were opened and closed without having been told one by one, and the bytes that they
+    /// carried to the server and to the client. They leave no line in the access log.
+    pub fn add_untold(&self, flow: &Flow, connections: u64, (to_server, to_client): (u64, u64)) {
+        let series = self.series_of(flow);
+        let _before = series.opened.inc_by(connections);
+        let _before = series.closed.inc_by(connections);
+        series.add(to_server, to_client);
     }
 
     /// Starts to account for a request whose head has been read. It is counted when it ends.
@@ -180,6 +196,15 @@ impl Metrics {
         if let Some(suppressed) = self.refusal_log.admit(Instant::now()) {
             access_log::refused(reporter, source, destination, error, suppressed);
         }
+    }
+
+    /// Counts a question about a request that a service has not answered, `admitted` being what became of the request.
+    pub fn unanswered(&self, service: &dyn fmt::Display, admitted: bool) {
+        let labels = QuestionLabels {
+            service: service.to_string(),
+            admitted,
+        };
+        let _new_value = self.unanswered.get_or_create(&labels).inc();
     }
 
     /// The counters of a flow's label set: built on first use, found by pointer afterwards.

@@ -243,7 +243,7 @@ pub struct EndpointStep {
     pub address: String,
     /// `Healthy` or `Unhealthy`.
     pub health: String,
-    /// `HBONE` or `TCP`.
+    /// `HBONE`, `TCP`, or `DIRECT` for what goes from pod to pod of this node without the proxy.
     pub carriage: String,
     /// Whether requests go there.
     pub takes_requests: bool,
@@ -311,6 +311,8 @@ impl Expectation {
 /// The client, and what it asks for, once names are resolved.
 struct Inquiry<'a> {
     snapshot: &'a Snapshot,
+    /// This node's.
+    pods: &'a [PodStatus],
     keys: &'a KeySets,
     client: &'a Arc<Workload>,
     dialled: SocketAddr,
@@ -362,6 +364,7 @@ pub fn explain(
         .map_or(&*question.to, |(host, _)| host);
     let inquiry = Inquiry {
         snapshot,
+        pods,
         keys,
         client,
         dialled,

@@ -10,13 +10,14 @@ use userspace_l7::key_sets::KeySets;
 use userspace_l7::model::Snapshot;
 use userspace_l7::ring::Backend;
 use userspace_l7::telemetry::Reporter;
-use userspace_l7::worker::{Carriage, Direction, Worker};
+use userspace_l7::worker::{self, Direction, Worker};
 
 use crate::admin::{
-    AdminState, AgentStatus, BoxFuture, CertificateEntry, CertificateState, CertificateStatus,
-    KeySetStatus, LiveConnection, ManifestProblem, Released,
+    AdminState, AgentStatus, BoxFuture, Carriage, CertificateEntry, CertificateState,
+    CertificateStatus, KeySetStatus, LiveConnection, ManifestProblem, Released,
 };
 use crate::config::AgentArgs;
+use crate::direct::Direct;
 use crate::enrolment::{self, Enrolment, Ledger, Orders};
 use crate::identity::{SvidState, SvidStatus};
 use crate::keys::{KeyStatus, Named};
@@ -30,6 +31,7 @@ pub(super) struct State {
     backend: Backend,
     seen: Seen,
     workers: Arc<[Worker]>,
+    direct: Option<Direct>,
     ledger: Arc<Mutex<Ledger>>,
     orders: Orders,
     problems: Mutex<Arc<Problems>>,
@@ -51,6 +53,7 @@ impl State {
         backend: Backend,
         seen: Seen,
         workers: Arc<[Worker]>,
+        direct: Option<Direct>,
         enrolment: &Enrolment,
     ) -> Self {
         Self {
@@ -58,6 +61,7 @@ impl State {
             backend,
             seen,
             workers,
+            direct,
             ledger: enrolment.ledger(),
             orders: enrolment.orders(),
             problems: Mutex::default(),
@@ -124,6 +128,7 @@ impl AdminState for State {
             for worker in &*self.workers {
                 all.extend(worker.connections().await.into_iter().map(connection));
             }
+            all.extend(self.direct.iter().flat_map(Direct::connections));
             all
         })
     }
@@ -244,7 +249,7 @@ fn certificate(svid: &SvidStatus) -> CertificateStatus {
     }
 }
 
-fn connection(live: userspace_l7::worker::LiveConnection) -> LiveConnection {
+fn connection(live: worker::LiveConnection) -> LiveConnection {
     LiveConnection {
         workload_uid: live.workload.to_string(),
         reporter: match live.direction {
@@ -255,6 +260,9 @@ fn connection(live: userspace_l7::worker::LiveConnection) -> LiveConnection {
         original_destination: live.original_destination,
         service: live.service,
         actual_destination: live.destination,
-        hbone: live.carriage == Carriage::Hbone,
+        carriage: match live.carriage {
+            worker::Carriage::Hbone => Carriage::Hbone,
+            worker::Carriage::Tcp => Carriage::Tcp,
+        },
     }
 }

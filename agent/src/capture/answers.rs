@@ -2,12 +2,12 @@
 //!
 //! One socket per family and pod, shared by all workers: a packet is one system call, and the kernel
 //! carries the whole handshake out within it. The sockets have capture's mark, so that a released SYN
-//! takes the route to `lo` that the first one took.
+//! takes the route to `lo` that the first one took. SYNs that go straight to another pod leave by sockets without it.
 
 use std::{
     io,
     net::SocketAddr,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 use culvert_ebpf::{MARK_OUTBOUND, RELEASE_PRIORITY};
@@ -23,6 +23,7 @@ use nix::{
 use super::{
     netns::Netns,
     packet::{Syn, Unreachable},
+    sys,
 };
 
 /// What becomes of a connection that is held back.
@@ -38,11 +39,35 @@ pub(crate) enum Answer {
     NetworkUnreachable,
 }
 
-/// A pod's raw sockets; a family the kernel lacks is `None`.
+/// A pod's raw sockets.
 #[derive(Debug)]
 pub(super) struct Answers {
+    /// What they send loops back.
+    captured: Raw,
+    /// What they send leaves the pod.
+    straight: Raw,
+}
+
+/// One socket for each family; one that the kernel lacks is `None`.
+#[derive(Debug)]
+struct Raw {
     v4: Option<OwnedFd>,
     v6: Option<OwnedFd>,
+}
+
+impl Raw {
+    fn open(mark: u32) -> io::Result<Self> {
+        Ok(Self {
+            v4: open(AddressFamily::Inet, mark)?,
+            v6: open(AddressFamily::Inet6, mark)?,
+        })
+    }
+
+    /// The socket for packets to an address.
+    fn towards(&self, to: SocketAddr) -> io::Result<&OwnedFd> {
+        let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
+        Ok(socket.as_ref().ok_or(Errno::EAFNOSUPPORT)?)
+    }
 }
 
 impl Answers {
@@ -50,10 +75,30 @@ impl Answers {
     pub(super) fn open(netns: &Netns) -> io::Result<Self> {
         netns.run(|| {
             Ok(Self {
-                v4: open(AddressFamily::Inet)?,
-                v6: open(AddressFamily::Inet6)?,
+                captured: Raw::open(MARK_OUTBOUND)?,
+                straight: Raw::open(0)?,
             })
         })?
+    }
+
+    /// The cookie of the socket by which a SYN to this address leaves the pod.
+    pub(super) fn sender(&self, destination: SocketAddr) -> io::Result<u64> {
+        sys::socket_cookie(self.straight.towards(destination)?.as_fd())
+    }
+
+    /// Sends a connection's SYN to where it is for.
+    pub(super) fn send_straight(
+        &self,
+        (source, destination): (SocketAddr, SocketAddr),
+        tcp_header: &[u8],
+    ) -> io::Result<()> {
+        let syn = Syn {
+            source,
+            destination,
+            header: tcp_header,
+        };
+        let packet = syn.again().ok_or(io::ErrorKind::InvalidInput)?;
+        send(self.straight.towards(destination)?, &packet, destination)
     }
 
     /// Answers the connection that a SYN opens.
@@ -75,23 +120,27 @@ impl Answers {
             Answer::NetworkUnreachable => (syn.unreachable(Unreachable::Network), source),
         };
         let packet = packet.ok_or(io::ErrorKind::InvalidInput)?;
-        let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
-        let socket = socket.as_ref().ok_or(Errno::EAFNOSUPPORT)?;
-        // A raw socket's port is its protocol, which the packet names itself (raw(7), RFC 3542 §3).
-        let to = SockaddrStorage::from(SocketAddr::new(to.ip(), 0));
-        sendto(socket.as_raw_fd(), &packet, &to, MsgFlags::MSG_DONTWAIT)?;
-        Ok(())
+        send(self.captured.towards(to)?, &packet, to)
     }
 }
 
-fn open(family: AddressFamily) -> io::Result<Option<OwnedFd>> {
+fn send(socket: &OwnedFd, packet: &[u8], to: SocketAddr) -> io::Result<()> {
+    // A raw socket's port is its protocol, which the packet names itself (raw(7), RFC 3542 §3).
+    let to = SockaddrStorage::from(SocketAddr::new(to.ip(), 0));
+    sendto(socket.as_raw_fd(), packet, &to, MsgFlags::MSG_DONTWAIT)?;
+    Ok(())
+}
+
+fn open(family: AddressFamily, mark: u32) -> io::Result<Option<OwnedFd>> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     // Implies that packets come with their header, and receives none (raw(7)).
     let raw = match socket(family, SockType::Raw, flags, SockProtocol::Raw) {
         Err(Errno::EAFNOSUPPORT) if family == AddressFamily::Inet6 => return Ok(None),
         raw => raw?,
     };
-    setsockopt(&raw, Mark, &MARK_OUTBOUND)?;
-    setsockopt(&raw, Priority, &RELEASE_PRIORITY.cast_signed())?;
+    if mark != 0 {
+        setsockopt(&raw, Mark, &mark)?;
+        setsockopt(&raw, Priority, &RELEASE_PRIORITY.cast_signed())?;
+    }
     Ok(Some(raw))
 }

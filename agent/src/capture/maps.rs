@@ -8,12 +8,15 @@ use std::{
 };
 
 use culvert_ebpf::{
-    Address, Control, DestinationEntry, DestinationKey, LISTENER_INBOUND, LISTENER_OUTBOUND,
-    ListenerKey, LocalAddress, PodEntry, RINGS_MAX, ResolverEntry, ResolverKey, SocketNote,
-    TupleEntry, TupleKey,
+    Address, Control, DestinationEntry, DestinationKey, FLOW_CLIENT, FlowEntry, LISTENER_INBOUND,
+    LISTENER_OUTBOUND, ListenerKey, LocalAddress, PodEntry, RINGS_MAX, ResolverEntry, ResolverKey,
+    SocketNote, TUPLE_DIRECT, TUPLE_OUTBOUND, TupleEntry, TupleKey,
 };
 
-use super::sys::{self, MapShape, Table};
+use super::{
+    direct::DirectMaps,
+    sys::{self, MapShape, Table},
+};
 
 /// Every map that outlives the agent.
 #[derive(Debug)]
@@ -29,6 +32,7 @@ pub(crate) struct Maps {
     control: Table<u32, Control>,
     rings: Table<u32, u32>,
     answering: Table<DestinationKey, DestinationEntry>,
+    pub(super) direct: DirectMaps,
 }
 
 /// Which of a pod's listeners a slot is for.
@@ -44,7 +48,8 @@ impl Maps {
     /// Checks that maps pinned earlier have the shape this agent's programs expect: the verifier would
     /// say so too, in words that nobody understands.
     pub(crate) fn check(directory: &Path) -> io::Result<()> {
-        for (name, key_size, value_size) in culvert_ebpf::MAPS {
+        let all = culvert_ebpf::MAPS.iter().chain(&culvert_ebpf::DIRECT_MAPS);
+        for (name, key_size, value_size) in all.copied() {
             let pinned = match sys::open_pin(&directory.join(name)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 pinned => pinned?,
@@ -78,6 +83,7 @@ impl Maps {
             control: Table::open(&directory.join("CONTROL"))?,
             rings: Table::open(&directory.join("RINGS"))?,
             answering: Table::open(&directory.join("ANSWERING"))?,
+            direct: DirectMaps::open(directory)?,
         })
     }
 
@@ -98,7 +104,7 @@ impl Maps {
             ("ANSWERING", self.answering.as_fd()),
         ];
         let mut restored = 0;
-        for (name, map) in maps {
+        for (name, map) in maps.into_iter().chain(self.direct.named()) {
             let pin = directory.join(name);
             if !pin.exists() {
                 sys::pin(map, &pin)?;
@@ -238,6 +244,69 @@ impl Maps {
         }))
     }
 
+    /// Announces a captured connection of a pod's to the pod in the network namespace `server`, as one that goes there by
+    /// itself from now on; its SYN comes from the socket `sender`. False if the application has given it up.
+    pub(crate) fn announce(
+        &self,
+        (client, server): (u64, u64),
+        (source, destination): (SocketAddr, SocketAddr),
+        (sender, now_ns): (u64, u64),
+    ) -> io::Result<bool> {
+        let captured = TupleKey {
+            netns_cookie: client,
+            local: destination.ip().into(),
+            remote: source.ip().into(),
+            local_port: destination.port(),
+            remote_port: source.port(),
+            pad: 0,
+        };
+        let Some(TupleEntry { socket_cookie, .. }) = self
+            .tuples
+            .get(&captured)?
+            .filter(|entry| entry.kind == TUPLE_OUTBOUND)
+        else {
+            return Ok(false);
+        };
+        let flow = FlowEntry {
+            client_netns: client,
+            server_netns: server,
+            since_ns: now_ns,
+            client: captured.remote,
+            server: captured.local,
+            dialled: captured.local,
+            client_port: captured.remote_port,
+            server_port: captured.local_port,
+            dialled_port: captured.local_port,
+            end: FLOW_CLIENT,
+        };
+        // The record first: what stands in it is found when its right ends.
+        self.direct.record(socket_cookie, &flow)?;
+        let announcement = TupleEntry {
+            kind: TUPLE_DIRECT,
+            port: u32::from(destination.port()),
+            address: captured.local,
+            socket_cookie,
+            client_netns: client,
+            sender_cookie: sender,
+        };
+        let announced = TupleKey {
+            netns_cookie: server,
+            ..captured
+        };
+        if let Err(error) = self.tuples.insert(&announced, &announcement) {
+            self.direct.strike(socket_cookie)?;
+            return Err(error);
+        }
+        // Closed in between, it would leave both behind.
+        let is_there = self.tuples.get(&captured)?;
+        if is_there.is_none_or(|entry| entry.socket_cookie != socket_cookie) {
+            self.tuples.remove(&announced)?;
+            self.direct.strike(socket_cookie)?;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
     /// How many connections are in their opening: tests see by it that nothing is left behind.
     #[cfg(test)]
     pub(crate) fn openings(&self) -> io::Result<usize> {
@@ -247,6 +316,7 @@ impl Maps {
     /// Forgets everything about a pod whose network namespace may be gone, the pod's entry first.
     pub(crate) fn forget_pod(&self, netns_cookie: u64) -> io::Result<()> {
         self.remove_pod(netns_cookie)?;
+        self.direct.forget_pod(netns_cookie)?;
         for address in self.addresses(netns_cookie)? {
             self.remove_address(netns_cookie, address)?;
         }

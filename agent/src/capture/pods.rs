@@ -307,8 +307,11 @@ pub(super) fn disarm(shared: &Shared, netns: &Netns) -> io::Result<()> {
     let cookie = netns.cookie();
     shared.maps.remove_pod(cookie)?;
     forget(shared, cookie)?;
+    let flows = shared.maps.direct.flows()?;
     netns.run(|| {
         sock_diag::destroy_captured()?;
+        let own = flows.iter().filter(|(_, flow)| flow.own_netns() == cookie);
+        sock_diag::destroy_flows(own)?;
         let mut netlink = Netlink::open()?;
         let seen = netlink.observe()?;
         for family in Family::ALL {

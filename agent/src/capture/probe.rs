@@ -11,6 +11,7 @@ use nix::sys::socket::{
 };
 
 use super::{
+    btf::TcpOffsets,
     control::find_cgroup2,
     netns,
     programs::{
@@ -72,6 +73,15 @@ pub(crate) fn set_retval() -> Result<(), Reason> {
     Ok(())
 }
 
+/// What a connection between two pods has carried.
+pub(crate) fn tcp_byte_counts() -> Result<(), Reason> {
+    TcpOffsets::of_kernel()?;
+    if programs::probe_variant()?.tcp.is_none() {
+        return Err("the programs that read them are not accepted".into());
+    }
+    Ok(())
+}
+
 /// Links of programs to devices.
 pub(crate) fn tcx() -> Result<(), Reason> {
     load([DEVICE_PROGRAM, HOLD_PROGRAM])?;
@@ -111,6 +121,7 @@ fn load<const N: usize>(names: [&'static str; N]) -> Result<(), Reason> {
     // Not `probe_variant`, which would report a missing helper where the program is at fault.
     let variants = [true, false].map(|has_set_retval| Variant {
         has_set_retval,
+        tcp: None,
         has_tcx: false,
     });
     let [newest, oldest] = variants.map(|variant| programs::load(private, variant, names));

@@ -14,7 +14,10 @@ use aya::{
     programs::{Program, ProgramError},
 };
 
-use super::sys::{self, AttachType, Target};
+use super::{
+    btf::TcpOffsets,
+    sys::{self, AttachType, Target},
+};
 
 /// The programs, as `cargo xtask build` compiled them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CULVERT_EBPF_OBJECT"));
@@ -63,8 +66,12 @@ pub(crate) struct Variant {
     pub(crate) has_set_retval: bool,
     /// Whether tcx links exist (Linux 6.6).
     pub(crate) has_tcx: bool,
+    /// Where it counts a connection's bytes; `None` if it does not say, and no connection can be direct.
+    pub(crate) tcp: Option<TcpOffsets>,
 }
 
+/// The program that follows TCP connections.
+const FOLLOW_PROGRAM: &str = "follow_tcp";
 /// The program on each device of a pod.
 pub(crate) const DEVICE_PROGRAM: &str = "closed_port";
 /// The program on a pod's `lo`.
@@ -99,7 +106,11 @@ pub(crate) fn load(
     let mut loader = EbpfLoader::new();
     loader.override_global("POD_COOKIE", &cookie, true);
     loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
-    for (name, ..) in culvert_ebpf::MAPS {
+    let offsets = variant.tcp.map(tcp_globals);
+    for (name, offset) in offsets.iter().flatten() {
+        loader.override_global(name, offset, true);
+    }
+    for (name, ..) in culvert_ebpf::MAPS.iter().chain(&culvert_ebpf::DIRECT_MAPS) {
         if let Some(maps) = instance.maps {
             loader.map_pin_path(name, maps.join(name));
         }
@@ -111,6 +122,17 @@ pub(crate) fn load(
         .into_iter()
         .map(|name| load_one(&mut object, name))
         .collect()
+}
+
+/// The programs' names for the offsets.
+fn tcp_globals(offsets: TcpOffsets) -> [(&'static str, u32); 5] {
+    [
+        ("BYTES_SENT", offsets.bytes_sent),
+        ("BYTES_RETRANSMITTED", offsets.bytes_retransmitted),
+        ("BYTES_RECEIVED", offsets.bytes_received),
+        ("SOCKET_FLAGS", offsets.flags),
+        ("SOCKET_ERROR", offsets.error),
+    ]
 }
 
 fn load_one(object: &mut Ebpf, name: &'static str) -> Result<Loaded, LoadError> {
@@ -145,6 +167,7 @@ pub(crate) fn probe_variant() -> Result<Variant, LoadError> {
     let with = |has_set_retval| Variant {
         has_set_retval,
         has_tcx: false,
+        tcp: None,
     };
     let has_set_retval = load(private, with(true), ["connect4"]).is_ok();
     let variant = with(has_set_retval);
@@ -157,7 +180,14 @@ pub(crate) fn probe_variant() -> Result<Variant, LoadError> {
             .all(|loaded| accepts_tcx(loaded.program.as_fd())),
         Err(_) => false,
     };
-    Ok(Variant { has_tcx, ..variant })
+    let tcp = TcpOffsets::of_kernel().ok();
+    let with_tcp = Variant { tcp, ..variant };
+    let counts = load(private, with_tcp, [FOLLOW_PROGRAM]).is_ok();
+    Ok(Variant {
+        has_tcx,
+        tcp: tcp.filter(|_| counts),
+        ..variant
+    })
 }
 
 /// Asked to attach to a device that cannot exist, a kernel with tcx objects to the device, one without

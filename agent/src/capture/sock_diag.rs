@@ -1,12 +1,12 @@
-//! Ending applications' captured connections, through `NETLINK_SOCK_DIAG`.
+//! Ending applications' connections and asking for their bytes, through `NETLINK_SOCK_DIAG`.
 //!
 //! A captured socket keeps its mark. When its pod is released the route goes, and the socket's next
 //! segments, with an application's plaintext in them, would leave the pod for the original destination.
 //! So these sockets end before the route does.
 
-use std::io;
+use std::{collections::HashMap, io, net::IpAddr};
 
-use culvert_ebpf::{MARK_MASK, MARK_OUTBOUND};
+use culvert_ebpf::{FlowEntry, MARK_MASK, MARK_OUTBOUND};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 
 /// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY` (`include/uapi/linux/sock_diag.h`).
@@ -14,6 +14,8 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 /// `INET_DIAG_MARK`, present in answers to whoever has `CAP_NET_ADMIN`.
 const INET_DIAG_MARK: u16 = 15;
+/// `INET_DIAG_INFO`: a `struct tcp_info`, for whoever asks for it.
+const INET_DIAG_INFO: u16 = 2;
 /// Message types and flags of `netlink(7)`.
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -74,6 +76,104 @@ pub(crate) fn can_destroy() -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         answer => answer,
     }
+}
+
+/// Ends connections at the end that is in the calling thread's network namespace; returns how many.
+pub(crate) fn destroy_flows<'a>(
+    flows: impl IntoIterator<Item = &'a (u64, FlowEntry)>,
+) -> io::Result<usize> {
+    let socket = open()?;
+    let mut ended = 0;
+    for (cookie, flow) in flows {
+        let (family, id) = identify(*cookie, flow);
+        match destroy(&socket, family, &id) {
+            Ok(()) => ended += 1,
+            // Ended by itself meanwhile, or the kernel cannot end sockets of this kind.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => {
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(ended)
+}
+
+/// The family in which the kernel finds the connection, and its id. An IPv4 connection of an IPv6 socket is found
+/// as IPv4.
+fn identify(cookie: u64, flow: &FlowEntry) -> (u8, SocketId) {
+    let (client, server) = (flow.client(), flow.server());
+    let (own, other) = if flow.end == culvert_ebpf::FLOW_CLIENT {
+        (client, server)
+    } else {
+        (server, client)
+    };
+    let address = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) => {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&v4.octets());
+            octets
+        }
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let family = if own.is_ipv4() { AF_INET } else { AF_INET6 };
+    let mut id = [0; SOCKET_ID];
+    id[..2].copy_from_slice(&own.port().to_be_bytes());
+    id[2..4].copy_from_slice(&other.port().to_be_bytes());
+    id[4..20].copy_from_slice(&address(own.ip()));
+    id[20..36].copy_from_slice(&address(other.ip()));
+    // Two words, the lower one first.
+    let [low, high] = [cookie & u64::from(u32::MAX), cookie >> 32];
+    let word = |half: u64| u32::try_from(half).unwrap_or_default().to_ne_bytes();
+    id[40..44].copy_from_slice(&word(low));
+    id[44..48].copy_from_slice(&word(high));
+    (family, id)
+}
+
+/// What a connection has carried so far, as its application counts it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Carried {
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+}
+
+/// What the TCP connections of the calling thread's network namespace have carried, by the cookies of their sockets.
+pub(crate) fn carried() -> io::Result<HashMap<u64, Carried>> {
+    let socket = open()?;
+    let mut all = HashMap::new();
+    for family in [AF_INET, AF_INET6] {
+        let flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let mut asked = request(SOCK_DIAG_BY_FAMILY, flags, family, &NO_SOCKET);
+        // `idiag_ext`: a bit for each attribute.
+        if let Some(extensions) = asked.get_mut(HEADER + 2) {
+            *extensions = 1 << (INET_DIAG_INFO - 1);
+        }
+        socket.send(&asked, 0)?;
+        receive(&socket, |message| all.extend(parse_carried(message)))?;
+    }
+    Ok(all)
+}
+
+/// The cookie of a socket, and what it has carried, in a `struct inet_diag_msg` with its attributes.
+fn parse_carried(message: &[u8]) -> Option<(u64, Carried)> {
+    /// States of TCP in which a FIN has been received: `TCP_TIME_WAIT`, `TCP_CLOSE_WAIT`, `TCP_LAST_ACK`,
+    /// `TCP_CLOSING` (`include/net/tcp_states.h`).
+    const ENDED_BY_PEER: [u8; 4] = [6, 8, 9, 11];
+    /// Where `struct tcp_info` has its fields (`include/uapi/linux/tcp.h`).
+    const BYTES_RECEIVED: usize = 128;
+    const BYTES_SENT: usize = 200;
+    const BYTES_RETRANSMITTED: usize = 208;
+    let state = *message.get(1)?;
+    let cookie = number(message, 4 + 40)?;
+    let info = attribute(message, INET_DIAG_INFO)?;
+    let fin = u64::from(ENDED_BY_PEER.contains(&state));
+    let carried = Carried {
+        sent: number(info, BYTES_SENT)?.saturating_sub(number(info, BYTES_RETRANSMITTED)?),
+        received: number(info, BYTES_RECEIVED)?.saturating_sub(fin),
+    };
+    Some((cookie, carried))
+}
+
+fn number(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
 fn open() -> io::Result<Socket> {
@@ -147,13 +247,18 @@ fn receive(socket: &Socket, mut each: impl FnMut(&[u8])) -> io::Result<()> {
 /// The id and the mark in a `struct inet_diag_msg` with its attributes.
 fn parse(message: &[u8]) -> Option<(SocketId, u32)> {
     let id = *message.get(4..)?.first_chunk::<SOCKET_ID>()?;
+    let mark = attribute(message, INET_DIAG_MARK)?.first_chunk()?;
+    Some((id, u32::from_ne_bytes(*mark)))
+}
+
+/// The payload of an attribute.
+fn attribute(message: &[u8], kind: u16) -> Option<&[u8]> {
     let mut attributes = message.get(DIAG_MESSAGE..)?;
     loop {
         let [l0, l1, k0, k1] = *attributes.first_chunk::<4>()?;
         let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        if u16::from_ne_bytes([k0, k1]) == INET_DIAG_MARK {
-            let mark = attributes.get(4..)?.first_chunk()?;
-            return Some((id, u32::from_ne_bytes(*mark)));
+        if u16::from_ne_bytes([k0, k1]) == kind {
+            return attributes.get(4..length);
         }
         attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
     }

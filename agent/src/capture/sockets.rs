@@ -5,6 +5,7 @@
 //! from stock and costs no namespace change. Each is noted as the agent's own before it can connect.
 
 use std::{
+    collections::HashMap,
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
@@ -16,14 +17,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use culvert_ebpf::{Address, SOCKET_LEG, SOCKET_OWN, SocketNote};
+use culvert_ebpf::{Address, FlowEntry, SOCKET_LEG, SOCKET_OWN, SocketNote};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::{
     answers::{Answer, Answers},
+    control,
     maps::Maps,
     netns::Netns,
     routing::Family,
+    sock_diag::{self, Carried},
 };
 
 /// Sockets made at once: enough that entering the namespace (some 50 microseconds with its threads)
@@ -132,6 +135,60 @@ impl Sockets {
     /// When the map cannot be written. The destination is relied on for another second at most.
     pub(crate) fn hold_again(&self, destination: SocketAddr) -> io::Result<()> {
         self.maps.hold_again(self.netns.cookie(), destination)
+    }
+
+    /// Has a connection that is held back go straight to the pod in the network namespace `server`, whose address its
+    /// destination is: announces it there. False if the application has given it up. Its SYN is sent by
+    /// [`send_straight`](Self::send_straight).
+    ///
+    /// # Errors
+    ///
+    /// When the maps cannot be written.
+    pub(crate) fn announce(
+        &self,
+        source: SocketAddr,
+        destination: SocketAddr,
+        server: u64,
+    ) -> io::Result<bool> {
+        let sender = self.answers.sender(destination)?;
+        self.maps.announce(
+            (self.netns.cookie(), server),
+            (source, destination),
+            (sender, control::monotonic_ns()?),
+        )
+    }
+
+    /// Sends the SYN of an announced connection.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's. The client then sends its SYN again.
+    pub(crate) fn send_straight(
+        &self,
+        source: SocketAddr,
+        destination: SocketAddr,
+        tcp_header: &[u8],
+    ) -> io::Result<()> {
+        self.answers
+            .send_straight((source, destination), tcp_header)
+    }
+
+    /// Ends direct connections of the pod's, at its end; returns how many.
+    ///
+    /// # Errors
+    ///
+    /// When the pod cannot be entered or the kernel refuses.
+    pub(crate) fn end_flows(&self, flows: &[(u64, FlowEntry)]) -> io::Result<usize> {
+        self.netns.run(|| sock_diag::destroy_flows(flows))?
+    }
+
+    /// What the pod's TCP connections have carried so far, by the cookies of their sockets.
+    ///
+    /// # Errors
+    ///
+    /// As [`end_flows`](Self::end_flows).
+    pub(crate) fn carried(&self) -> io::Result<HashMap<u64, Carried>> {
+        self.netns.run(sock_diag::carried)?
     }
 
     /// The cookie of the pod's network namespace.

@@ -26,6 +26,7 @@ mod command {
     pub(super) const OBJ_PIN: i64 = 6;
     pub(super) const OBJ_GET: i64 = 7;
     pub(super) const OBJ_GET_INFO_BY_FD: i64 = 15;
+    pub(super) const MAP_LOOKUP_BATCH: i64 = 24;
     pub(super) const LINK_CREATE: i64 = 28;
     pub(super) const LINK_UPDATE: i64 = 29;
 }
@@ -317,6 +318,56 @@ impl<K: Pod, V: Pod> Table<K, V> {
         }
     }
 
+    /// All entries at this moment; those that come and go meanwhile may be missing. Unlike [`keys`](Self::keys) it
+    /// does not begin anew when an entry goes, and takes a system call for hundreds of them.
+    pub(crate) fn entries(&self) -> io::Result<Vec<(K, V)>> {
+        let mut all = Vec::new();
+        let mut room = BATCH;
+        let mut position = None;
+        loop {
+            let mut keys = Vec::<K>::with_capacity(room);
+            let mut values = Vec::<V>::with_capacity(room);
+            let mut next = 0_u32;
+            let before = position
+                .as_ref()
+                .map_or(0, |position| std::ptr::from_ref::<u32>(position) as u64);
+            let mut attr = BatchAttr {
+                before,
+                after: (&raw mut next) as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: u32::try_from(room).map_err(io::Error::other)?,
+                map: self.map.as_raw_fd().cast_unsigned(),
+                element_flags: 0,
+                flags: 0,
+            };
+            let outcome = bpf_mut(command::MAP_LOOKUP_BATCH, &mut attr);
+            let is_last = match outcome {
+                Ok(_) => false,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ENOENT) => true,
+                    // A bucket that does not fit in: the same again with more room.
+                    Some(libc::ENOSPC) => {
+                        room *= 2;
+                        continue;
+                    }
+                    _ => return Err(error),
+                },
+            };
+            let read = (attr.count as usize).min(room);
+            // SAFETY: the kernel has written `count` keys of the map's size, which `open` found to be that of `K`;
+            // there is room for so many, and every bit pattern is a key.
+            unsafe { keys.set_len(read) };
+            // SAFETY: as many values, likewise.
+            unsafe { values.set_len(read) };
+            all.extend(keys.into_iter().zip(values));
+            if is_last {
+                return Ok(all);
+            }
+            position = Some(next);
+        }
+    }
+
     fn element(&self, key: &K, value: u64) -> ElementAttr {
         ElementAttr {
             map: self.map.as_raw_fd().cast_unsigned(),
@@ -341,6 +392,30 @@ struct ElementAttr {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+/// How many entries are asked for at once to begin with.
+const BATCH: usize = 256;
+
+/// The batch arm of `union bpf_attr`; the kernel writes `count`.
+#[repr(C)]
+struct BatchAttr {
+    before: u64,
+    after: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// As [`bpf`], for commands that answer in the attributes.
+fn bpf_mut<T>(command: i64, attr: &mut T) -> io::Result<i64> {
+    let (attr, size) = (std::ptr::from_mut(attr), size_of::<T>());
+    // SAFETY: as in `bpf`; nobody else reads or writes `attr` meanwhile.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size) };
+    Ok(Errno::result(result)?)
 }
 
 /// `bpf(2)`. Callers pass the arm of `union bpf_attr` that belongs to the command; its pointers are to

@@ -5,6 +5,7 @@
 
 mod bench;
 mod clerk;
+mod direct;
 mod held;
 mod inbound;
 mod lifecycle;

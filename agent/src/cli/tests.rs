@@ -362,6 +362,7 @@ fn ailing() -> AgentStatus {
         service_account: "default".to_owned(),
         state,
         reason: reason.map(str::to_owned),
+        encrypted_within_node: false,
     };
     AgentStatus {
         node: "node-a".to_owned(),

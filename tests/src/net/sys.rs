@@ -252,6 +252,18 @@ pub fn connect_by_ring(to: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
+/// Binds a socket to an address of its own choice; the port may be in use by another connection.
+///
+/// # Errors
+/// What the kernel says.
+pub fn bind(socket: &OwnedFd, own: SocketAddr) -> io::Result<()> {
+    setsockopt(socket, socket::sockopt::ReuseAddr, &true)?;
+    Ok(socket::bind(
+        socket.as_raw_fd(),
+        &SockaddrStorage::from(own),
+    )?)
+}
+
 /// Binds a socket to an interface (`SO_BINDTODEVICE`).
 ///
 /// # Errors

@@ -118,10 +118,10 @@ pub(super) fn refused(
     );
 }
 
-/// An identity is worth the log only if TLS proved it.
+/// An identity is worth the log only if TLS or the kernel proved it.
 fn proven(flow: &Flow, identity: Option<&SpiffeId>) -> Option<String> {
     identity
-        .filter(|_| flow.security == Security::MutualTls)
+        .filter(|_| flow.security != Security::Unknown)
         .map(ToString::to_string)
 }
 

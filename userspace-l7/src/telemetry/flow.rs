@@ -5,6 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -123,6 +124,14 @@ impl OpenFlow {
         let _new_value = self.series.sockets.dec();
     }
 
+    /// As [`OpenFlow::close`], for a connection whose `duration` somebody else has measured.
+    pub fn close_after(mut self, duration: Duration, outcome: Outcome<'_>) {
+        if let Some(start) = Instant::now().checked_sub(duration) {
+            self.start = start;
+        }
+        self.close(outcome);
+    }
+
     fn log(&self, end: End<'_>) {
         let (to_server, to_client) = (
             self.to_server.load(Ordering::Relaxed),
@@ -166,6 +175,13 @@ pub(super) struct Series {
 }
 
 impl Series {
+    /// Adds bytes to the server and to the client.
+    pub(super) fn add(&self, to_server: u64, to_client: u64) {
+        let _before = self.received.inc_by(to_server);
+        let _before = self.sent.inc_by(to_client);
+        self.carry(to_server.saturating_add(to_client));
+    }
+
     fn carry(&self, bytes: u64) {
         if let Some(carried) = &self.carried {
             let _before = carried.inc_by(bytes);

@@ -41,6 +41,8 @@ impl Reporter {
 pub enum Security {
     /// Mutual TLS: both identities are proven.
     MutualTls,
+    /// The kernel: both are pods of one node, and no byte has left it.
+    Kernel,
     /// Plain TCP.
     Unknown,
 }
@@ -50,6 +52,7 @@ impl Security {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MutualTls => "mutual_tls",
+            Self::Kernel => "kernel",
             Self::Unknown => "unknown",
         }
     }
@@ -274,6 +277,21 @@ impl EncodeLabelSet for RefusalLabels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         ("reporter", self.reporter.as_str()).encode(encoder.encode_label())?;
         ("response_flags", self.flags.as_str()).encode(encoder.encode_label())
+    }
+}
+
+/// Labels of a question that was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct QuestionLabels {
+    pub(super) service: String,
+    pub(super) admitted: bool,
+}
+
+impl EncodeLabelSet for QuestionLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let outcome = if self.admitted { "admitted" } else { "refused" };
+        ("service", self.service.as_str()).encode(encoder.encode_label())?;
+        ("outcome", outcome).encode(encoder.encode_label())
     }
 }
 

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use smallvec::SmallVec;
 use socket2::{Domain, Socket, Type};
 use tokio::task::{JoinHandle, spawn_local};
 
@@ -61,6 +62,14 @@ impl PodSockets for Loopback {
 
     fn leg(&self, family: Family, _client: SocketAddr) -> io::Result<OwnedFd> {
         self.outbound(family)
+    }
+
+    fn consider(&self, _opening: &Opening) -> bool {
+        false
+    }
+
+    fn served_straight(&self, _dialled: SocketAddr) -> SmallVec<[SocketAddr; 4]> {
+        SmallVec::new()
     }
 
     fn answer(&self, _opening: &Opening, _answer: Answer) -> io::Result<()> {

@@ -6,7 +6,7 @@ use super::source::SourceFile;
 const PROXY_LAYERS: [&[&str]; 16] = [
     &["model", "error", "time", "envoy", "dormant"],
     &["policy", "route", "telemetry"],
-    &["ring", "key_sets", "traffic"],
+    &["ring", "key_sets", "traffic", "direct"],
     &["io"],
     &["tls"],
     &["hbone", "pod", "connections"],
@@ -40,10 +40,12 @@ const AGENT_EDGES: [(&str, &[&str]); 15] = [
             "admin", "capture", "dns", "identity", "keys", "mesh", "sources", "spans",
         ],
     ),
+    // Decides by the mesh what capture lets go straight, and shows it to the admin server.
+    ("direct", &["admin", "capture", "mesh"]),
     ("dns", &[]),
     ("doctor", &["capture", "privilege"]),
     // Brings pods from what the mesh wants to what capture does, and tells the admin server.
-    ("enrolment", &["admin", "capture", "mesh"]),
+    ("enrolment", &["admin", "capture", "direct", "mesh"]),
     // Names of the mesh are read as the DNS proxy reads them.
     ("fetch", &["dns"]),
     ("identity", &[]),

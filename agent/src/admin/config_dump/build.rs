@@ -21,7 +21,8 @@ use super::{
     ServiceAccountDump, ServiceDump, StringMatchDump, VersionDump, WorkloadDump, WorkloadStateDump,
 };
 use crate::admin::{
-    CertificateEntry, CertificateState, CertificateStatus, LiveConnection, PodState, PodStatus,
+    Carriage, CertificateEntry, CertificateState, CertificateStatus, LiveConnection, PodState,
+    PodStatus,
 };
 
 /// All that a dump shows.
@@ -135,7 +136,12 @@ fn live_connection(connection: &LiveConnection) -> ConnectionDump {
         src: connection.source.to_string(),
         original_dst,
         actual_dst: connection.actual_destination.to_string(),
-        protocol: if connection.hbone { "HBONE" } else { "TCP" }.to_owned(),
+        protocol: match connection.carriage {
+            Carriage::Hbone => "HBONE",
+            Carriage::Tcp => "TCP",
+            Carriage::Direct => "DIRECT",
+        }
+        .to_owned(),
     }
 }
 

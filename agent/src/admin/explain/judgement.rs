@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use hyper::StatusCode;
+use userspace_l7::direct::{self, Passage};
 use userspace_l7::model::{
     Action, AuthorizationPolicy, Demands, Health, HttpPolicy, HttpPolicyAction, JwtKeys, Peer,
     Scope, Service, ServiceLayer7, Snapshot, SpiffeId, TunnelProtocol, Workload,
@@ -17,6 +18,7 @@ use userspace_l7::route::{self, Towards};
 
 use super::routing::{Backend, BackendKind, Routing};
 use super::{BackendStep, EndpointStep, Expectation, Inquiry, PolicyStep, wording};
+use crate::admin::{PodState, PodStatus};
 
 /// What policies say, and of whom.
 pub(super) struct Judgement {
@@ -214,7 +216,7 @@ fn takers(
     let draws = 0..u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
     let plans = draws.filter_map(|draw| {
         let mut choose = |bound: u32| draw.checked_rem(bound).unwrap_or_default();
-        route::targets(inquiry.snapshot, inquiry.client, &towards, &mut choose).ok()
+        route::targets(inquiry.snapshot, inquiry.client, &towards, &[], &mut choose).ok()
     });
     plans
         .flatten()
@@ -244,12 +246,31 @@ fn endpoint_step(
         address: address.to_string(),
         health: if is_healthy { "Healthy" } else { "Unhealthy" }.to_owned(),
         carriage: match carriage {
-            TunnelProtocol::Hbone => "HBONE".to_owned(),
-            TunnelProtocol::Tcp => "TCP".to_owned(),
-        },
+            TunnelProtocol::Hbone
+                if layer7.is_none()
+                    && workload.is_some_and(|server| goes_straight(inquiry, server, address)) =>
+            {
+                "DIRECT"
+            }
+            TunnelProtocol::Hbone => "HBONE",
+            TunnelProtocol::Tcp => "TCP",
+        }
+        .to_owned(),
         takes_requests,
         verdict,
     }
+}
+
+/// Whether the kernel carries it, both pods being captured by this node's agent.
+fn goes_straight(inquiry: &Inquiry<'_>, server: &Workload, address: SocketAddr) -> bool {
+    let is_here = |workload: &Workload| {
+        let own = |pod: &&PodStatus| pod.uid == workload.uid.as_str();
+        let own = inquiry.pods.iter().find(own);
+        own.is_some_and(|pod| pod.state == PodState::Up && !pod.encrypted_within_node)
+    };
+    is_here(inquiry.client)
+        && is_here(server)
+        && direct::passage(inquiry.snapshot, inquiry.client, server, address) == Passage::Straight
 }
 
 /// Layer 4 at the server. A policy that lets only the waypoint in is satisfied by what went through layer 7

@@ -390,6 +390,7 @@ fn whether_the_client_is_captured_is_said() {
         service_account: "curl".to_owned(),
         state: PodState::Pending,
         reason: Some("its network namespace is gone".to_owned()),
+        encrypted_within_node: false,
     };
     let capture = |pods: &[PodStatus]| {
         explain((&mesh, &KeySets::default()), pods, &question)

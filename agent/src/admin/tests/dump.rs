@@ -9,8 +9,8 @@ use userspace_l7::telemetry::Reporter;
 
 use crate::admin::config_dump::{Sources, write};
 use crate::admin::{
-    CertificateEntry, CertificateState, CertificateStatus, ConfigDump, LiveConnection, PodState,
-    PodStatus, fixture,
+    Carriage, CertificateEntry, CertificateState, CertificateStatus, ConfigDump, LiveConnection,
+    PodState, PodStatus, fixture,
 };
 
 pub(super) fn sources() -> Sources {
@@ -28,7 +28,11 @@ pub(super) fn sources() -> Sources {
         original_destination: "172.30.1.1:9080".parse().unwrap(),
         service: service.map(str::to_owned),
         actual_destination: "10.1.0.9:15008".parse().unwrap(),
-        hbone: reporter == Reporter::Source,
+        carriage: if reporter == Reporter::Source {
+            Carriage::Hbone
+        } else {
+            Carriage::Tcp
+        },
     };
     Sources {
         snapshot: Arc::new(fixture::bookinfo()),
@@ -60,6 +64,7 @@ pub(super) fn sources() -> Sources {
             service_account: "bookinfo-reviews".to_owned(),
             state: PodState::Up,
             reason: None,
+            encrypted_within_node: false,
         }],
         config: json!({"node": "node-a"}),
     }

@@ -62,6 +62,7 @@ impl AdminState for Agent {
             service_account: "default".to_owned(),
             state: PodState::Pending,
             reason: Some("its network namespace is gone".to_owned()),
+            encrypted_within_node: false,
         };
         let mut pods = dump::sources().pods;
         pods.push(waiting);

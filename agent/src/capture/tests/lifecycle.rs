@@ -429,6 +429,7 @@ fn kernel_without_set_retval_gets_programs_without_it() {
     let oldest = Variant {
         has_set_retval: false,
         has_tcx: false,
+        tcp: None,
     };
     let names = CGROUP_HOOKS.map(|(name, _)| name);
     assert_eq!(

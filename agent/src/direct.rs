@@ -1,0 +1,367 @@
+//! The kernel-direct path: which connections between pods of this node go without the proxy, and their account.
+//!
+//! ```text
+//!  worker: a pod's connection comes ─▶ consider ─▶ Book (pure: mesh, pods → rulings) ─▶ verdicts in the kernel
+//!  the mesh or the pods change      ─▶ Book again ─▶ verdicts, then live connections that lost their right
+//!  the kernel: ends, refusals, live connections ─▶ Accounts ─▶ metrics, access log
+//! ```
+//! A thread of its own does what takes time: it enters pods' namespaces.
+
+mod accounts;
+mod book;
+mod metrics;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use culvert_ebpf::{FLOW_CLIENT, FlowEntry};
+use smallvec::SmallVec;
+use tracing::{debug, error, info, warn};
+use userspace_l7::model::{Snapshot, WorkloadUid};
+use userspace_l7::pod::Opening;
+use userspace_l7::telemetry::{Metrics, Reporter};
+
+use crate::admin::{Carriage, LiveConnection};
+use crate::capture::{DirectPath, FlowEvents, Sockets};
+use crate::mesh::SameNode;
+use accounts::Accounts;
+use book::{Book, Change, End, Ruling};
+pub(crate) use metrics::DirectMetrics;
+
+/// How often the kernel's events are read while there are some.
+const BUSY: Duration = Duration::from_millis(250);
+/// How often otherwise, and how often live connections are looked through.
+const CALM: Duration = Duration::from_secs(1);
+/// How often live connections' bytes are asked for.
+const CARRIED_EVERY: Duration = Duration::from_secs(10);
+/// How often connections that lost their right are looked for again in one go.
+const ROUNDS: usize = 4;
+/// How long a reset may take from one pod to another.
+const GRACE: Duration = Duration::from_millis(20);
+
+/// The book of pods that are reached by their sockets.
+type Pods = Book<Arc<Sockets>>;
+
+enum Order {
+    /// Something has changed for which live connections have to end.
+    Changed,
+    Stop,
+}
+
+/// The path, for whoever asks or tells it something. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Direct {
+    book: Arc<Mutex<Pods>>,
+    path: DirectPath,
+    orders: mpsc::Sender<Order>,
+    metrics: DirectMetrics,
+}
+
+/// The thread behind it.
+pub(crate) struct DirectThread {
+    orders: mpsc::Sender<Order>,
+    thread: thread::JoinHandle<()>,
+}
+
+/// Starts the path for the pods that are admitted from now on.
+///
+/// # Errors
+/// The kernel's events cannot be read, or the thread not be started.
+pub(crate) fn start(
+    path: DirectPath,
+    snapshot: Arc<Snapshot>,
+    traffic: Arc<Metrics>,
+    metrics: DirectMetrics,
+) -> io::Result<(Direct, DirectThread)> {
+    let (orders, inbox) = mpsc::channel();
+    let direct = Direct {
+        book: Arc::new(Mutex::new(Book::new(snapshot))),
+        path,
+        orders: orders.clone(),
+        metrics: metrics.clone(),
+    };
+    let lost = direct.path.lost()?;
+    let desk = Desk {
+        events: direct.path.events()?,
+        direct: direct.clone(),
+        accounts: Accounts::new(traffic, metrics, lost),
+    };
+    let thread = thread::Builder::new()
+        .name("culvert-direct".to_owned())
+        .spawn(move || desk.run(&inbox))?;
+    Ok((direct, DirectThread { orders, thread }))
+}
+
+impl DirectThread {
+    /// Ends the thread. Verdicts hold until the heartbeat is missed.
+    pub(crate) fn stop(self) {
+        let _stopped = self.orders.send(Order::Stop);
+        if self.thread.join().is_err() {
+            error!("the thread of direct connections panicked");
+        }
+    }
+}
+
+impl Direct {
+    /// Takes over a new mesh: verdicts that it forbids are gone when this returns, live connections in a moment.
+    pub(crate) fn publish(&self, snapshot: Arc<Snapshot>) {
+        let mut book = self.lock();
+        let changes = book.publish(snapshot);
+        self.apply(&mut book, changes);
+        drop(book);
+        let _stopped = self.orders.send(Order::Changed);
+    }
+
+    /// This pod is captured from now on.
+    pub(crate) fn admit(&self, uid: &WorkloadUid, same_node: SameNode, sockets: Arc<Sockets>) {
+        let mut book = self.lock();
+        let changes = book.admit(uid, same_node, (sockets.netns_cookie(), sockets));
+        self.apply(&mut book, changes);
+        drop(book);
+        let _stopped = self.orders.send(Order::Changed);
+    }
+
+    /// It is not any more: nothing goes to it or from it by itself once this returns. Live connections are ended by
+    /// whoever ends its capture.
+    pub(crate) fn dismiss(&self, uid: &WorkloadUid) {
+        let mut book = self.lock();
+        let changes = book.dismiss(uid, Instant::now());
+        self.apply(&mut book, changes);
+    }
+
+    /// A pod's connection has come to the proxy: what becomes of the next ones, and whether this one goes straight as
+    /// well. Never waits: if somebody else is deciding, the next connection is as good an occasion.
+    pub(crate) fn consider(&self, uid: &WorkloadUid, opening: &Opening, sockets: &Sockets) -> bool {
+        let Ok(mut book) = self.book.try_lock() else {
+            return false;
+        };
+        let changes = book.consider(uid, opening.dialled);
+        self.apply(&mut book, changes);
+        let (from, to) = (opening.source, opening.dialled);
+        let Some(server) = book.straight(uid, to) else {
+            return false;
+        };
+        // Within the lock: whoever takes the ruling back finds the connection among those that are alive.
+        let announced = sockets.announce(from, to, server);
+        drop(book);
+        let sent = announced.and_then(|announced| {
+            if announced {
+                sockets.send_straight(from, to, &opening.tcp_header)?;
+            }
+            Ok(announced)
+        });
+        match sent {
+            Ok(announced) => announced,
+            Err(failure) => {
+                debug!(workload = %uid, %to, error = %failure, "cannot let a connection go straight");
+                false
+            }
+        }
+    }
+
+    /// The endpoints of the service at `dialled` that the kernel chooses by itself for this pod.
+    pub(crate) fn served_straight(
+        &self,
+        uid: &WorkloadUid,
+        dialled: SocketAddr,
+    ) -> SmallVec<[SocketAddr; 4]> {
+        let book = self.book.try_lock();
+        book.map(|book| book.served_straight(uid, dialled))
+            .unwrap_or_default()
+    }
+
+    /// Every end of a live connection, as the admin server shows it.
+    pub(crate) fn connections(&self) -> Vec<LiveConnection> {
+        let flows = self.path.flows().unwrap_or_default();
+        let book = self.lock();
+        let shown = flows.iter().filter_map(|(_, flow)| connection(&book, flow));
+        shown.collect()
+    }
+
+    /// Whole even if a thread panicked while it held the lock: the kernel is told after the book.
+    fn lock(&self) -> MutexGuard<'_, Pods> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, book: &mut Pods, changes: Vec<Change>) {
+        for Change { client, to, ruling } in changes {
+            let told = match &ruling {
+                Some(Ruling::Straight { server }) => self.path.allow(client, to, *server),
+                Some(Ruling::Refused) => self.path.deny(client, to),
+                Some(Ruling::Spread(spread)) => {
+                    self.path
+                        .spread(client, to, &spread.endpoints, spread.total)
+                }
+                None => self.path.revoke(client, to),
+            };
+            if let Err(failure) = told {
+                warn!(%to, error = %failure, "cannot tell the kernel what becomes of connections");
+                book.forget(client, to);
+            }
+        }
+        self.metrics.verdicts.set(book.len());
+    }
+}
+
+fn connection(book: &Pods, flow: &FlowEntry) -> Option<LiveConnection> {
+    let own = book.member(flow.own_netns())?;
+    Some(LiveConnection {
+        workload_uid: own.uid.to_string(),
+        reporter: if flow.end == FLOW_CLIENT {
+            Reporter::Source
+        } else {
+            Reporter::Destination
+        },
+        source: flow.client(),
+        original_destination: flow.dialled(),
+        service: book
+            .service_of(flow)
+            .map(|service| service.key.hostname.to_string()),
+        actual_destination: flow.server(),
+        carriage: Carriage::Direct,
+    })
+}
+
+/// What the thread works with.
+struct Desk {
+    direct: Direct,
+    events: FlowEvents,
+    accounts: Accounts,
+}
+
+impl Desk {
+    fn run(mut self, inbox: &mpsc::Receiver<Order>) {
+        let now = Instant::now();
+        let (mut read, mut looked, mut asked) = (now, now, now);
+        loop {
+            match inbox.recv_timeout(read.saturating_duration_since(Instant::now())) {
+                Ok(Order::Changed) => self.end_the_wrong(),
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    self.read_events();
+                    return;
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let happened = self.read_events();
+                    let now = Instant::now();
+                    if now >= looked + CALM {
+                        self.look_through();
+                        looked = now;
+                    }
+                    if now >= asked + CARRIED_EVERY {
+                        self.ask_for_bytes();
+                        asked = now;
+                    }
+                    read = now + if happened { BUSY } else { CALM };
+                }
+            }
+        }
+    }
+
+    /// Accounts for what has happened; false if nothing has.
+    fn read_events(&mut self) -> bool {
+        let mut happened = false;
+        while let Some(event) = self.events.next() {
+            happened = true;
+            // Not for longer than one event takes: workers ask the book, too.
+            let book = self.direct.lock();
+            self.accounts.take(&book, &event);
+        }
+        happened
+    }
+
+    /// Opens accounts of new connections, settles those whose end was not told, and ends what should not be there.
+    fn look_through(&mut self) {
+        let (flows, lost) = match (self.direct.path.flows(), self.direct.path.lost()) {
+            (Ok(flows), Ok(lost)) => (flows, lost),
+            (Err(failure), _) | (_, Err(failure)) => {
+                error!(error = %failure, "cannot look through direct connections");
+                return;
+            }
+        };
+        let mut book = self.direct.lock();
+        book.forget_the_gone(Instant::now());
+        self.accounts.look_through(&book, &flows);
+        self.accounts.make_up_for(&book, lost);
+        drop(book);
+        self.end_the_wrong();
+    }
+
+    /// Ends live connections that have lost their right. The verdicts are gone by then, so none follows them.
+    ///
+    /// First at the server's end, whose reset is what the client reads, as it would of the proxy; then whoever has not
+    /// received it.
+    fn end_the_wrong(&mut self) {
+        for round in 0..ROUNDS {
+            let flows = match self.direct.path.flows() {
+                Ok(flows) => flows,
+                Err(failure) => {
+                    error!(error = %failure, "cannot look through direct connections");
+                    return;
+                }
+            };
+            let wrong = self.direct.lock().wrong(&flows);
+            if wrong.is_empty() {
+                return;
+            }
+            if round == 0 {
+                let connections = wrong.len();
+                info!(connections, "direct connections lost their right");
+            } else {
+                thread::sleep(GRACE);
+            }
+            for one in &wrong {
+                self.accounts.revoke(&one.client.flow, &one.why);
+            }
+            let ends = wrong.into_iter().map(|one| match one.server {
+                Some(server) if round == 0 => server,
+                _ => one.client,
+            });
+            end_all(ends);
+        }
+    }
+
+    /// Asks the kernel what long connections have carried.
+    fn ask_for_bytes(&mut self) {
+        let pods = {
+            let book = self.direct.lock();
+            let pods = self.accounts.pods();
+            pods.into_iter()
+                .filter_map(|netns| Some(Arc::clone(&book.member(netns)?.sockets)))
+                .collect::<Vec<_>>()
+        };
+        for sockets in pods {
+            match sockets.carried() {
+                Ok(carried) => self.accounts.carry(&carried),
+                // Most likely the pod is going; its connections' ends say the rest.
+                Err(failure) => debug!(error = %failure, "cannot ask for a pod's bytes"),
+            }
+        }
+    }
+}
+
+/// Ends connections, pod by pod.
+fn end_all(ends: impl Iterator<Item = End<Arc<Sockets>>>) {
+    let mut by_pod = BTreeMap::<u64, (Arc<Sockets>, Vec<(u64, FlowEntry)>)>::new();
+    for End {
+        cookie,
+        flow,
+        sockets,
+    } in ends
+    {
+        let of_pod = by_pod.entry(flow.own_netns());
+        let (_, flows) = of_pod.or_insert_with(|| (sockets, Vec::new()));
+        flows.push((cookie, flow));
+    }
+    for (sockets, flows) in by_pod.into_values() {
+        if let Err(failure) = sockets.end_flows(&flows) {
+            error!(error = %failure, "cannot end direct connections");
+        }
+    }
+}
