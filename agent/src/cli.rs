@@ -3,6 +3,7 @@
 //!
 //! Exit codes: 0 fine, 1 failed, 2 usage (clap's own). Errors are one sentence: what, where, what to do.
 
+pub mod bench;
 mod client;
 mod describe;
 mod explain;
@@ -23,6 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+pub use bench::BenchCommand;
 pub use describe::{DescribeArgs, DescribeCommand};
 pub use explain::ExplainArgs;
 pub use get::{
@@ -36,7 +38,7 @@ use crate::admin::VersionDump;
 use crate::{capture, doctor};
 
 /// Commands that talk to a running agent. The program adds those that start one.
-#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Subcommand)]
 pub enum Command {
     /// List what the agent knows of the mesh.
     #[command(subcommand)]
@@ -61,6 +63,9 @@ pub enum Command {
     /// Say what this node has of what the agent needs, and what it costs to lack the rest. Exits with 1 if
     /// the agent could not run here.
     Doctor(OutputArgs),
+    /// Measure what a mesh costs: a load generator, the server that it loads, and a report of several runs.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Print this program's version.
     Version(OutputArgs),
 }
@@ -192,6 +197,12 @@ pub enum CliError {
     /// A waypoint could not be written, read or removed.
     #[error(transparent)]
     Waypoint(#[from] WaypointError),
+    /// A benchmark could not be run or read.
+    #[error(transparent)]
+    Bench(#[from] crate::bench::BenchError),
+    /// Flags that do not go together.
+    #[error("{0}")]
+    Usage(String),
     /// There is no such object.
     #[error("the mesh knows no {kind} called `{name}`: see `culvert get {list}`")]
     NotFound {
@@ -228,6 +239,14 @@ pub enum CliError {
 }
 
 impl CliError {
+    /// 2 if it was typed wrong, else 1.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Usage(_) => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        }
+    }
+
     /// An error with its causes, on one line.
     pub fn sentence(&self) -> String {
         let mut text = self.to_string();
@@ -261,6 +280,7 @@ impl Command {
             Self::Describe(describe) => describe.run(out)?,
             Self::Explain(args) => explain::run(args, out)?,
             Self::Waypoint(waypoint) => return waypoint.run(out),
+            Self::Bench(bench) => return bench.run(out),
             Self::Status(args) => return status::run(args, out),
             Self::Log(args) => out
                 .write_all(client::log(args)?.as_bytes())

@@ -13,6 +13,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod bench;
 mod capture;
 pub mod cli;
 pub mod config;

@@ -26,11 +26,13 @@ fn main() -> ExitCode {
     match Program::parse().command {
         Command::Agent(args) => match agent::app::run(&args) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(format_args!("{error:#}")),
+            Err(error) => fail(format_args!("{error:#}"), ExitCode::FAILURE),
         },
         Command::Operate(command) => {
             let done = command.run(&mut std::io::stdout().lock());
-            done.unwrap_or_else(|error| fail(format_args!("{}", error.sentence())))
+            done.unwrap_or_else(|error| {
+                fail(format_args!("{}", error.sentence()), error.exit_code())
+            })
         }
     }
 }
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
     clippy::print_stderr,
     reason = "the one place where the program says why it failed"
 )]
-fn fail(why: std::fmt::Arguments<'_>) -> ExitCode {
+fn fail(why: std::fmt::Arguments<'_>, code: ExitCode) -> ExitCode {
     eprintln!("culvert: {why}");
-    ExitCode::FAILURE
+    code
 }

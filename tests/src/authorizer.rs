@@ -190,6 +190,7 @@ fn grpc(wish: &str) -> hyper::http::Result<Response<Body>> {
             &["x-secret"],
             &[("x-decided", "yes")],
         ),
+        "query" => CheckResponse::changes_query(&[("user", "alice")], &["with"]),
         "login" => CheckResponse::denies(401, &[("set-cookie", "state=1")], "log in first"),
         _ => CheckResponse::denies(0, &[("x-reason", "no pass")], "denied by the authorizer"),
     };

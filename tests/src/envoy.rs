@@ -1,6 +1,7 @@
 //! A real Envoy as the other end of HBONE: its configuration, its certificates, its process.
 
 mod pair;
+mod relay;
 mod waypoint;
 
 use std::fs::{self, File};
@@ -26,10 +27,10 @@ pub struct Envoy {
 }
 
 /// Files of one identity: certificate chain, key, and the root that its peers are verified by.
-struct Svid {
-    chain: PathBuf,
-    key: PathBuf,
-    root: PathBuf,
+pub(crate) struct Svid {
+    pub(crate) chain: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) root: PathBuf,
 }
 
 impl Envoy {
@@ -190,7 +191,7 @@ impl Drop for Envoy {
 }
 
 /// Issues a certificate of the mesh's authority, as a node agent would.
-fn issue(lab: &Lab, identity: &str) -> Result<Svid> {
+pub(crate) fn issue(lab: &Lab, identity: &str) -> Result<Svid> {
     let read = |file: &str| {
         let path = lab.ca_directory().join(file);
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))

@@ -128,6 +128,18 @@ fn an_authorizer_decides_over_either_protocol() -> Result<()> {
 }
 
 #[test]
+fn an_authorizer_changes_the_query() -> Result<()> {
+    let (mesh, _authorizer) = shop()?;
+    mesh.apply("config.yaml", &providers("", ""))?;
+    mesh.apply("policy.yaml", &custom("echo-v1", "grpc", "[{}]"))?;
+    let to = mesh.at("echo-v1", 80)?;
+    let answer = mesh.soon_answers("client", to, &wishing("query"), 200)?;
+    let seen = Seen::in_answer(&answer)?;
+    ensure!(seen.path == "/any?user=alice", "{seen:?}");
+    Ok(())
+}
+
+#[test]
 fn a_refusal_is_answered_in_the_authorizers_words() -> Result<()> {
     let (mesh, _authorizer) = shop()?;
     mesh.apply("config.yaml", &providers("", ""))?;
@@ -184,6 +196,15 @@ fn an_authorizer_that_fails_or_is_away_is_answered_for() -> Result<()> {
     for provider in BOTH {
         mesh.apply("policy.yaml", &custom("echo-v1", provider, "[{}]"))?;
         let _passes = mesh.soon_answers("client", to, &wishing("allow"), 200)?;
+    }
+    for (provider, outcome) in [("http", "refused"), ("grpc", "admitted")] {
+        let labels = [
+            &*format!("service=\"{provider}\""),
+            &*format!("outcome=\"{outcome}\""),
+        ];
+        let name = "culvert_questions_unanswered_total";
+        let count = mesh.lab.agent("b")?.metric(name, &labels)?;
+        ensure!(count > 0.0, "{provider} {outcome}: {count}");
     }
     // A provider that does not exist refuses whatever it is asked about, and is reported.
     mesh.apply("policy.yaml", &custom("echo-v1", "nobody", "[{}]"))?;

@@ -67,13 +67,14 @@ struct Heard {
 }
 
 impl Asker<'_> {
-    /// Tells operators that a service does not answer, now and then.
+    /// Tells operators that a service does not answer: each time by a counter, now and then in the log.
     pub(crate) fn report(
         &self,
         service: &dyn std::fmt::Display,
         error: &AskError,
         fail_open: bool,
     ) {
+        self.hub.metrics.unanswered(service, fail_open);
         if let Some(more) = self.hub.silences.admit(Instant::now()) {
             warn!(%service, %error, fail_open, more, "a service that is asked about requests does not answer");
         }

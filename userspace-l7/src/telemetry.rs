@@ -44,7 +44,7 @@ pub use labels::{Reporter, ResponseFlags, Security};
 use cost::Costs;
 use flow::{Series, SeriesKey};
 use http::RequestMetrics;
-use labels::{RefusalLabels, ReporterLabel, TrafficLabels};
+use labels::{QuestionLabels, RefusalLabels, ReporterLabel, TrafficLabels};
 pub(crate) use limit::RateLimit;
 use span::SpanSink;
 
@@ -65,6 +65,7 @@ pub struct Metrics {
     sent: Family<TrafficLabels, Counter>,
     sockets: Family<ReporterLabel, Gauge>,
     refused: Family<RefusalLabels, Counter>,
+    unanswered: Family<QuestionLabels, Counter>,
     series: RwLock<HashMap<SeriesKey, Arc<Series>>>,
     requests: Arc<RequestMetrics>,
     costs: Costs,
@@ -98,6 +99,7 @@ impl Metrics {
             sent: Family::default(),
             sockets: Family::default(),
             refused: Family::default(),
+            unanswered: Family::default(),
             series: RwLock::default(),
             requests: Arc::new(RequestMetrics::new(costs.clone(), spans)),
             costs,
@@ -141,6 +143,11 @@ impl Metrics {
             "culvert_connections_refused",
             "The total number of connections refused before a destination was known",
             self.refused.clone(),
+        );
+        registry.register(
+            "culvert_questions_unanswered",
+            "The total number of questions about requests that an authorizer or rate limit service did not answer",
+            self.unanswered.clone(),
         );
         self.requests.register(registry);
         self.costs.register(registry);
@@ -189,6 +196,15 @@ impl Metrics {
         if let Some(suppressed) = self.refusal_log.admit(Instant::now()) {
             access_log::refused(reporter, source, destination, error, suppressed);
         }
+    }
+
+    /// Counts a question about a request that a service has not answered, `admitted` being what became of the request.
+    pub fn unanswered(&self, service: &dyn fmt::Display, admitted: bool) {
+        let labels = QuestionLabels {
+            service: service.to_string(),
+            admitted,
+        };
+        let _new_value = self.unanswered.get_or_create(&labels).inc();
     }
 
     /// The counters of a flow's label set: built on first use, found by pointer afterwards.

@@ -89,6 +89,10 @@ struct Allowed {
     headers_to_remove: Vec<String>,
     #[prost(message, repeated, tag = "6")]
     response_headers_to_add: Vec<HeaderOption>,
+    #[prost(message, repeated, tag = "7")]
+    query_parameters_to_set: Vec<Header>,
+    #[prost(string, repeated, tag = "8")]
+    query_parameters_to_remove: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -97,6 +101,7 @@ struct HeaderOption {
     header: Option<Header>,
 }
 
+/// A header, or a query parameter, which looks alike.
 #[derive(Clone, PartialEq, Message)]
 struct Header {
     #[prost(string, tag = "1")]
@@ -128,6 +133,23 @@ impl CheckResponse {
                 headers: options(upstream),
                 headers_to_remove: removed.iter().map(ToString::to_string).collect(),
                 response_headers_to_add: options(downstream),
+                ..Allowed::default()
+            })),
+        }
+    }
+
+    /// Lets pass, with query parameters set and taken away.
+    pub(super) fn changes_query(set: &[(&str, &str)], removed: &[&str]) -> Self {
+        let parameter = |(key, value): &(&str, &str)| Header {
+            key: (*key).to_owned(),
+            value: (*value).to_owned(),
+        };
+        Self {
+            status: Some(Code { code: 0 }),
+            answer: Some(Answer::Ok(Allowed {
+                query_parameters_to_set: set.iter().map(parameter).collect(),
+                query_parameters_to_remove: removed.iter().map(ToString::to_string).collect(),
+                ..Allowed::default()
             })),
         }
     }

@@ -1,283 +1,329 @@
-//! Load on one path: what is run, and how its result is read.
+//! What is run on a plane: a load generator's command line, and where it makes sense.
 
-use std::net::IpAddr;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use super::plane::Plane;
 
-use crate::lab::{Pod, eventually};
-use crate::net;
+/// Where the benchmark's web server listens.
+pub(super) const HTTP_PORT: u16 = 8080;
+/// First port of `culvert bench server`.
+pub(super) const OWN_PORT: u16 = 9080;
+/// Where that server takes gRPC, plain requests.
+pub(super) const GRPC_PORT: u16 = OWN_PORT + 2;
+/// Plain requests.
+pub(super) const TCP_PORT: u16 = OWN_PORT + 3;
+/// Where iperf3 listens.
+pub(super) const STREAM_PORT: u16 = 5201;
 
 /// One kind of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Load {
-    /// HTTP/1.1 over 64 connections that stay open.
-    Keepalive,
-    /// HTTP/1.1 over one connection that stays open: latency.
-    Single,
-    /// A new connection for each of 16 clients' requests.
-    Churn,
-    /// One TCP stream, as fast as it goes.
-    Stream,
+pub struct Load {
+    /// In the report.
+    pub name: &'static str,
+    /// What is run.
+    pub kind: Kind,
 }
 
-/// Every kind of load, in the order of the report.
-pub const LOADS: [Load; 4] = [Load::Keepalive, Load::Single, Load::Churn, Load::Stream];
+/// What is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `wrk` against nginx, in closed loop.
+    Web {
+        /// Open at once.
+        connections: u16,
+        /// What is asked for.
+        path: &'static str,
+        /// Whether each request has a connection of its own.
+        closes: bool,
+    },
+    /// `iperf3`.
+    Stream {
+        /// At once.
+        streams: u16,
+        /// From server to client.
+        backwards: bool,
+    },
+    /// `culvert bench client` against nginx, at so many requests a second.
+    Paced {
+        /// Requests a second.
+        rate: u32,
+        /// Whether policies change meanwhile.
+        policies_change: bool,
+    },
+    /// gRPC calls.
+    Calls,
+    /// Connections that do nothing; what they cost in memory.
+    Idle {
+        /// How many.
+        connections: u16,
+    },
+}
 
-/// What one run measured.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Measured {
-    /// Requests a second; for a stream, Gbit/s.
-    pub rate: f64,
-    /// Units of work in the whole run: requests, or GB.
-    pub work: f64,
-    /// Median latency in microseconds, where the load has one.
-    pub median_us: Option<f64>,
-    /// The latency that one request in a hundred exceeds, in microseconds.
-    pub p99_us: Option<f64>,
+/// The unit of a load's rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Requests a second; work is requests.
+    Requests,
+    /// Gbit a second; work is GB.
+    Gigabits,
+    /// Connections that are held; work is connections.
+    Connections,
+}
+
+impl Unit {
+    /// Behind a rate.
+    pub fn rate(self) -> &'static str {
+        match self {
+            Self::Requests => "requests/s",
+            Self::Gigabits => "Gbit/s",
+            Self::Connections => "connections",
+        }
+    }
+
+    /// What CPU time is divided by.
+    pub fn work(self) -> &'static str {
+        match self {
+            Self::Requests => "request",
+            Self::Gigabits => "GB",
+            Self::Connections => "connection",
+        }
+    }
+}
+
+const fn web(name: &'static str, connections: u16, path: &'static str) -> Load {
+    Load {
+        name,
+        kind: Kind::Web {
+            connections,
+            path,
+            closes: false,
+        },
+    }
+}
+
+const fn stream(name: &'static str, streams: u16, backwards: bool) -> Load {
+    Load {
+        name,
+        kind: Kind::Stream { streams, backwards },
+    }
+}
+
+const fn paced(name: &'static str, rate: u32, policies_change: bool) -> Load {
+    Load {
+        name,
+        kind: Kind::Paced {
+            rate,
+            policies_change,
+        },
+    }
+}
+
+/// Every load, in the order of the report.
+pub const LOADS: [Load; 15] = [
+    web("keepalive c=64", 64, "/"),
+    web("keepalive c=1", 1, "/"),
+    web("keepalive c=512", 512, "/"),
+    Load {
+        name: "new connections c=16",
+        kind: Kind::Web {
+            connections: 16,
+            path: "/",
+            closes: true,
+        },
+    },
+    web("16 kB responses c=16", 16, "/16k"),
+    web("1 MB responses c=16", 16, "/1m"),
+    paced("latency at 500/s", 500, false),
+    paced("latency at 2000/s", 2_000, false),
+    paced("policy changes at 500/s", 500, true),
+    Load {
+        name: "gRPC c=8 m=8",
+        kind: Kind::Calls,
+    },
+    stream("one stream", 1, false),
+    stream("8 streams", 8, false),
+    stream("one stream back", 1, true),
+    stream("8 streams back", 8, true),
+    Load {
+        name: "10,000 idle connections",
+        kind: Kind::Idle {
+            connections: 10_000,
+        },
+    },
+];
+
+/// What the generator's output is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// wrk's report.
+    Wrk,
+    /// iperf3's JSON.
+    Iperf,
+    /// The JSON of `culvert bench client`.
+    Own,
 }
 
 impl Load {
-    /// Name in the report.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Keepalive => "keepalive c=64",
-            Self::Single => "keepalive c=1",
-            Self::Churn => "new connections c=16",
-            Self::Stream => "one stream",
+    /// The unit of its rate.
+    pub fn unit(&self) -> Unit {
+        match self.kind {
+            Kind::Web { .. } | Kind::Paced { .. } | Kind::Calls => Unit::Requests,
+            Kind::Stream { .. } => Unit::Gigabits,
+            Kind::Idle { .. } => Unit::Connections,
         }
     }
 
-    /// The command line, as a person would type it in the client's pod.
-    pub fn command(self, server: IpAddr, time: Duration) -> Vec<String> {
-        let seconds = time.as_secs().to_string();
-        let url = format!("http://{server}:{HTTP_PORT}/");
-        let words: Vec<&str> = match self {
-            Self::Keepalive => vec!["wrk", "-t2", "-c64", "--latency", "-d", &seconds, &url],
-            Self::Single => vec!["wrk", "-t1", "-c1", "--latency", "-d", &seconds, &url],
-            Self::Churn => {
-                let close = "Connection: close";
-                vec![
-                    "wrk",
-                    "-t2",
-                    "-c16",
-                    "--latency",
-                    "-H",
-                    close,
-                    "-d",
-                    &seconds,
-                    &url,
-                ]
-            }
-            Self::Stream => {
-                let address = server.to_string();
-                let words = ["iperf3", "-J", "-t", &seconds, "-p", "5201", "-c", &address];
-                return words.map(str::to_owned).into();
-            }
+    /// Whether the rate is the plane's doing: not where the generator sets it.
+    pub fn has_rate(&self) -> bool {
+        !matches!(self.kind, Kind::Paced { .. } | Kind::Idle { .. })
+    }
+
+    /// Whether the plane can carry it: what looks at requests carries no others, and our pair of Envoys speaks HTTP/1.1
+    /// with its backends.
+    pub fn suits(&self, plane: &Plane) -> bool {
+        match self.kind {
+            Kind::Web { .. } | Kind::Paced { .. } => true,
+            Kind::Calls => *plane != Plane::Envoy,
+            Kind::Stream { .. } | Kind::Idle { .. } => !plane.is_layer7(),
+        }
+    }
+
+    /// The command line, as a person would type it in the client's pod, `culvert` being the path of that program.
+    pub fn command(&self, culvert: &str, host: &str, time: Duration) -> (Vec<String>, Output) {
+        let seconds = time.as_secs().max(1).to_string();
+        let own = |protocol: &str, more: &[String]| -> Vec<String> {
+            let words = [
+                culvert,
+                "bench",
+                "client",
+                "--output",
+                "json",
+                "--protocol",
+                protocol,
+                "--duration",
+            ];
+            let words = words.into_iter().map(str::to_owned);
+            words
+                .chain([format!("{seconds}s")])
+                .chain(more.iter().cloned())
+                .collect()
         };
-        words.into_iter().map(str::to_owned).collect()
-    }
-
-    /// Runs it from `client` to `server`.
-    ///
-    /// # Errors
-    /// If the generator is missing, fails, or saw errors: a fast error is no result.
-    pub fn run(self, client: &Pod, server: &Pod, time: Duration) -> Result<Measured> {
-        // iperf3's server closes its listener between tests, so each test gets its own.
-        let _stream_server = match self {
-            Self::Stream => Some(Server::iperf(server)?),
-            _ => None,
-        };
-        self.run_to(client, server.v4(), time)
-    }
-
-    /// Runs it from `client` to the benchmark's port of an address, behind which a server is that suits the load.
-    ///
-    /// # Errors
-    /// As [`Load::run`].
-    pub fn run_to(self, client: &Pod, address: IpAddr, time: Duration) -> Result<Measured> {
-        let words = self.command(address, time);
-        let (program, arguments) = words.split_first().context("an empty command")?;
-        let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null());
-        let output = client
-            .enter(&mut command)?
-            .output()
-            .with_context(|| format!("{program} is missing: run `cargo xtask setup`"))?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        ensure!(
-            output.status.success(),
-            "{} failed: {text}{}",
-            words.join(" "),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        match self {
-            Self::Stream => read_iperf(&text),
-            _ => read_wrk(&text),
+        match self.kind {
+            Kind::Web {
+                connections,
+                path,
+                closes,
+            } => {
+                let threads = connections.min(2).to_string();
+                let connections = connections.to_string();
+                let mut words = vec!["wrk", "-t", &threads, "-c", &connections, "--latency"];
+                if closes {
+                    words.extend(["-H", "Connection: close"]);
+                }
+                let url = format!("http://{host}:{HTTP_PORT}{path}");
+                words.extend(["-d", &seconds, &url]);
+                (words.into_iter().map(str::to_owned).collect(), Output::Wrk)
+            }
+            Kind::Stream { streams, backwards } => {
+                let (streams, port) = (streams.to_string(), STREAM_PORT.to_string());
+                let mut words = vec!["iperf3", "-J", "-t", &seconds, "-P", &streams];
+                words.extend(["-p", &port, "-c", host]);
+                if backwards {
+                    words.push("-R");
+                }
+                (
+                    words.into_iter().map(str::to_owned).collect(),
+                    Output::Iperf,
+                )
+            }
+            Kind::Paced { rate, .. } => {
+                let url = format!("http://{host}:{HTTP_PORT}/");
+                let more = ["--rate", &rate.to_string(), "--connections", "64", &url];
+                let more = more.map(str::to_owned);
+                (own("http1", &more), Output::Own)
+            }
+            Kind::Calls => {
+                let target = format!("{host}:{GRPC_PORT}");
+                let more = ["-c", "8", "-m", "8", "--payload", "100", &target].map(str::to_owned);
+                (own("grpc", &more), Output::Own)
+            }
+            Kind::Idle { connections } => {
+                let target = format!("{host}:{TCP_PORT}");
+                let connections = connections.to_string();
+                let more = ["--warmup", "0s", "-c", &connections, &target].map(str::to_owned);
+                (own("idle", &more), Output::Own)
+            }
         }
     }
-}
-
-/// Where the benchmark's web server listens.
-pub const HTTP_PORT: u16 = 8080;
-
-/// A server program in a pod; ends with the value.
-pub struct Server(Child);
-
-impl Server {
-    /// nginx that answers every request with a short fixed body and never closes a connection first.
-    ///
-    /// # Errors
-    /// If it is missing or does not answer.
-    pub fn nginx(pod: &Pod, directory: &Path) -> Result<Self> {
-        let file = directory.join(format!("nginx-{}.conf", pod.spec().name));
-        let config = format!(
-            "daemon off; master_process off; pid {0}.pid; error_log stderr crit;\n\
-             events {{ worker_connections 4096; }}\n\
-             http {{ access_log off; keepalive_requests 1000000000;\n\
-             server {{ listen {HTTP_PORT} reuseport; location / {{ return 200 \"a body of the size of a small answer\\n\"; }} }} }}\n",
-            file.display()
-        );
-        std::fs::write(&file, config).context("cannot write nginx's configuration")?;
-        let mut command = Command::new("nginx");
-        command.arg("-c").arg(&file);
-        Self::start(pod, command, HTTP_PORT)
-    }
-
-    fn iperf(pod: &Pod) -> Result<Self> {
-        let mut command = Command::new("iperf3");
-        command.args(["-s", "-1", "-p", "5201"]);
-        let child = pod
-            .enter(command.stdin(Stdio::null()).stdout(Stdio::null()))?
-            .spawn();
-        let server = Self(child.context("iperf3 is missing: run `cargo xtask setup`")?);
-        // A probing connection would use up the one test that it serves.
-        eventually("iperf3 listens", Duration::from_secs(5), || {
-            let listening =
-                pod.run(|| Ok(std::fs::read_to_string("/proc/thread-self/net/tcp6")?))?;
-            let port = format!(":{:04X} ", 5201);
-            let listens = |line: &str| line.contains(&port) && line.contains(" 0A ");
-            ensure!(listening.lines().any(listens), "it does not listen");
-            Ok(())
-        })?;
-        Ok(server)
-    }
-
-    fn start(pod: &Pod, mut command: Command, port: u16) -> Result<Self> {
-        let child = pod
-            .enter(command.stdin(Stdio::null()).stdout(Stdio::null()))?
-            .spawn();
-        let name = command.get_program().to_string_lossy().into_owned();
-        let child = child.with_context(|| format!("{name} is missing: run `cargo xtask setup`"))?;
-        let server = Self(child);
-        eventually(&format!("{name} answers"), Duration::from_secs(5), || {
-            pod.run(|| Ok(net::connect((pod.v4(), port).into()).map(drop)?))
-        })?;
-        Ok(server)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already; then there is nothing to end.
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-/// Reads wrk's report.
-fn read_wrk(text: &str) -> Result<Measured> {
-    for bad in ["Socket errors:", "Non-2xx"] {
-        if let Some(line) = text.lines().find(|line| line.contains(bad)) {
-            bail!("wrk saw errors:{line}");
-        }
-    }
-    let line = |prefix: &str| {
-        text.lines()
-            .find_map(|line| line.trim().strip_prefix(prefix))
-    };
-    let rate = line("Requests/sec:")
-        .context("wrk printed no rate")?
-        .trim()
-        .parse()?;
-    let work = text
-        .lines()
-        .find_map(|line| line.split_once(" requests in ")?.0.trim().parse().ok())
-        .context("wrk printed no number of requests")?;
-    let latency = |share: &str| line(share).and_then(|text| microseconds(text.trim()));
-    Ok(Measured {
-        rate,
-        work,
-        median_us: latency("50%"),
-        p99_us: latency("99%"),
-    })
-}
-
-/// `812.00us`, `1.25ms`, `2.00s`.
-fn microseconds(text: &str) -> Option<f64> {
-    let units = [("us", 1.0), ("ms", 1e3), ("s", 1e6)];
-    units
-        .into_iter()
-        .find_map(|(unit, factor)| Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * factor))
-}
-
-/// Reads iperf3's JSON: what the receiver got.
-fn read_iperf(text: &str) -> Result<Measured> {
-    let report: serde_json::Value = serde_json::from_str(text).context("iperf3 printed no JSON")?;
-    if let Some(error) = report["error"].as_str() {
-        bail!("iperf3: {error}");
-    }
-    let received = &report["end"]["sum_received"];
-    let bits = received["bits_per_second"]
-        .as_f64()
-        .context("iperf3 reports no rate")?;
-    let bytes = received["bytes"]
-        .as_f64()
-        .context("iperf3 reports no bytes")?;
-    Ok(Measured {
-        rate: bits / 1e9,
-        work: bytes / 1e9,
-        median_us: None,
-        p99_us: None,
-    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Measured, read_iperf, read_wrk};
+    use std::time::Duration;
 
-    #[test]
-    fn wrk_reports_are_read() {
-        let report = "Running 2s test @ http://10.0.0.2/\n  2 threads and 64 connections\n  Latency Distribution\n     \
-                      50%    1.25ms\n     99%    3.00ms\n  41234 requests in 2.00s, 5.00MB read\nRequests/sec:  20600.10\n";
-        let expected = Measured {
-            rate: 20600.1,
-            work: 41234.0,
-            median_us: Some(1250.0),
-            p99_us: Some(3000.0),
-        };
-        assert_eq!(read_wrk(report).unwrap(), expected);
+    use super::{LOADS, Load};
+    use crate::bench::plane::Plane;
+
+    fn load(name: &str) -> &'static Load {
+        LOADS.iter().find(|load| load.name == name).unwrap()
     }
 
     #[test]
-    fn a_run_with_errors_is_no_result() {
-        let report = "  Socket errors: connect 0, read 3, write 0, timeout 0\nRequests/sec: 1.0\n";
-        assert!(read_wrk(report).is_err());
-        assert!(read_iperf(r#"{"error": "unable to connect"}"#).is_err());
+    fn commands_are_what_a_person_would_type() {
+        for (name, line) in [
+            (
+                "keepalive c=64",
+                "wrk -t 2 -c 64 --latency -d 4 http://10.0.0.2:8080/",
+            ),
+            (
+                "keepalive c=1",
+                "wrk -t 1 -c 1 --latency -d 4 http://10.0.0.2:8080/",
+            ),
+            (
+                "new connections c=16",
+                "wrk -t 2 -c 16 --latency -H Connection: close -d 4 http://10.0.0.2:8080/",
+            ),
+            ("one stream", "iperf3 -J -t 4 -P 1 -p 5201 -c 10.0.0.2"),
+            (
+                "8 streams back",
+                "iperf3 -J -t 4 -P 8 -p 5201 -c 10.0.0.2 -R",
+            ),
+            (
+                "latency at 500/s",
+                "culvert bench client --output json --protocol http1 --duration 4s --rate 500 --connections 64 \
+                 http://10.0.0.2:8080/",
+            ),
+            (
+                "gRPC c=8 m=8",
+                "culvert bench client --output json --protocol grpc --duration 4s -c 8 -m 8 --payload 100 \
+                 10.0.0.2:9082",
+            ),
+        ] {
+            let (words, _output) =
+                load(name).command("culvert", "10.0.0.2", Duration::from_secs(4));
+            assert_eq!(words.join(" "), line);
+        }
     }
 
     #[test]
-    fn iperf_reports_are_read() {
-        let report =
-            r#"{"end": {"sum_received": {"bits_per_second": 8.5e9, "bytes": 2125000000}}}"#;
-        let expected = Measured {
-            rate: 8.5,
-            work: 2.125,
-            median_us: None,
-            p99_us: None,
-        };
-        assert_eq!(read_iperf(report).unwrap(), expected);
+    fn loads_run_where_they_can_be_carried() {
+        for (name, plane, suits) in [
+            ("keepalive c=64", Plane::Envoy, true),
+            ("gRPC c=8 m=8", Plane::Envoy, false),
+            ("gRPC c=8 m=8", Plane::L7, true),
+            ("one stream", Plane::L7, false),
+            ("one stream", Plane::L4, true),
+            ("10,000 idle connections", Plane::SameNode, true),
+        ] {
+            assert_eq!(load(name).suits(&plane), suits, "{name} on {plane}");
+        }
+    }
+
+    #[test]
+    fn names_are_their_own() {
+        let mut names: Vec<&str> = LOADS.iter().map(|load| load.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), LOADS.len());
     }
 }

@@ -1,49 +1,107 @@
-//! `cargo xtask bench`: across nodes, L4 through two agents against no mesh at all, and L7 against two Envoys.
+//! `cargo xtask bench`: Culvert beside no mesh and beside others, in turns.
 
-#![expect(clippy::print_stdout, reason = "a tool for people at a terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for people at a terminal"
+)]
 
-use std::time::Duration;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
-use e2e::bench::{Bench, Idle, LOADS, Layer7Bench, Load};
+use clap::Parser as _;
+use e2e::bench::{Cluster, Idle, LOADS, Options, Report, Run, Selection, Turns, markdown};
+use e2e::lab::remove_on_interrupt;
 
-fn main() -> Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let mut number = |default: u64| match arguments.next() {
-        Some(text) => text
-            .parse()
-            .with_context(|| format!("`{text}` is no number")),
-        None => Ok(default),
+/// Pods of the agent that has nothing to do.
+const IDLE_PODS: usize = 10;
+/// Where the report goes, seen from the repository's root.
+const DIRECTORY: &str = "target/bench";
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if options.list {
+        list(&options);
+        return ExitCode::SUCCESS;
+    }
+    let selection = match options.select() {
+        Ok(selection) => selection,
+        Err(why) => {
+            eprintln!("error: {why}");
+            return ExitCode::from(2);
+        }
     };
-    let rounds = usize::try_from(number(5)?)?;
-    let time = Duration::from_secs(number(4)?);
-    let only = arguments.next().unwrap_or_default();
-    let is_wanted = |name: &str| name.contains(&*only);
-    if is_wanted("idle") {
-        println!("{}", Idle::measure(10, time)?);
+    match run(&options, selection) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
-    let bench = Bench::new()?;
-    println!(
-        "{rounds} rounds of {time:?}, direct and mesh in turns; medians, ratio (lowest-highest)"
-    );
-    for load in LOADS.into_iter().filter(|load| is_wanted(load.name())) {
-        println!("{}", bench.compare(load, rounds, time)?);
+}
+
+fn list(options: &Options) {
+    println!("planes:");
+    for plane in options.planes() {
+        println!("  {:<29} {}", plane.name(), plane.description());
     }
-    println!(
-        "after load: agent a {} KiB, agent b {} KiB resident",
-        bench.rss_kib("a")?,
-        bench.rss_kib("b")?
-    );
-    drop(bench);
-    if !is_wanted("L7") {
-        return Ok(());
+    println!("loads:\n  idle");
+    for load in LOADS {
+        println!("  {}", load.name);
     }
-    println!(
-        "\nL7: route 90/10 and AuthorizationPolicy, {rounds} rounds of {time:?} in turns; medians"
-    );
-    let bench = Layer7Bench::new()?;
-    for load in [Load::Keepalive, Load::Single] {
-        println!("{}:\n{}", load.name(), bench.compare(load, rounds, time)?);
+}
+
+fn run(options: &Options, selection: Selection) -> Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    let invocation = format!("{}-{}", now.as_secs(), std::process::id());
+    let seconds = selection.seconds.into();
+    let mut report = Report::new(&invocation, &selection.planes, seconds);
+    for file in &options.beside {
+        report.beside(file)?;
     }
+    remove_on_interrupt()?;
+    if selection.idle {
+        let idle = Idle::measure(IDLE_PODS, Duration::from_secs(seconds.max(2)))?;
+        println!("{idle}");
+        report.idle = Some(idle);
+    }
+    let turns = Turns {
+        loads: selection.loads,
+        planes: selection.planes,
+        rounds: usize::try_from(selection.rounds)?,
+        time: Duration::from_secs(seconds),
+        invocation,
+    };
+    let cluster = Cluster::new(&turns.planes)?;
+    let runs = turns.run(&cluster, |run| println!("{}", line(run)));
+    drop(cluster);
+    report.runs.extend(runs?);
+    let directory = Path::new(DIRECTORY);
+    report.write(directory).context("the report")?;
+    println!("\n{}", markdown(&report));
+    println!("{DIRECTORY}/report.html has the plots");
     Ok(())
+}
+
+/// One run, as it ends.
+fn line(run: &Run) -> String {
+    let p99 = run
+        .p99_us
+        .map_or_else(String::new, |us| format!("  p99 {us:.0} us"));
+    let errors = if run.errors > 0 {
+        format!("  {} errors", run.errors)
+    } else {
+        String::new()
+    };
+    let disturbed = if run.others > 0.1 {
+        format!("  others used {:.0} % of the machine", run.others * 100.0)
+    } else {
+        String::new()
+    };
+    format!(
+        "{:<24} {:<29} {:>10.1}{p99}{errors}{disturbed}",
+        run.load, run.plane, run.rate
+    )
 }

@@ -280,6 +280,21 @@ impl EncodeLabelSet for RefusalLabels {
     }
 }
 
+/// Labels of a question that was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct QuestionLabels {
+    pub(super) service: String,
+    pub(super) admitted: bool,
+}
+
+impl EncodeLabelSet for QuestionLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let outcome = if self.admitted { "admitted" } else { "refused" };
+        ("service", self.service.as_str()).encode(encoder.encode_label())?;
+        ("outcome", outcome).encode(encoder.encode_label())
+    }
+}
+
 /// An empty text is as unknown as an absent one: a workload outside Kubernetes has no cluster.
 fn label(
     encoder: &mut LabelSetEncoder<'_>,

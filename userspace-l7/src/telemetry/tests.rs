@@ -354,6 +354,23 @@ fn a_refusal_is_logged_and_counted_apart_from_traffic() {
     assert!(scrape(&metrics, "istio_tcp_connections_opened_total").is_empty());
 }
 
+#[test]
+fn questions_without_an_answer_are_counted_by_what_became_of_the_request() {
+    let metrics = Metrics::new();
+    for admitted in [true, false, false] {
+        metrics.unanswered(&"shop/limiter", admitted);
+    }
+    let mut found = scrape(&metrics, "culvert_questions_unanswered_total");
+    found.sort_unstable();
+    assert_eq!(
+        found,
+        [
+            "culvert_questions_unanswered_total{service=\"shop/limiter\",outcome=\"admitted\"} 1",
+            "culvert_questions_unanswered_total{service=\"shop/limiter\",outcome=\"refused\"} 2",
+        ]
+    );
+}
+
 fn without_duration(line: &str) -> String {
     let words = line
         .split(' ')

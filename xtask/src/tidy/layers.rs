@@ -27,9 +27,13 @@ const PROXY_LAYERS: [&[&str]; 16] = [
 const AGENT_EDGES: [(&str, &[&str]); 15] = [
     // Serves what the mesh says of each object, as the mesh's own value.
     ("admin", &["mesh"]),
+    ("bench", &[]),
     ("capture", &[]),
     // What it prints is what the admin server serves; some commands work without a running agent.
-    ("cli", &["admin", "capture", "doctor", "mesh", "sources"]),
+    (
+        "cli",
+        &["admin", "bench", "capture", "doctor", "mesh", "sources"],
+    ),
     (
         "config",
         &[
@@ -75,7 +79,12 @@ const CONFINED: [(&str, &[&str]); 9] = [
     // Wire formats of other servers; whoever decides sees values.
     (
         "prost::",
-        &["userspace-l7/src/envoy", "agent/src/spans", "tests/"],
+        &[
+            "userspace-l7/src/envoy",
+            "agent/src/spans",
+            "agent/src/bench",
+            "tests/",
+        ],
     ),
     ("k8s_openapi::", &["agent/src/mesh", "agent/src/sources"]),
     (

@@ -31,15 +31,15 @@ impl Compiler {
     /// Compiles marked routes, then puts together what is marked or follows from them.
     pub(super) fn update_layer7(&mut self, marks: &mut Marks) -> bool {
         for key in std::mem::take(&mut marks.routes) {
-            let compiled = self.compile_route(&key);
-            let old = match compiled.clone() {
-                Some(compiled) => self.routes.insert(key, Arc::new(compiled)),
+            let compiled = self.compile_route(&key).map(Arc::new);
+            let old = match &compiled {
+                Some(compiled) => self.routes.insert(key, Arc::clone(compiled)),
                 None => self.routes.remove(&key),
             };
-            if old.as_deref() == compiled.as_ref() {
+            if old == compiled {
                 continue;
             }
-            let attachments = [old.as_deref(), compiled.as_ref()].into_iter().flatten();
+            let attachments = [old.as_deref(), compiled.as_deref()].into_iter().flatten();
             for route in attachments {
                 for attachment in &route.attachments {
                     marks.layer7.extend(self.owner_keys(&attachment.parent));

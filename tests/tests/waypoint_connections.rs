@@ -1,0 +1,137 @@
+//! Connections to endpoints under a DestinationRule: how long they live, what they speak, and how new endpoints are
+//! spared.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use e2e::echo::{EchoMesh, Seen};
+use e2e::lab::eventually;
+use e2e::net::http::{Ask, Conversation};
+
+/// For what takes seconds by its nature.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A shop with a DestinationRule about `host`, and where that is.
+fn shop_with(host: &str, policy: &str) -> Result<(EchoMesh, SocketAddr)> {
+    let mesh = EchoMesh::shop()?;
+    mesh.apply("traffic.yaml", &rule(host, policy))?;
+    let to = mesh.at(host, 80)?;
+    mesh.soon_at_layer7("client", to, true)?;
+    Ok((mesh, to))
+}
+
+fn rule(host: &str, policy: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata:\n  name: rule\n  namespace: shop\nspec:\n  \
+         host: {host}.shop.svc.cluster.local\n  trafficPolicy:\n    {policy}\n"
+    )
+}
+
+/// How many connections the application accepts for a request that comes after a pause.
+fn opened_after(mesh: &EchoMesh, to: SocketAddr, pause: Duration) -> Result<usize> {
+    mesh.seen("client", to, &Ask::get("/"))?;
+    let before = mesh.workload("echo-v1")?.connections();
+    // It is time itself that ends a connection, or does not.
+    std::thread::sleep(pause);
+    mesh.seen("client", to, &Ask::get("/"))?;
+    Ok(mesh.workload("echo-v1")?.connections() - before)
+}
+
+#[test]
+fn an_idle_connection_is_given_up_in_time() -> Result<()> {
+    let pause = Duration::from_millis(1_500);
+    let (mesh, to) = shop_with("echo-v1", "connectionPool: {}")?;
+    eventually("a connection is kept", PATIENCE, || {
+        let opened = opened_after(&mesh, to, pause)?;
+        ensure!(opened == 0, "{opened} new ones");
+        Ok(())
+    })?;
+    let policy = "connectionPool: {http: {idleTimeout: 1s}}";
+    mesh.apply("traffic.yaml", &rule("echo-v1", policy))?;
+    eventually("an idle connection is given up", PATIENCE, || {
+        let opened = opened_after(&mesh, to, pause)?;
+        ensure!(opened == 1, "{opened} new ones");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_old_connection_is_replaced_between_requests() -> Result<()> {
+    let policy = "connectionPool: {tcp: {maxConnectionDuration: 1s}}";
+    let (mesh, to) = shop_with("echo-v1", policy)?;
+    let replaced = || -> Result<usize> {
+        let before = mesh.workload("echo-v1")?.connections();
+        let begun = Instant::now();
+        mesh.pod("client")?.run(|| {
+            let mut conversation = Conversation::open(to)?;
+            while begun.elapsed() < Duration::from_millis(3_500) {
+                let answer = conversation.ask(&Ask::get("/"))?;
+                ensure!(answer.status == 200, "{answer:?}");
+            }
+            Ok(())
+        })?;
+        Ok(mesh.workload("echo-v1")?.connections() - before)
+    };
+    eventually("a connection lasts a second", PATIENCE, || {
+        let replaced = replaced()?;
+        ensure!((2..=6).contains(&replaced), "{replaced} new ones");
+        Ok(())
+    })
+}
+
+#[test]
+fn http2_is_spoken_to_applications_where_the_policy_says_so() -> Result<()> {
+    let (mesh, to) = shop_with("echo-v1", "connectionPool: {}")?;
+    let speaks = |protocol: &str| {
+        mesh.soon(&format!("{protocol} is spoken"), || {
+            let seen = mesh.seen("client", to, &Ask::get("/"))?;
+            ensure!(seen.protocol == protocol, "{seen:?}");
+            Ok(())
+        })
+    };
+    speaks("HTTP/1.1")?;
+    let policy = "connectionPool: {http: {h2UpgradePolicy: UPGRADE}}";
+    mesh.apply("traffic.yaml", &rule("echo-v1", policy))?;
+    speaks("HTTP/2.0")
+}
+
+/// How many of 200 requests of one connection `echo-v1` answers.
+fn share(mesh: &EchoMesh, to: SocketAddr) -> Result<usize> {
+    mesh.pod("client")?.run(|| {
+        let mut conversation = Conversation::open(to)?;
+        let mut share = 0;
+        for _ in 0..200 {
+            let answer = conversation.ask(&Ask::get("/"))?;
+            share += usize::from(Seen::in_answer(&answer)?.pod == "echo-v1");
+        }
+        Ok(share)
+    })
+}
+
+#[test]
+fn a_new_endpoint_gets_its_share_by_and_by() -> Result<()> {
+    let policy = "loadBalancer: {simple: ROUND_ROBIN, warmup: {duration: 6s, minimumPercent: 10}}";
+    let (mut mesh, to) = shop_with("echo", policy)?;
+    mesh.service("shop", "echo", "{}", "{app: echo, version: v2}")?;
+    mesh.soon("echo-v2 is alone", || {
+        let share = share(&mesh, to)?;
+        ensure!(share == 0, "{share} of 200");
+        Ok(())
+    })?;
+    // It has to be old enough itself.
+    std::thread::sleep(Duration::from_secs(7));
+    mesh.service("shop", "echo", "{}", "{app: echo}")?;
+    let mut first = 0;
+    while first == 0 {
+        first = share(&mesh, to)?;
+    }
+    // An even share is 100. A tenth of a weight, to begin with, is 18 of 200; five standard deviations are 20, and it
+    // grows meanwhile.
+    ensure!(first <= 60, "{first} of 200 at once");
+    eventually("it has its share", PATIENCE, || {
+        let share = share(&mesh, to)?;
+        ensure!((65..=135).contains(&share), "{share} of 200");
+        Ok(())
+    })
+}
