@@ -24,7 +24,7 @@ const PROXY_LAYERS: [&[&str]; 16] = [
 
 /// What each part of the agent may name of the others. `app` and `main` put the parts together and may
 /// name all; the parts do not know each other beyond this.
-const AGENT_EDGES: [(&str, &[&str]); 15] = [
+const AGENT_EDGES: [(&str, &[&str]); 16] = [
     // Serves what the mesh says of each object, as the mesh's own value.
     ("admin", &["mesh"]),
     ("bench", &[]),
