@@ -56,6 +56,7 @@ pub(crate) use self::{
     routing::Family,
     sock_diag::Carried,
     sockets::Sockets,
+    sys::{give_back_early as give_memory_back_early, release_free_memory},
 };
 use self::{
     answers::Answers,
@@ -452,16 +453,6 @@ impl Capture {
     pub(crate) fn sockets(&self, uid: &str) -> Option<Arc<Sockets>> {
         self.pods.get(uid).map(|armed| Arc::clone(&armed.sockets))
     }
-}
-
-/// Sees to it that what loading programs takes for a moment is given back. To be called before there are threads.
-pub(crate) fn give_memory_back_early() {
-    sys::give_back_early();
-}
-
-/// Gives back the memory that loading programs took for a moment.
-pub(crate) fn release_free_memory() {
-    sys::release_free_memory();
 }
 
 /// Removes every trace of an agent that no longer runs: what it attached, pinned and changed in pods.

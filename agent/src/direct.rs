@@ -35,10 +35,14 @@ use accounts::Accounts;
 use book::{Book, Change, End, Ruling};
 pub(crate) use metrics::DirectMetrics;
 
-/// How often the kernel's events are read while there are some.
-const BUSY: Duration = Duration::from_millis(250);
-/// How often otherwise, and how often live connections are looked through.
-const CALM: Duration = Duration::from_secs(1);
+/// How often the kernel's events are read.
+const CALM: Duration = Duration::from_millis(250);
+/// How often while there are many: before the ring is full.
+const BUSY: Duration = Duration::from_millis(50);
+/// That many events at once are many.
+const MANY_EVENTS: usize = 200;
+/// How often live connections are looked through.
+const LOOKED_EVERY: Duration = Duration::from_secs(1);
 /// How often live connections' bytes are asked for.
 const CARRIED_EVERY: Duration = Duration::from_secs(10);
 /// How often connections that lost their right are looked for again in one go.
@@ -244,13 +248,13 @@ impl Desk {
             match inbox.recv_timeout(read.saturating_duration_since(Instant::now())) {
                 Ok(Order::Changed) => self.end_the_wrong(),
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
-                    self.read_events();
+                    let _last = self.read_events();
                     return;
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    let happened = self.read_events();
+                    let events = self.read_events();
                     let now = Instant::now();
-                    if now >= looked + CALM {
+                    if now >= looked + LOOKED_EVERY {
                         self.look_through();
                         looked = now;
                     }
@@ -258,22 +262,22 @@ impl Desk {
                         self.ask_for_bytes();
                         asked = now;
                     }
-                    read = now + if happened { BUSY } else { CALM };
+                    read = now + if events < MANY_EVENTS { CALM } else { BUSY };
                 }
             }
         }
     }
 
-    /// Accounts for what has happened; false if nothing has.
-    fn read_events(&mut self) -> bool {
-        let mut happened = false;
+    /// Accounts for what has happened; returns how many events that were.
+    fn read_events(&mut self) -> usize {
+        let mut events = 0;
         while let Some(event) = self.events.next() {
-            happened = true;
+            events += 1;
             // Not for longer than one event takes: workers ask the book, too.
             let book = self.direct.lock();
             self.accounts.take(&book, &event);
         }
-        happened
+        events
     }
 
     /// Opens accounts of new connections, settles those whose end was not told, and ends what should not be there.

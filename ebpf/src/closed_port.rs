@@ -5,7 +5,7 @@
 //! answer with RST. It also drops SYNs from the wire that claim a tuple which a socket of this pod is
 //! opening. Only ever narrows what gets in: what it cannot parse is captured as usual.
 
-use culvert_ebpf::{HBONE_PORT, TUPLE_DIRECT, TUPLE_PROBE, TupleEntry, TupleKey};
+use culvert_ebpf::{HBONE_PORT, TUPLE_DIRECT, TUPLE_PROBE, TupleKey};
 
 use crate::{
     context::{Packet, now_ns},
@@ -27,10 +27,9 @@ pub fn inspect(packet: &Packet) -> i32 {
         return TCX_NEXT;
     };
     if let Some(entry) = maps::tuple(&key) {
-        return if is_genuine(packet, &entry) {
-            TCX_NEXT
-        } else {
-            TCX_DROP
+        return match entry.kind {
+            TUPLE_PROBE | TUPLE_DIRECT => TCX_NEXT,
+            _ => TCX_DROP,
         };
     }
     if key.local_port != HBONE_PORT && !packet.has_listener(&key.local, key.local_port) {
@@ -38,22 +37,6 @@ pub fn inspect(packet: &Packet) -> i32 {
         let _captured_instead = REFUSALS.insert(&key, &now_ns(), 0);
     }
     TCX_NEXT
-}
-
-/// Whether a SYN from the wire may be the one that was published.
-///
-/// Across virtual devices and bridges the kernel remembers which socket sent a packet: where it still does, nobody who has
-/// taken a pod's address over can pass for it. Where it does not, the packet was routed, and routes are the node's.
-#[inline(always)]
-fn is_genuine(packet: &Packet, entry: &TupleEntry) -> bool {
-    match entry.kind {
-        TUPLE_PROBE => true,
-        TUPLE_DIRECT => {
-            let sender = packet.socket_cookie();
-            sender == 0 || sender == entry.sender_cookie
-        }
-        _ => false,
-    }
 }
 
 /// Whether [`inspect`] has just found nobody listening for this connection. Asking consumes the note.

@@ -4,11 +4,12 @@
 //! `sk_lookup` lets exactly that one in, and the end of the handshake erases the announcement. After that no program
 //! runs until the connection's end, which is told with its bytes.
 
-use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_NO_WAKEUP};
 use culvert_ebpf::{
-    Address, DestinationKey, EVENT_DENIED, EVENT_ENDED, FLOW_CLIENT, FLOW_SERVER, FlowEntry,
-    FlowEvent, LostEntry, LostKey, MARK_MASK, MARK_OUTBOUND, SOCKET_LED, SPREAD_MAX, SocketNote,
-    TUPLE_DIRECT, TupleEntry, TupleKey, VERDICT_ALLOW, VERDICT_DENY, VERDICT_SPREAD,
+    Address, DestinationKey, EVENT_DENIED, EVENT_ENDED, FLOW_CLIENT, FLOW_EVENTS_BYTES,
+    FLOW_REFUSED, FLOW_SERVER, FlowEntry, FlowEvent, LostEntry, LostKey, MARK_MASK, MARK_OUTBOUND,
+    SOCKET_LED, SPREAD_MAX, SocketNote, TUPLE_DIRECT, TupleEntry, TupleKey, VERDICT_ALLOW,
+    VERDICT_DENY, VERDICT_SPREAD,
 };
 
 use crate::{
@@ -176,7 +177,6 @@ fn announce(flow: &FlowEntry, port: u32, socket_cookie: u64) -> bool {
         address: flow.dialled,
         socket_cookie,
         client_netns: flow.client_netns,
-        sender_cookie: socket_cookie,
     };
     maps::TUPLES.insert(&announced(flow), &entry, 0).is_ok()
 }
@@ -287,7 +287,7 @@ fn tell_denied(destination: &DestinationKey) {
             client_port: 0,
             server_port: destination.port,
             dialled_port: destination.port,
-            end: FLOW_CLIENT,
+            end: FLOW_REFUSED,
         },
         socket_cookie: 0,
         at_ns: now,
@@ -301,13 +301,24 @@ fn tell_denied(destination: &DestinationKey) {
 
 #[inline(always)]
 fn tell(event: &FlowEvent) {
-    let is_told = maps::FLOW_EVENTS.output::<FlowEvent>(event, u64::from(BPF_RB_NO_WAKEUP));
-    if is_told.is_err() && event.kind == EVENT_ENDED {
+    let has_room = event.kind == EVENT_ENDED || half_is_free();
+    let is_told = has_room
+        && maps::FLOW_EVENTS
+            .output::<FlowEvent>(event, u64::from(BPF_RB_NO_WAKEUP))
+            .is_ok();
+    if !is_told {
         add_up(event);
     }
 }
 
-/// Counts an end that cannot be told, so that no byte is missing in any sum.
+/// Whether at most half of the ring waits to be read.
+#[inline(always)]
+fn half_is_free() -> bool {
+    let waiting = maps::FLOW_EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
+    waiting < u64::from(FLOW_EVENTS_BYTES / 2)
+}
+
+/// Counts what cannot be told, so that no byte is missing in any sum.
 #[inline(always)]
 fn add_up(event: &FlowEvent) {
     let flow = &event.flow;

@@ -161,8 +161,6 @@ pub struct TupleEntry {
     pub socket_cookie: u64,
     /// The network namespace in which that socket is.
     pub client_netns: u64,
-    /// The socket that sends the SYN: that one, or with a connection that was held the agent's.
-    pub sender_cookie: u64,
 }
 
 /// An application's captured connection: the outbound listener takes it.
@@ -376,7 +374,7 @@ const _: () = {
     assert!(size_of::<PodEntry>() == 8);
     assert!(size_of::<LocalAddress>() == 24);
     assert!(size_of::<TupleKey>() == 48);
-    assert!(size_of::<TupleEntry>() == 48);
+    assert!(size_of::<TupleEntry>() == 40);
     assert!(size_of::<SocketNote>() == 32);
     assert!(size_of::<ListenerKey>() == 16);
     assert!(size_of::<ResolverKey>() == 16);

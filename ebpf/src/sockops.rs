@@ -73,7 +73,6 @@ fn publish(context: &SockOps) {
         address: note.address,
         socket_cookie,
         client_netns: context.netns_cookie(),
-        sender_cookie: socket_cookie,
     };
     // A full map sends the connection to the inbound listener: closed.
     if maps::TUPLES.insert(&key, &entry, 0).is_ok() {

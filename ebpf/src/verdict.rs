@@ -82,6 +82,8 @@ pub struct FlowEntry {
 pub const FLOW_CLIENT: u16 = 1;
 /// The end that accepted.
 pub const FLOW_SERVER: u16 = 2;
+/// Neither: the connection was refused before it began.
+pub const FLOW_REFUSED: u16 = 3;
 
 impl FlowEntry {
     /// The network namespace of this end.
@@ -122,8 +124,8 @@ pub const EVENT_ENDED: u32 = 1;
 /// A verdict refused a connection.
 pub const EVENT_DENIED: u32 = 2;
 
-/// Size of the ring of events: room for some 7000 of them, which is a second's worth of thousands of connections.
-pub const FLOW_EVENTS_BYTES: u32 = 1 << 20;
+/// Size of the ring of events: room for some 4000 of them. The agent maps it twice, which counts as its memory.
+pub const FLOW_EVENTS_BYTES: u32 = 512 << 10;
 
 /// Whose connections `LOST_ENDS` counts: its key.
 #[repr(C)]
@@ -144,6 +146,8 @@ pub struct LostKey {
 }
 
 /// Connections of which no event could be told because the ring was full: the value of `LOST_ENDS`. It only grows.
+/// Refused ones are told while half of the ring is free: whoever is refused thousands of times a second must not keep
+/// others' accounts from being told.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LostEntry {

@@ -7,7 +7,7 @@
 use std::{
     io,
     net::SocketAddr,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd},
 };
 
 use culvert_ebpf::{MARK_OUTBOUND, RELEASE_PRIORITY};
@@ -23,7 +23,6 @@ use nix::{
 use super::{
     netns::Netns,
     packet::{Syn, Unreachable},
-    sys,
 };
 
 /// What becomes of a connection that is held back.
@@ -79,11 +78,6 @@ impl Answers {
                 straight: Raw::open(0)?,
             })
         })?
-    }
-
-    /// The cookie of the socket by which a SYN to this address leaves the pod.
-    pub(super) fn sender(&self, destination: SocketAddr) -> io::Result<u64> {
-        sys::socket_cookie(self.straight.towards(destination)?.as_fd())
     }
 
     /// Sends a connection's SYN to where it is for.

@@ -245,12 +245,12 @@ impl Maps {
     }
 
     /// Announces a captured connection of a pod's to the pod in the network namespace `server`, as one that goes there by
-    /// itself from now on; its SYN comes from the socket `sender`. False if the application has given it up.
+    /// itself from now on. False if the application has given it up.
     pub(crate) fn announce(
         &self,
         (client, server): (u64, u64),
         (source, destination): (SocketAddr, SocketAddr),
-        (sender, now_ns): (u64, u64),
+        now_ns: u64,
     ) -> io::Result<bool> {
         let captured = TupleKey {
             netns_cookie: client,
@@ -287,7 +287,6 @@ impl Maps {
             address: captured.local,
             socket_cookie,
             client_netns: client,
-            sender_cookie: sender,
         };
         let announced = TupleKey {
             netns_cookie: server,

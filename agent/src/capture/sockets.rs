@@ -150,11 +150,10 @@ impl Sockets {
         destination: SocketAddr,
         server: u64,
     ) -> io::Result<bool> {
-        let sender = self.answers.sender(destination)?;
         self.maps.announce(
             (self.netns.cookie(), server),
             (source, destination),
-            (sender, control::monotonic_ns()?),
+            control::monotonic_ns()?,
         )
     }
 

@@ -8,10 +8,10 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use culvert_ebpf::{
-    EVENT_DENIED, EVENT_ENDED, FLOW_CLIENT, FlowEntry, FlowEvent, LostEntry, LostKey,
+    EVENT_DENIED, EVENT_ENDED, FLOW_CLIENT, FLOW_REFUSED, FlowEntry, FlowEvent, LostEntry, LostKey,
 };
 use userspace_l7::direct::{self, Passage};
 use userspace_l7::telemetry::{
@@ -27,6 +27,9 @@ const SYN_SENT: u16 = 2;
 /// `errno`s with which applications end a connection that they are done with.
 const ORDINARY: [i32; 3] = [0, 32, 104];
 
+/// For how long it is known why a connection was ended: its last event is told much sooner.
+const REASON_KEPT: Duration = Duration::from_secs(10);
+
 /// Every account that is open, and what operators are told.
 pub(super) struct Accounts {
     traffic: Arc<Metrics>,
@@ -35,8 +38,8 @@ pub(super) struct Accounts {
     open: HashMap<u64, Account>,
     /// Ends that were gone when they were last looked for, and were not told yet.
     missed: HashSet<u64>,
-    /// Why connections were ended, by client and server.
-    revoked: HashMap<(SocketAddr, SocketAddr), String>,
+    /// Why connections were ended, by client and server, and when.
+    revoked: HashMap<(SocketAddr, SocketAddr), (String, Instant)>,
     /// What has been made up for.
     lost: HashMap<LostKey, LostEntry>,
     /// What was accounted for of connections whose end was not told, so that it is not counted twice.
@@ -140,9 +143,10 @@ impl Accounts {
         account.flow.close_after(duration, outcome);
     }
 
-    /// Both ends of a connection ask for the reason, in either order; it is forgotten when neither is left.
+    /// Both ends of a connection ask for the reason, in either order; it is forgotten after a while.
     fn reason(&self, entry: &FlowEntry) -> Option<String> {
-        self.revoked.get(&(entry.client(), entry.server())).cloned()
+        let (why, _) = self.revoked.get(&(entry.client(), entry.server()))?;
+        Some(why.clone())
     }
 
     /// A connection that never stood. There was an application to refuse it only where its own pod's kernel did.
@@ -196,8 +200,8 @@ impl Accounts {
 
     /// Why a connection is being ended, for its last line.
     pub(super) fn revoke(&mut self, entry: &FlowEntry, why: &str) {
-        self.revoked
-            .insert((entry.client(), entry.server()), why.to_owned());
+        let said = (why.to_owned(), Instant::now());
+        self.revoked.insert((entry.client(), entry.server()), said);
     }
 
     /// Opens accounts of connections that stand, and settles those that are gone without a word.
@@ -237,8 +241,8 @@ impl Accounts {
             }
         }
         self.missed = gone;
-        let ends: HashSet<_> = flows.iter().map(|(_, entry)| ends(entry)).collect();
-        self.revoked.retain(|pair, _| ends.contains(pair));
+        self.revoked
+            .retain(|_, (_, since)| since.elapsed() < REASON_KEPT);
     }
 
     /// Counts what the kernel has added up since.
@@ -259,6 +263,10 @@ impl Accounts {
             let ended = new(now.ended, before.ended, &mut credit.ended);
             let sent = new(now.sent, before.sent, &mut credit.sent);
             let received = new(now.received, before.received, &mut credit.received);
+            if key.end == FLOW_REFUSED {
+                let _before = self.metrics.denied.inc_by(ended);
+                continue;
+            }
             if (ended, sent, received) == (0, 0, 0) {
                 continue;
             }

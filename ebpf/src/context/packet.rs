@@ -4,9 +4,7 @@ use core::mem::offset_of;
 
 use aya_ebpf::{
     bindings::__sk_buff,
-    helpers::generated::{
-        bpf_get_socket_cookie, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
-    },
+    helpers::generated::{bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp},
 };
 use culvert_ebpf::Address;
 
@@ -66,13 +64,6 @@ impl Packet {
     #[inline(always)]
     pub fn priority(&self) -> u32 {
         load!("u32", self.0, offset_of!(__sk_buff, priority)) as u32
-    }
-
-    /// The cookie of the socket that sent the packet, or 0 where the way here has made the kernel forget it.
-    #[inline(always)]
-    pub fn socket_cookie(&self) -> u64 {
-        // SAFETY: the context is of a program type that has the helper (Linux 4.12).
-        unsafe { bpf_get_socket_cookie(self.0.cast()) }
     }
 
     /// Whether an application listens for connections to `local`:`port`.

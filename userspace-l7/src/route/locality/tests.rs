@@ -1,3 +1,5 @@
+//! Shares and tiers, and who is drawn of them.
+
 use std::sync::Arc;
 
 use proptest::prelude::*;
