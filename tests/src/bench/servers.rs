@@ -5,8 +5,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::load::{HTTP_PORT, OWN_PORT, STREAM_PORT};
+use super::machine::family;
 use crate::lab::{Pod, culvert, eventually};
 use crate::net;
 
@@ -102,7 +105,12 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended already; then there is nothing to end.
+        // What a shell started outlives the shell. They may have ended already; then there is nothing to end.
+        for pid in family(self.0.id()).into_iter().skip(1) {
+            if let Ok(pid) = i32::try_from(pid) {
+                let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
         drop(self.0.kill());
         drop(self.0.wait());
     }
