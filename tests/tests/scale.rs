@@ -129,11 +129,11 @@ fn a_neighbour_does_not_make_others_slow() -> Result<()> {
             Noise::start(from, to, &["-p", "connect", "-c", "16"])?,
         ])
     };
-    let noise = make_noise()?;
+    let disturbance = make_noise()?;
     let beside = probe(&quiet)?;
     // The same noise, and a probe that no agent touches: what the machine's own CPUs make of it.
     let control = probe(&plain)?;
-    drop(noise);
+    drop(disturbance);
     eprintln!(
         "p99 alone {alone:.0} us, beside noise {beside:.0} us, beside noise without the mesh {control:.0} us"
     );

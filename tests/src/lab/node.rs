@@ -105,7 +105,7 @@ impl Node {
         // The first address is the bridge's, the one before it the subnet's.
         let (subnet, number) = (count / SUBNET, count % SUBNET + 2);
         let [a, b, c] = self.subnet(subnet)?;
-        if subnet > 0 && count % SUBNET == 0 {
+        if subnet > 0 && count.is_multiple_of(SUBNET) {
             self.netns
                 .ip_batch(&format!("addr add {a}.{b}.{c}.1/24 dev cbr0\n"))?;
         }
