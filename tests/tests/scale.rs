@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use e2e::bench::generator::{LoadServer, client, generate};
 use e2e::bench::{cpu_time_us, resident};
-use e2e::lab::{Lab, Pod, PodSpec};
+use e2e::lab::{Lab, Pod, PodSpec, eventually};
 use e2e::scenario::Pair;
 use serde_json::Value;
 
@@ -53,7 +53,7 @@ fn ten_thousand_idle_connections_cost_little() -> Result<()> {
         &pair.server,
         &["-p", "idle", "-c", &CONNECTIONS.to_string()],
     )?;
-    e2e::lab::eventually("all connections are held", Duration::from_secs(60), || {
+    eventually("all connections are held", Duration::from_secs(60), || {
         let open = server.count("tcp", "open")?;
         ensure!(open >= CONNECTIONS.into(), "{open} are open");
         Ok(())
@@ -73,9 +73,14 @@ fn a_node_of_500_pods_is_armed_soon_and_idles() -> Result<()> {
         drop(lab.pod("a", &format!("pod{number}"))?);
     }
     let begin = Instant::now();
-    lab.start()?;
-    let took = begin.elapsed();
+    lab.start_agent("a")?;
     let agent = lab.agent("a")?;
+    eventually("all pods are armed", Duration::from_secs(300), || {
+        let answer = agent.get(15021, "/healthz/ready")?;
+        ensure!(answer.status == 200, "{}", answer.text());
+        Ok(())
+    })?;
+    let took = begin.elapsed();
     let before = cpu_time_us(agent.pid())?;
     // There is nothing to wait for but time itself.
     std::thread::sleep(Duration::from_secs(5));
@@ -129,11 +134,11 @@ fn a_neighbour_does_not_make_others_slow() -> Result<()> {
             Noise::start(from, to, &["-p", "connect", "-c", "16"])?,
         ])
     };
-    let disturbance = make_noise()?;
+    let loud = make_noise()?;
     let beside = probe(&quiet)?;
     // The same noise, and a probe that no agent touches: what the machine's own CPUs make of it.
     let control = probe(&plain)?;
-    drop(disturbance);
+    drop(loud);
     eprintln!(
         "p99 alone {alone:.0} us, beside noise {beside:.0} us, beside noise without the mesh {control:.0} us"
     );

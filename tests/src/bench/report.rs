@@ -253,7 +253,7 @@ mod tests {
             "## latency at 500/s",
             "| culvert-L4 | 499.0 (499.0-499.0) |",
             "30.0 (30.0-30.0) us",
-            "1.00 (1.00-1.00) of none",
+            "to none: p99 1.00 (1.00-1.00) |",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }

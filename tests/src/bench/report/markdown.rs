@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{Report, loads, unit};
+use super::{Report, has_rate, loads, unit};
 use crate::bench::figures::{Figures, Ratio, Spread};
 
 /// Writes it.
@@ -59,7 +59,7 @@ pub(super) fn headings(load: &str) -> [String; 8] {
     [
         "plane".to_owned(),
         unit.rate().to_owned(),
-        "to others".to_owned(),
+        "ratios".to_owned(),
         format!("proxies' CPU a {}", unit.work()),
         format!("machine's CPU a {}", unit.work()),
         "p50 / p99 / p99.9".to_owned(),
@@ -77,7 +77,11 @@ pub(super) fn cells(report: &Report, figures: &Figures) -> [String; 8] {
         (None, Some(bytes)) => format!("{:.1} MB", bytes / 1e6),
         (None, None) => String::new(),
     };
-    let ratios: Vec<String> = figures.ratios.iter().map(ratio).collect();
+    let shown = figures
+        .ratios
+        .iter()
+        .map(|to| ratio(to, has_rate(&figures.load)));
+    let ratios: Vec<String> = shown.flatten().collect();
     [
         report.label(figures),
         spread(figures.rate),
@@ -105,15 +109,18 @@ fn table(report: &Report, load: &str, all: &[Figures], out: &mut String) -> fmt:
     Ok(())
 }
 
-fn ratio(ratio: &Ratio) -> String {
-    let mut text = format!("{} of {}", two(ratio.rate), ratio.to);
-    for (what, spread) in [("CPU", ratio.proxy_cpu), ("p99", ratio.p99)] {
-        if let Some(spread) = spread {
-            // Writing to a String cannot fail.
-            let _infallible = write!(text, ", {what} {}", two(spread));
-        }
-    }
-    text
+/// `None` where there is nothing to compare. A rate that the generator sets is no plane's doing.
+fn ratio(ratio: &Ratio, has_rate: bool) -> Option<String> {
+    let parts = [
+        ("rate", Some(ratio.rate).filter(|_| has_rate)),
+        ("CPU", ratio.proxy_cpu),
+        ("p99", ratio.p99),
+    ];
+    let parts = parts
+        .into_iter()
+        .filter_map(|(what, spread)| Some(format!("{what} {}", two(spread?))));
+    let text = parts.collect::<Vec<_>>().join(", ");
+    (!text.is_empty()).then(|| format!("to {}: {text}", ratio.to))
 }
 
 fn two(Spread { low, median, high }: Spread) -> String {

@@ -52,8 +52,8 @@ pub(super) fn bars(title: &str, unit: &str, bars: &[Bar]) -> Result<String> {
             )
             .map_err(drawing)?;
         let name = |at: &SegmentValue<u32>| match at {
-            // The first one is on top.
-            SegmentValue::CenterOf(at) => label(bars, count.saturating_sub(at + 1)),
+            // The first one is on top. The axis asks for one name more than there are bars.
+            SegmentValue::CenterOf(at) if *at < count => label(bars, count - at - 1),
             _ => String::new(),
         };
         chart
