@@ -25,6 +25,7 @@ impl Envoy {
       "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
       "stat_prefix": "relay", "cluster": "original"}}}}]}}]}}],
   "clusters": [{{"name": "original", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": "5s",
+    "circuit_breakers": {{"thresholds": [{{"max_connections": 1000000, "max_pending_requests": 1000000}}]}},
     "upstream_bind_config": {{"source_address": {{"address": "0.0.0.0", "port_value": 0}},
       "socket_options": [{{"level": 1, "name": 36, "int_value": {mark}, "state": "STATE_PREBIND"}}]}}}}]}}}}"#,
             local = address(local),

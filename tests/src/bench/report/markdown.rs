@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 
 use super::{Report, has_rate, loads, unit};
 use crate::bench::figures::{Figures, Ratio, Spread};
+use crate::bench::load::Unit;
 
 /// Writes it.
 pub fn markdown(report: &Report) -> String {
@@ -77,10 +78,7 @@ pub(super) fn cells(report: &Report, figures: &Figures) -> [String; 8] {
         (None, Some(bytes)) => format!("{:.1} MB", bytes / 1e6),
         (None, None) => String::new(),
     };
-    let shown = figures
-        .ratios
-        .iter()
-        .map(|to| ratio(to, has_rate(&figures.load)));
+    let shown = figures.ratios.iter().map(|to| ratio(to, &figures.load));
     let ratios: Vec<String> = shown.flatten().collect();
     [
         report.label(figures),
@@ -109,12 +107,14 @@ fn table(report: &Report, load: &str, all: &[Figures], out: &mut String) -> fmt:
     Ok(())
 }
 
-/// `None` where there is nothing to compare. A rate that the generator sets is no plane's doing.
-fn ratio(ratio: &Ratio, has_rate: bool) -> Option<String> {
+/// `None` where there is nothing to compare. A rate that the generator sets is no plane's doing, and connections that are
+/// held are all asked at once in the end.
+fn ratio(ratio: &Ratio, load: &str) -> Option<String> {
+    let is_held = unit(load) == Unit::Connections;
     let parts = [
-        ("rate", Some(ratio.rate).filter(|_| has_rate)),
+        ("rate", Some(ratio.rate).filter(|_| has_rate(load))),
         ("CPU", ratio.proxy_cpu),
-        ("p99", ratio.p99),
+        ("p99", ratio.p99.filter(|_| !is_held)),
     ];
     let parts = parts
         .into_iter()
