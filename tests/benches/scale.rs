@@ -1,8 +1,11 @@
 //! Many of everything: connections that stay, pods on a node, neighbours that make noise.
 //!
-//! They take the whole machine, so they are run alone: `cargo test --workspace --test scale -- --ignored --test-threads 1
-//! --nocapture`, which prints what is reached. What is asserted is that, with room for an unoptimised build; the goals stand
-//! in `docs/performance.md`.
+//! Measurements and no tests, for they take the whole machine: `cargo bench --workspace --bench scale` runs one after the
+//! other with the release build of the agent (`cargo xtask bench --list` makes it), `-- pods` those that are called so. Each
+//! prints what is reached and fails if that is far more than on the day it was written; the goals stand in
+//! `docs/performance.md`.
+
+#![expect(clippy::print_stderr, reason = "what a person at the terminal is told")]
 
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +16,33 @@ use e2e::bench::{cpu_time_us, resident};
 use e2e::lab::{Lab, Pod, PodSpec, eventually};
 use e2e::scenario::Pair;
 use serde_json::Value;
+
+type Measurement = fn() -> Result<()>;
+
+/// What is measured, by name.
+const ALL: [(&str, Measurement); 3] = [
+    (
+        "ten_thousand_idle_connections_cost_little",
+        ten_thousand_idle_connections_cost_little,
+    ),
+    ("a_node_of_500_pods_is_armed", a_node_of_500_pods_is_armed),
+    (
+        "a_neighbour_does_not_make_others_slow",
+        a_neighbour_does_not_make_others_slow,
+    ),
+];
+
+fn main() -> Result<()> {
+    // `cargo bench` adds an option of its own, `--bench`.
+    let wanted = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with('-'));
+    let is_wanted = |name: &str| wanted.as_deref().is_none_or(|part| name.contains(part));
+    for (name, measure) in ALL.into_iter().filter(|(name, _)| is_wanted(name)) {
+        measure().with_context(|| name.replace('_', " "))?;
+    }
+    Ok(())
+}
 
 /// Resident memory of both agents, in bytes.
 fn memory(lab: &Lab) -> Result<f64> {
@@ -40,8 +70,6 @@ impl Drop for Noise {
     }
 }
 
-#[test]
-#[ignore = "takes the whole machine"]
 fn ten_thousand_idle_connections_cost_little() -> Result<()> {
     const CONNECTIONS: u32 = 10_000;
     let pair = Pair::new()?;
@@ -70,8 +98,6 @@ fn ten_thousand_idle_connections_cost_little() -> Result<()> {
     Ok(())
 }
 
-#[test]
-#[ignore = "takes the whole machine"]
 fn a_node_of_500_pods_is_armed() -> Result<()> {
     const PODS: usize = 500;
     let mut lab = Lab::two_nodes()?;
@@ -116,8 +142,6 @@ fn p99(from: &Pod, to: &Pod) -> Result<f64> {
     report["latency_us"]["p99"].as_f64().context("no p99")
 }
 
-#[test]
-#[ignore = "takes the whole machine"]
 fn a_neighbour_does_not_make_others_slow() -> Result<()> {
     let mut lab = Lab::two_nodes()?;
     let noisy = [lab.pod("a", "noisy-client")?, lab.pod("b", "noisy-server")?];
