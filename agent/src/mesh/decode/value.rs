@@ -1,7 +1,7 @@
 //! A value that is read by a type, field by field: where reading fails, and which fields the type does not have.
 //!
-//! One layer around the value, because each layer is compiled again for each of Kubernetes' large types: with
-//! `serde_path_to_error` and `serde_ignored`, one around the other, this was a fifth of the agent's text.
+//! One layer around the value, because each layer is compiled again for each of Kubernetes' large types:
+//! `serde_path_to_error` around `serde_ignored` made the agent's text 2 MB longer (15.7 MB against 13.6).
 
 use std::vec;
 
