@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::Retry;
-use crate::hbone::{self, Cause, ConnectRequest, Stream};
+use crate::hbone::{self, Cause, ConnectRequest, FirstBytes, Stream};
 use crate::hub::Hub;
 use crate::model::{SpiffeId, Workload};
 use crate::pod::{Family, Pod};
@@ -23,7 +23,8 @@ use crate::tls::{self, Identity};
 /// Time that one endpoint has to answer (ztunnel's constant).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a target could not be reached. No byte of the application has left.
+/// Why a target could not be reached. No byte of the application has arrived there, unless the tunnel's error says that
+/// it is unsure.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum DialError {
     #[error("no certificate for {0} has been issued yet")]
@@ -67,7 +68,7 @@ impl DialError {
     }
 }
 
-/// Reaches a target: `request` is what a tunnel is asked for.
+/// Reaches a target: `request` is what a tunnel is asked for, and `first` may leave along with it.
 ///
 /// # Errors
 /// [`DialError`].
@@ -80,11 +81,12 @@ pub(crate) async fn reach(
     workload: &Workload,
     target: &Target,
     request: impl FnOnce() -> ConnectRequest,
+    first: &mut FirstBytes<'_>,
 ) -> Result<Far, DialError> {
     match &target.transport {
         Transport::Plain => connect(pod, target.destination).await.map(Far::Plain),
         Transport::Hbone { tunnel, expected } => {
-            open_tunnel(hub, pod, workload, (*tunnel, expected), &request())
+            open_tunnel(hub, pod, workload, (*tunnel, expected), (&request(), first))
                 .await
                 .map(Far::Tunnel)
         }
@@ -108,7 +110,7 @@ async fn open_tunnel(
     pod: &Pod,
     workload: &Workload,
     (to, expected): (SocketAddr, &[SpiffeId]),
-    request: &ConnectRequest,
+    (request, first): (&ConnectRequest, &mut FirstBytes<'_>),
 ) -> Result<Stream, DialError> {
     let Some(identity) = hub.identity(workload) else {
         return Err(DialError::NoIdentity(workload.identity()));
@@ -120,7 +122,7 @@ async fn open_tunnel(
         tunnel: to,
     };
     let dial = || dial(pod.clone(), Arc::clone(&identity), to, expected.to_vec());
-    let opened = hub.tunnels.open(key, request, dial).await;
+    let opened = hub.tunnels.open(key, request, first, dial).await;
     opened.map_err(|source| DialError::Tunnel { to, source })
 }
 

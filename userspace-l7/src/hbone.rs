@@ -31,7 +31,7 @@ mod tests;
 pub use authority::{Authority, ServiceClaim};
 pub use baggage::Baggage;
 pub use cause::Cause;
-pub use connection::{Stream, StreamReader, StreamWriter};
+pub use connection::{FirstBytes, Stream, StreamReader, StreamWriter};
 pub use error::{ConnectionError, DialError, ErrorCode, Lost, OpenError, StreamError};
 pub use forwarded::Forwarded;
 pub use head::{ConnectRequest, ConnectResponse};

@@ -250,7 +250,7 @@ impl Reaching {
                 }
                 return;
             }
-            match outbound::reach(hub, &pod, source, dialled).await {
+            match outbound::reach(hub, &pod, (source, dialled), None).await {
                 // What is known by now may have layer 7.
                 Err(OutboundError::Outdated) => {}
                 reached => break reached,
@@ -325,17 +325,17 @@ fn answer(pod: &Pod, syn: &Opening, answer: Answer) {
 /// # Cancel safety
 /// Dropping the future closes the connection as a reset.
 pub(crate) async fn serve(desk: &Desk, pod: &Pod, app: Tcp) {
-    let reached = match (app.peer_addr(), app.local_addr()) {
-        (Ok(source), Ok(dialled)) => desk.take(Key {
-            netns: pod.netns,
-            source,
-            dialled,
-        }),
-        // Reset between the handshake and accept.
-        _ => return,
+    let (Ok(source), Ok(dialled)) = (app.peer_addr(), app.local_addr()) else {
+        // Reset between the handshake and accept: there is no one left to serve or to tell of.
+        return;
     };
+    let reached = desk.take(Key {
+        netns: pod.netns,
+        source,
+        dialled,
+    });
     match reached {
         Some(reached) => outbound::carry(&desk.hub, pod, (app, RecvBuf::default()), reached).await,
-        None => outbound::serve(&desk.hub, pod, app).await,
+        None => outbound::serve(&desk.hub, pod, (source, dialled), app).await,
     }
 }

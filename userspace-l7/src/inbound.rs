@@ -228,8 +228,8 @@ async fn serve_stream(
     };
     match admitted.await {
         Ok((admitted, demands)) => {
-            let baggage = Some(Baggage::of(&admitted.workload));
-            let stream = incoming.accept(&ConnectResponse::accepted(baggage));
+            let baggage = Baggage::of(&admitted.workload);
+            let stream = incoming.accept(&ConnectResponse::accepted(Some(&baggage)));
             let far = Far::Tunnel(stream);
             fulfil(hub, pod, caller, (admitted, demands), far).await;
         }
@@ -261,8 +261,8 @@ async fn front(
         Ok(Some(fronted)) => {
             let source = client_address(peer, request.forwarded.client);
             let workload = Arc::clone(workload);
-            let baggage = Some(Baggage::of(&workload));
-            let stream = incoming.accept(&ConnectResponse::accepted(baggage));
+            let baggage = Baggage::of(&workload);
+            let stream = incoming.accept(&ConnectResponse::accepted(Some(&baggage)));
             let asker = (source, identity);
             let served = waypoint::serve_another(hub, pod, workload, asker, (fronted, stream));
             Box::pin(served).await;

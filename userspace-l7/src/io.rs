@@ -14,6 +14,11 @@ pub(crate) trait Source {
 
     /// The next piece, or `None` after an orderly end (FIN, `END_STREAM`).
     async fn next(&mut self) -> io::Result<Option<Self::Chunk>>;
+
+    /// Whether the end is known to come next, without waiting for anybody.
+    fn has_ended(&self) -> bool {
+        false
+    }
 }
 
 /// The sending half of a byte stream, for chunks of one kind.
@@ -23,6 +28,12 @@ pub(crate) trait Sink<C> {
 
     /// Ends the stream in order. Everything put before arrives first.
     async fn finish(&mut self) -> io::Result<()>;
+
+    /// [`put`](Self::put) and then [`finish`](Self::finish), in one message where the stream can.
+    async fn put_last(&mut self, chunk: C) -> io::Result<()> {
+        self.put(chunk).await?;
+        self.finish().await
+    }
 }
 
 /// The receiving half of a TCP connection.
@@ -76,6 +87,10 @@ impl<C: SendBuf> Sink<C> for TcpSink {
     async fn finish(&mut self) -> io::Result<()> {
         self.0.shutdown_write()
     }
+
+    async fn put_last(&mut self, chunk: C) -> io::Result<()> {
+        self.0.send_last(chunk).await
+    }
 }
 
 /// Carries one direction to its end, telling `count` the size of each chunk once it is on its way.
@@ -97,6 +112,11 @@ where
     async move {
         while let Some(chunk) = from.next().await? {
             let size = chunk.as_ref().len() as u64;
+            if from.has_ended() {
+                to.put_last(chunk).await?;
+                count(size);
+                return Ok(());
+            }
             to.put(chunk).await?;
             count(size);
         }

@@ -14,9 +14,9 @@ use crate::connections::{Carriage, Direction, LiveConnection};
 use crate::dial::{self, DialError};
 use crate::endpoints::{self, Endpoints};
 use crate::error::Retry;
-use crate::hbone::{Baggage, Cause, ConnectRequest, ServiceClaim};
+use crate::hbone::{Baggage, Cause, ConnectRequest, FirstBytes, ServiceClaim};
 use crate::hub::{Hub, UnknownWorkload};
-use crate::model::{Balance, HashKey, Side, Workload};
+use crate::model::{Balance, HashKey, Peer, Side, Workload};
 use crate::pod::Pod;
 use crate::relay::{self, Application, Far, Local, Pass};
 use crate::ring::{RecvBuf, Tcp};
@@ -83,15 +83,16 @@ impl OutboundError {
     }
 }
 
-/// Carries one connection of `pod` from its opening to its end.
+/// Carries one connection of `pod`, from `source` to the address that it dialled, from its opening to its end.
 ///
 /// # Cancel safety
 /// Dropping the future closes the connection as a reset.
-pub(crate) async fn serve(hub: &Rc<Hub>, pod: &Pod, app: Tcp) {
-    let (Ok(source), Ok(dialled)) = (app.peer_addr(), app.local_addr()) else {
-        // Reset between the handshake and accept: there is no one left to serve or to tell of.
-        return;
-    };
+pub(crate) async fn serve(
+    hub: &Rc<Hub>,
+    pod: &Pod,
+    (source, dialled): (SocketAddr, SocketAddr),
+    app: Tcp,
+) {
     if dialled.port() == DNS_PORT
         && let Some(take) = &pod.dns
     {
@@ -103,19 +104,20 @@ pub(crate) async fn serve(hub: &Rc<Hub>, pod: &Pod, app: Tcp) {
         return;
     }
     let mut app = app;
-    let (app, early, reached) = loop {
+    let (app, spoken, reached) = loop {
         let (opaque, early) = match waypoint::welcome(hub, pod, (source, dialled), app).await {
             Welcome::Served => return,
             Welcome::Opaque(app, early) => (app, early),
         };
-        match reach(hub, pod, source, dialled).await {
+        let mut spoken = Spoken(early);
+        match reach(hub, pod, (source, dialled), Some((&opaque, &mut spoken))).await {
             // What is known may have layer 7, and is to be welcomed as that.
-            Err(OutboundError::Outdated) if early.is_empty() => app = opaque,
-            reached => break (opaque, early, reached),
+            Err(OutboundError::Outdated) if spoken.0.is_empty() => app = opaque,
+            reached => break (opaque, spoken, reached),
         }
     };
     match reached {
-        Ok(reached) => carry(hub, pod, (app, early), reached).await,
+        Ok(reached) => carry(hub, pod, (app, spoken.0), reached).await,
         Err(error) => {
             hub.metrics
                 .refused(Reporter::Source, source, dialled, error.flags(), &error);
@@ -127,6 +129,25 @@ pub(crate) async fn serve(hub: &Rc<Hub>, pod: &Pod, app: Tcp) {
     }
 }
 
+/// What an application has said before its far side was asked.
+pub(crate) struct Spoken(RecvBuf);
+
+impl Spoken {
+    /// What may leave along with the request to a target: the application has often spoken by the time that its
+    /// connection is accepted. Only our own agents are known to make nothing of bytes of a tunnel that they refuse.
+    fn to(&mut self, app: &Tcp, target: &Target) -> &[u8] {
+        let is_ours = matches!(target.transport, Transport::Hbone { .. })
+            && (target.workload.as_ref()).is_some_and(|server| server.peer == Peer::Culvert);
+        if !is_ours {
+            return &[];
+        }
+        if self.0.is_empty() {
+            self.0 = app.received();
+        }
+        &self.0
+    }
+}
+
 /// An upstream that has answered.
 pub(crate) struct Reached {
     /// The application's address, and the one that it dialled.
@@ -135,12 +156,14 @@ pub(crate) struct Reached {
     plan: Plan,
     target: Target,
     far: Far,
+    /// Whether what the application had said is there already.
+    has_heard: bool,
     /// What the connection takes up of its destination's limits.
     held: Option<(Permit, Attended)>,
 }
 
-/// Tries the plan's targets in turn until one answers. No byte of the application has been read yet, so a
-/// failure of one costs nothing but time.
+/// Tries the plan's targets in turn until one answers. What `app`, if there is one yet, has said so far may leave along
+/// with a request. As long as none of it can have arrived, a failure of one costs nothing but time.
 ///
 /// An address that the mesh does not know may be silent only because its service is about to be declared, and
 /// the kernel's own retransmissions would go on asking the silence. So the attempt ends as soon as somebody
@@ -154,8 +177,8 @@ pub(crate) struct Reached {
 pub(crate) async fn reach(
     hub: &Rc<Hub>,
     pod: &Pod,
-    source: SocketAddr,
-    dialled: SocketAddr,
+    (source, dialled): (SocketAddr, SocketAddr),
+    mut app: Option<(&Tcp, &mut Spoken)>,
 ) -> Result<Reached, OutboundError> {
     let workload = hub.workload(&pod.uid).await?;
     let (plan, endpoints) = plan(hub, pod, &workload, (source, dialled))?;
@@ -184,8 +207,11 @@ pub(crate) async fn reach(
             )
         };
         let is_strange = plan.service.is_none() && target.workload.is_none();
+        let said = app.as_mut().map(|(app, spoken)| spoken.to(app, target));
+        let mut first = FirstBytes::new(said.unwrap_or_default());
         let answered = {
-            let reached = pin!(dial::reach(hub, pod, &workload, target, request));
+            let reached = dial::reach(hub, pod, &workload, target, request, &mut first);
+            let reached = pin!(reached);
             tokio::select! {
                 biased;
                 answered = in_time(endpoints.as_ref(), reached) => answered,
@@ -207,12 +233,18 @@ pub(crate) async fn reach(
                     plan,
                     target,
                     far,
+                    has_heard: first.have_left(),
                     held: admitted.zip(attended),
                 });
             }
             Err(error) => {
                 debug!(workload = %pod.uid, destination = %target.destination, %error, "endpoint failed");
-                let retry = error.retry();
+                let is_unsure = matches!(error, OutboundError::Late) && first.have_left();
+                let retry = if is_unsure {
+                    Retry::Never
+                } else {
+                    error.retry()
+                };
                 last = error;
                 if retry == Retry::Never {
                     break;
@@ -306,7 +338,7 @@ fn request(
 ) -> ConnectRequest {
     let service = plan.service.as_deref().map(|service| &service.key);
     let request = ConnectRequest::to_address(target.destination)
-        .from_workload(Baggage::of(workload))
+        .from_workload(&Baggage::of(workload))
         .forwarded(Some(source), service.map(|key| &*key.hostname));
     match service.filter(|key| hub.snapshot().services_layer7.contains_key(*key)) {
         // Whatever the port speaks: the service's demands hold for bytes, too.
@@ -331,8 +363,11 @@ pub(crate) fn carry(
         plan,
         target,
         far,
+        has_heard,
         held,
     } = reached;
+    let heard = if has_heard { early.len() as u64 } else { 0 };
+    let early = if has_heard { RecvBuf::default() } else { early };
     let server = target.workload.as_ref().map(|workload| workload.identity());
     let (carriage, next_hop, authenticated) = match &target.transport {
         Transport::Plain => (Carriage::Tcp, target.destination, false),
@@ -370,6 +405,7 @@ pub(crate) fn carry(
             Security::Unknown
         },
     });
+    flow.to_server(heard);
     async move {
         let local = Local {
             application: Application::Client,

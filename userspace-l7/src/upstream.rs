@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::dial;
 use crate::endpoints::Endpoints;
-use crate::hbone::{Baggage, ConnectRequest, ServiceClaim};
+use crate::hbone::{Baggage, ConnectRequest, FirstBytes, ServiceClaim};
 use crate::http::{self, Keeping, Lease, Peer, PoolKey, Version, Wire};
 use crate::hub::Hub;
 use crate::model::{AppProtocol, Service, Side, Snapshot, TrafficPolicy, Workload};
@@ -100,14 +100,18 @@ async fn make(
     let request = || {
         let service = &origin.service.key;
         let request = ConnectRequest::to_address(target.destination)
-            .from_workload(Baggage::of(origin.workload))
+            .from_workload(&Baggage::of(origin.workload))
             .forwarded(origin.source, Some(&service.hostname));
         match origin.claimed {
             Some((port, side)) => request.for_service(ServiceClaim::of(service, port, side)),
             None => request,
         }
     };
-    let reached = dial::reach(origin.hub, origin.pod, origin.workload, target, request);
+    let mut first = FirstBytes::new(&[]);
+    let Origin {
+        hub, pod, workload, ..
+    } = origin;
+    let reached = dial::reach(hub, pod, workload, target, request, &mut first);
     let far = match endpoints.policy.connect_timeout {
         None => reached.await?,
         Some(limit) => tokio::time::timeout(limit, reached)

@@ -1,7 +1,6 @@
-//! The `baggage` header: how a workload's own node describes it (ztunnel's keys, in its order). It labels
-//! metrics where the mesh knows no better, and nothing else.
+//! The `baggage` header: how a workload's own node describes it (ztunnel's keys, in its order). A peer's word, which
+//! nothing is decided by: heads carry it as text, and whoever wants to know parses it.
 
-use std::fmt;
 use std::sync::Arc;
 
 use crate::model::Workload;
@@ -76,29 +75,33 @@ impl Baggage {
     }
 }
 
-impl fmt::Display for Baggage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Baggage {
+    /// The header's text. Every tunnelled connection writes it, so it is put together by hand.
+    pub fn text(&self) -> String {
         let kind = if self.workload_type.is_empty() {
             "pod"
         } else {
             &*self.workload_type
         };
-        let workload = format!("k8s.{kind}.name");
-        let parts = [
-            ("k8s.cluster.name", &self.cluster),
-            ("k8s.namespace.name", &self.namespace),
-            (workload.as_str(), &self.workload),
-            ("service.name", &self.service),
-            ("service.version", &self.revision),
-            ("cloud.region", &self.region),
-            ("cloud.availability_zone", &self.zone),
+        let parts: [(&[&str], &str); 7] = [
+            (&["k8s.cluster.name"], &self.cluster),
+            (&["k8s.namespace.name"], &self.namespace),
+            (&["k8s.", kind, ".name"], &self.workload),
+            (&["service.name"], &self.service),
+            (&["service.version"], &self.revision),
+            (&["cloud.region"], &self.region),
+            (&["cloud.availability_zone"], &self.zone),
         ];
-        let mut separator = "";
+        let mut text = String::with_capacity(256);
         for (key, value) in parts.iter().filter(|(_, value)| !value.is_empty()) {
-            write!(f, "{separator}{key}={value}")?;
-            separator = ",";
+            if !text.is_empty() {
+                text.push(',');
+            }
+            key.iter().for_each(|piece| text.push_str(piece));
+            text.push('=');
+            text.push_str(value);
         }
-        Ok(())
+        text
     }
 }
 
@@ -120,7 +123,7 @@ mod tests {
             ..Baggage::default()
         };
         let text = "k8s.cluster.name=c,k8s.namespace.name=n,k8s.deployment.name=w,service.name=s,cloud.availability_zone=z";
-        assert_eq!(baggage.to_string(), text);
+        assert_eq!(baggage.text(), text);
         assert_eq!(Baggage::parse(text), baggage);
     }
 
@@ -149,7 +152,7 @@ mod tests {
             text in "((k8s\\.(pod|job|cluster|namespace)\\.name|service\\.version|x)=[a-z]{0,3},?){0,6}|\\PC*",
         ) {
             let baggage = Baggage::parse(&text);
-            prop_assert_eq!(Baggage::parse(&baggage.to_string()), baggage);
+            prop_assert_eq!(Baggage::parse(&baggage.text()), baggage);
         }
     }
 }

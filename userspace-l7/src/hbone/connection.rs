@@ -30,6 +30,7 @@ use super::head::{ConnectRequest, ConnectResponse};
 use super::machine::{Event, FrameSink, Machine, Role};
 use crate::ring::Tcp;
 use crate::tls::{Sealer, Session, VerifiedPeer};
+pub use sending::FirstBytes;
 pub(super) use stream::Held;
 pub use stream::{Stream, StreamReader, StreamWriter};
 
@@ -150,14 +151,18 @@ impl Connection {
         self.0.core.borrow().idle_since
     }
 
-    /// Asks for a tunnel and waits for the answer.
+    /// Asks for a tunnel, sends `first` behind the request if there is room, and waits for the answer.
     ///
     /// # Errors
-    /// [`OpenError`]; no byte of an application has left.
+    /// [`OpenError`].
     ///
     /// # Cancel safety
-    /// Dropping the future cancels the request.
-    pub(super) async fn open(&self, request: &ConnectRequest) -> Result<Stream, OpenError> {
+    /// Dropping the future cancels the request; `first` says whether bytes have left.
+    pub(super) async fn open(
+        &self,
+        request: &ConnectRequest,
+        first: &mut FirstBytes<'_>,
+    ) -> Result<Stream, OpenError> {
         let held = {
             let mut core = self.0.core.borrow_mut();
             if let Some(lost) = core.lost {
@@ -165,10 +170,15 @@ impl Connection {
             }
             let id = core.machine.open(request).ok_or(OpenError::Refused)?;
             core.adopt(id);
+            core.send_first(id, first);
             core.wake_writer();
             Held::new(Rc::clone(&self.0), id)
         };
-        let response = poll_fn(|cx| self.0.core.borrow_mut().poll_response(held.id(), cx)).await?;
+        let response = poll_fn(|cx| self.0.core.borrow_mut().poll_response(held.id(), cx)).await;
+        let response = response.map_err(|error| match first.have_left() {
+            true => error.after_first_bytes(),
+            false => error,
+        })?;
         if !response.is_success() {
             held.reset(ErrorCode::NO_ERROR);
             return Err(OpenError::Status {

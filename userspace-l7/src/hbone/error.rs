@@ -149,7 +149,8 @@ impl DialError {
     }
 }
 
-/// Why a stream could not be opened. In none of these cases has a byte of the application left.
+/// Why a stream could not be opened. In none of these cases can a byte of the application have arrived, but in
+/// [`OpenError::Unsure`].
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
     /// No connection could be made.
@@ -172,15 +173,33 @@ pub enum OpenError {
     /// The connection broke before there was an answer.
     #[error("{0}")]
     Lost(#[from] Lost),
+    /// First bytes left along with the request, and nothing says what became of them: elsewhere they might arrive a
+    /// second time.
+    #[error("{0}, and the server may have passed bytes on")]
+    Unsure(Rc<OpenError>),
     /// We take no new streams: the pod is gone, or the worker stops.
     #[error("tunnels are being closed")]
     Closing,
 }
 
 impl OpenError {
+    /// The error of a request that first bytes had left with. An answer proves that they were not passed on, for a
+    /// server begins to pass bytes on with its success.
+    pub(super) fn after_first_bytes(self) -> Self {
+        match self {
+            Self::Reset(_) | Self::Lost(_) => Self::Unsure(Rc::new(self)),
+            Self::Dial(_)
+            | Self::Refused
+            | Self::Status { .. }
+            | Self::Unsure(_)
+            | Self::Closing => self,
+        }
+    }
+
     /// What the access log says of it.
     pub fn flags(&self) -> ResponseFlags {
         match self {
+            Self::Unsure(error) => error.flags(),
             Self::Dial(error) if error.is_unanswered() => ResponseFlags::NetworkPolicy,
             Self::Dial(error) => match &**error {
                 DialError::Connect(_) => ResponseFlags::Connect,
@@ -206,6 +225,7 @@ impl OpenError {
                 DialError::Tls(_) => None,
             },
             Self::Status { cause, .. } => *cause,
+            Self::Unsure(error) => error.cause(),
             Self::Lost(Lost::Silent) => Some(Cause::TimedOut),
             Self::Refused | Self::Reset(_) | Self::Lost(_) | Self::Closing => None,
         }
@@ -214,6 +234,7 @@ impl OpenError {
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         match self {
+            Self::Unsure(error) => error.fault(),
             Self::Closing | Self::Lost(Lost::TakenDown | Lost::Seal) => Fault::Local,
             _ => Fault::Upstream,
         }
@@ -228,7 +249,7 @@ impl OpenError {
                 DialError::Tls(error) => error.retry(Role::Client),
             },
             Self::Refused | Self::Lost(_) | Self::Status { status: 503, .. } => Retry::Safe,
-            Self::Status { .. } | Self::Reset(_) | Self::Closing => Retry::Never,
+            Self::Status { .. } | Self::Reset(_) | Self::Unsure(_) | Self::Closing => Retry::Never,
         }
     }
 }
@@ -303,6 +324,19 @@ mod tests {
             Connect,
             Retry::Safe,
             "the peer closed the tunnel",
+        );
+        check(
+            &OpenError::from(Lost::Closed).after_first_bytes(),
+            Connect,
+            Retry::Never,
+            "the peer closed the tunnel, and the server may have passed bytes on",
+        );
+        // An answer says that nothing was passed on.
+        check(
+            &status(503).after_first_bytes(),
+            Connect,
+            Retry::Safe,
+            "http status: 503",
         );
         check(
             &OpenError::Closing,

@@ -20,8 +20,8 @@ pub fn header_blocks(mut bytes: &[u8]) {
         let length = usize::from(u16::from_be_bytes(*length)).min(rest.len());
         let (block, rest) = rest.split_at(length);
         bytes = rest;
-        let mut fields = Fields::new();
-        let each = |name: &[u8], value: &[u8]| fields.push((name.to_vec(), value.to_vec()));
+        let mut fields = Fields::default();
+        let each = |name: &[u8], value: &[u8]| fields.push(name, value);
         let decoded = decoder.decode(block, each);
         assert!(decoder.size() <= TABLE_SIZE, "the table has outgrown us");
         if decoded.is_err() {
@@ -53,8 +53,8 @@ fn answer(fields: &Fields) {
 }
 
 fn read(block: &[u8]) -> Fields {
-    let mut fields = Fields::new();
-    let each = |name: &[u8], value: &[u8]| fields.push((name.to_vec(), value.to_vec()));
+    let mut fields = Fields::default();
+    let each = |name: &[u8], value: &[u8]| fields.push(name, value);
     let decoded = Decoder::new().decode(block, each);
     assert_eq!(decoded, Ok(()), "what we write can be read");
     fields

@@ -5,6 +5,8 @@
 
 use std::net::SocketAddr;
 
+use smallvec::SmallVec;
+
 use super::authority::{Authority, ServiceClaim};
 use super::baggage::Baggage;
 use super::cause::Cause;
@@ -27,16 +29,40 @@ const CANARY: &str = "canary";
 /// Longest network name that is believed.
 const MAX_NETWORK: usize = 253;
 
-/// A decoded header list; names are lower case on the wire.
-pub(super) type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+/// A decoded header list; names are lower case on the wire. One buffer holds all of it.
+#[derive(Debug, Default)]
+pub(super) struct Fields {
+    text: Vec<u8>,
+    /// Where each field's name and value end.
+    ends: SmallVec<[(usize, usize); 8]>,
+}
+
+impl Fields {
+    pub(super) fn push(&mut self, name: &[u8], value: &[u8]) {
+        self.text.extend_from_slice(name);
+        let name = self.text.len();
+        self.text.extend_from_slice(value);
+        self.ends.push((name, self.text.len()));
+    }
+
+    /// Names and values in the order of the wire.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut start = 0;
+        self.ends.iter().map(move |&(name, value)| {
+            let field = (&self.text[start..name], &self.text[name..value]);
+            start = value;
+            field
+        })
+    }
+}
 
 /// A request for a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectRequest {
     /// Whom it asks for.
     pub authority: Authority,
-    /// The source workload, as its own node describes it.
-    pub baggage: Option<Baggage>,
+    /// The source workload, as its own node describes it: what [`Baggage::parse`] reads.
+    pub baggage: Option<String>,
     /// The client's address and the service it called, as its own node says.
     pub forwarded: Forwarded,
     /// Trace context; made anew where the peer sent none that is valid.
@@ -67,8 +93,8 @@ impl ConnectRequest {
 
     /// Says which workload the connection comes from.
     #[must_use]
-    pub fn from_workload(mut self, baggage: Baggage) -> Self {
-        self.baggage = Some(baggage);
+    pub fn from_workload(mut self, baggage: &Baggage) -> Self {
+        self.baggage = Some(baggage.text());
         self
     }
 
@@ -105,10 +131,7 @@ impl ConnectRequest {
         let mut block = Block::new(limit);
         block.put(":method", Some("CONNECT"));
         block.put(":authority", Some(&self.authority.to_string()));
-        block.put(
-            "baggage",
-            self.baggage.as_ref().map(Baggage::to_string).as_deref(),
-        );
+        block.put("baggage", self.baggage.as_deref());
         let forwarded = (!self.forwarded.is_empty()).then(|| self.forwarded.to_string());
         block.put("forwarded", forwarded.as_deref());
         block.put("traceparent", Some(&self.traceparent.to_string()));
@@ -135,10 +158,8 @@ impl ConnectRequest {
             return None;
         }
         // Extended CONNECT (RFC 8441) carries these and asks for something else.
-        let is_extended = |(name, _): &(Vec<u8>, Vec<u8>)| {
-            [&b":scheme"[..], b":path", b":protocol"].contains(&name.as_slice())
-        };
-        if fields.iter().any(is_extended) {
+        let mut names = fields.iter().map(|(name, _)| name);
+        if names.any(|name| [&b":scheme"[..], b":path", b":protocol"].contains(&name)) {
             return None;
         }
         let authority = Authority::parse(only(fields, ":authority")?)?;
@@ -150,7 +171,7 @@ impl ConnectRequest {
         };
         Some(Self {
             authority,
-            baggage: only(fields, "baggage").map(Baggage::parse),
+            baggage: only(fields, "baggage").map(str::to_owned),
             forwarded: only(fields, "forwarded")
                 .map(Forwarded::parse)
                 .unwrap_or_default(),
@@ -170,18 +191,18 @@ impl ConnectRequest {
 pub struct ConnectResponse {
     /// 200, or why not.
     pub status: u16,
-    /// The destination workload, as its own node describes it; only with 200.
-    pub baggage: Option<Baggage>,
+    /// The destination workload, as its own node describes it ([`Baggage::parse`]); only with 200.
+    pub baggage: Option<String>,
     /// Why the application could not be reached; only with 503, and only from Culvert.
     pub cause: Option<Cause>,
 }
 
 impl ConnectResponse {
     /// The tunnel stands; `baggage` describes the destination.
-    pub fn accepted(baggage: Option<Baggage>) -> Self {
+    pub fn accepted(baggage: Option<&Baggage>) -> Self {
         Self {
             status: 200,
-            baggage,
+            baggage: baggage.map(Baggage::text),
             cause: None,
         }
     }
@@ -203,10 +224,7 @@ impl ConnectResponse {
     pub(super) fn encode(&self, limit: usize) -> Vec<u8> {
         let mut block = Block::new(limit);
         block.put(":status", Some(&format!("{:03}", self.status)));
-        block.put(
-            "baggage",
-            self.baggage.as_ref().map(Baggage::to_string).as_deref(),
-        );
+        block.put("baggage", self.baggage.as_deref());
         block.put(CAUSE, self.cause.map(Cause::name));
         block.bytes
     }
@@ -218,7 +236,7 @@ impl ConnectResponse {
         let status = digits.then(|| status.parse().ok())??;
         Some(Self {
             status,
-            baggage: only(fields, "baggage").map(Baggage::parse),
+            baggage: only(fields, "baggage").map(str::to_owned),
             cause: only(fields, CAUSE).and_then(Cause::parse),
         })
     }
@@ -259,9 +277,9 @@ impl Block {
 /// The value of a field that stands once and is text. A field that stands twice is trusted no more than one
 /// that is absent: two readers could pick different ones.
 fn only<'a>(fields: &'a Fields, name: &str) -> Option<&'a str> {
-    let mut values = fields.iter().filter(|(field, _)| field == name.as_bytes());
-    let value = values.next().filter(|_| values.next().is_none())?;
-    std::str::from_utf8(&value.1).ok()
+    let mut values = fields.iter().filter(|(field, _)| *field == name.as_bytes());
+    let (_, value) = values.next().filter(|_| values.next().is_none())?;
+    std::str::from_utf8(value).ok()
 }
 
 #[cfg(test)]
@@ -270,16 +288,18 @@ mod tests {
     use super::*;
 
     fn fields(list: &[(&str, &str)]) -> Fields {
-        let owned = |text: &str| text.as_bytes().to_vec();
-        list.iter()
-            .map(|(name, value)| (owned(name), owned(value)))
-            .collect()
+        let mut fields = Fields::default();
+        for (name, value) in list {
+            fields.push(name.as_bytes(), value.as_bytes());
+        }
+        fields
     }
 
     fn decoded(block: &[u8]) -> Fields {
-        let mut fields = Fields::new();
-        let each = |name: &[u8], value: &[u8]| fields.push((name.to_vec(), value.to_vec()));
-        Decoder::new().decode(block, each).unwrap();
+        let mut fields = Fields::default();
+        Decoder::new()
+            .decode(block, |name, value| fields.push(name, value))
+            .unwrap();
         fields
     }
 
@@ -333,7 +353,7 @@ mod tests {
         ConnectRequest {
             forwarded_network: Some("n1".to_owned()),
             ..ConnectRequest::to_address("[fd00::2]:9080".parse().unwrap())
-                .from_workload(Baggage {
+                .from_workload(&Baggage {
                     workload_type: "pod".into(),
                     ..baggage
                 })
@@ -370,7 +390,7 @@ mod tests {
             },
             read
         );
-        let accepted = ConnectResponse::accepted(Some(Baggage::default()));
+        let accepted = ConnectResponse::accepted(Some(&Baggage::default()));
         let refused = ConnectResponse::refused(503, None);
         let unreachable = ConnectResponse::refused(503, Some(Cause::HostUnreachable));
         for response in [refused, unreachable, accepted] {

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, spawn_local};
 use tokio::time::{Instant, sleep_until};
 
-use super::connection::{Connection, Liveness, Stream};
+use super::connection::{Connection, FirstBytes, Liveness, Stream};
 use super::error::{DialError, Lost, OpenError};
 use super::head::ConnectRequest;
 use super::machine::Role;
@@ -95,18 +95,20 @@ impl Pool {
         }))
     }
 
-    /// Opens a stream on a tunnel of `key`, dialling one if none has room. `dial` is not called if another
-    /// request dials already.
+    /// Opens a stream on a tunnel of `key`, dialling one if none has room, with the application's first bytes if they
+    /// are known already. `dial` is not called if another request dials already.
     ///
     /// # Errors
-    /// [`OpenError`]; no byte of an application has left.
+    /// [`OpenError`].
     ///
     /// # Cancel safety
-    /// Dropping the future cancels the request. A dial that it began goes on for the others.
+    /// Dropping the future cancels the request; `first` says whether bytes have left. A dial that it began goes on for
+    /// the others.
     pub async fn open<D, F>(
         &self,
         mut key: PoolKey,
         request: &ConnectRequest,
+        first: &mut FirstBytes<'_>,
         dial: D,
     ) -> Result<Stream, OpenError>
     where
@@ -119,7 +121,7 @@ impl Pool {
         let mut failures = 0;
         loop {
             let lost = match self.next(&key, &dial)? {
-                Next::Use(connection) => match connection.open(request).await {
+                Next::Use(connection) => match connection.open(request, first).await {
                     // The race that every reused connection has: it went away while we asked.
                     Err(error) if may_ask_again(&error) => {
                         connection.drain();

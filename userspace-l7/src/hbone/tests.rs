@@ -1,5 +1,6 @@
 //! Tunnels over real sockets of a worker, with real certificates.
 
+mod first_bytes;
 mod lifecycle;
 mod tunnels;
 
@@ -133,7 +134,16 @@ impl Node {
 
     async fn open_with(&self, pool: &Pool, request: ConnectRequest) -> Result<Stream, OpenError> {
         let dial = || Self::dial(self.address, Arc::clone(&self.alice));
-        pool.open(self.key(), &request, dial).await
+        let mut none = FirstBytes::new(&[]);
+        pool.open(self.key(), &request, &mut none, dial).await
+    }
+
+    /// Asks for a tunnel with first bytes, and tells whether they have left with the request.
+    async fn ask(&self, pool: &Pool, first: &[u8]) -> Result<(Stream, bool), OpenError> {
+        let dial = || Self::dial(self.address, Arc::clone(&self.alice));
+        let mut first = FirstBytes::new(first);
+        let opened = pool.open(self.key(), &request(), &mut first, dial).await;
+        Ok((opened?, first.have_left()))
     }
 }
 

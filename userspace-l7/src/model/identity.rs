@@ -86,11 +86,12 @@ impl SpiffeId {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "spiffe://{}/ns/{}/sa/{}",
-            self.trust_domain, self.namespace, self.service_account
-        )
+        f.write_str("spiffe://")?;
+        f.write_str(self.trust_domain.as_str())?;
+        f.write_str("/ns/")?;
+        f.write_str(&self.namespace)?;
+        f.write_str("/sa/")?;
+        f.write_str(&self.service_account)
     }
 }
 

@@ -29,9 +29,23 @@ pub(super) fn prepare(fd: &OwnedFd) -> io::Result<()> {
     )
 }
 
+/// What comes right behind bytes that are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Followed {
+    /// Nothing that is known.
+    No,
+    /// The end of our direction, which can leave in the same segment: they wait for it (`MSG_MORE`, send(2)).
+    ByTheEnd,
+}
+
 /// Tries to send; the count may be short.
-pub(super) fn send(fd: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
-    retrying(|| SockRef::from(fd).send_with_flags(bytes, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT))
+pub(super) fn send(fd: &impl AsFd, bytes: &[u8], followed: Followed) -> io::Result<usize> {
+    let more = match followed {
+        Followed::No => 0,
+        Followed::ByTheEnd => libc::MSG_MORE,
+    };
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | more;
+    retrying(|| SockRef::from(fd).send_with_flags(bytes, flags))
 }
 
 /// Tries to send several pieces as one; the count may be short.
@@ -50,6 +64,11 @@ pub(super) fn recv(fd: &impl AsFd, mut buf: RecvBuf) -> io::Result<(RecvBuf, boo
     let received = retrying(|| (&*SockRef::from(fd)).read(&mut buf))?;
     buf.truncate(received);
     Ok((buf, received == room))
+}
+
+/// What has arrived by now, as far as `buf` has room; 0 at the end of the stream.
+pub(super) fn recv_now(fd: &impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
+    retrying(|| (&*SockRef::from(fd)).read(buf))
 }
 
 /// Starts a connection. `WouldBlock` while it is under way.

@@ -15,8 +15,11 @@ use tokio::io::unix::AsyncFd;
 use super::buffers::{Pool, RecvBuf, SendBuf};
 use super::driver::Driver;
 use super::operation::Ticket;
-use super::socket;
+use super::socket::{self, Followed};
 use super::worker::Worker;
+
+/// The most that [`Tcp::received`] takes: a request's head.
+const SHORT: usize = 2048;
 
 /// A connected TCP socket of this worker. Clones are the same socket, which closes once the last of them
 /// is gone and no operation is in flight. One task may receive while another sends.
@@ -126,6 +129,21 @@ impl Tcp {
         }
     }
 
+    /// What the peer has sent by now, at most [`SHORT`] bytes; empty if there is nothing yet, or no more.
+    ///
+    /// A receive in flight has the first claim on what comes, so there is nothing beside one.
+    pub fn received(&self) -> RecvBuf {
+        if let Io::Uring(ring) = &self.0.io
+            && ring.reading.borrow().is_some()
+        {
+            return RecvBuf::default();
+        }
+        let mut room = [0; SHORT];
+        // Who cannot be read now is read again, and tells why then.
+        let count = socket::recv_now(self, &mut room).unwrap_or(0);
+        RecvBuf::from(room[..count].to_vec())
+    }
+
     /// Sends what fits of `slices`, in one call to the kernel, and tells how much that was; pending while
     /// nothing fits. Only the last caller is woken.
     ///
@@ -158,7 +176,26 @@ impl Tcp {
     /// # Cancel safety
     ///
     /// None: a dropped send may have sent a part, so nothing can be sent after it.
-    pub async fn send<B: SendBuf>(&self, mut buf: B) -> (io::Result<()>, B) {
+    pub fn send<B: SendBuf>(&self, buf: B) -> impl Future<Output = (io::Result<()>, B)> {
+        self.transmit(buf, Followed::No)
+    }
+
+    /// Sends all of `buf` and then the end of our direction, which arrives with the last bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tcp::send`] and [`Tcp::shutdown_write`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Tcp::send`].
+    pub async fn send_last<B: SendBuf>(&self, buf: B) -> io::Result<()> {
+        let (sent, _buf) = self.transmit(buf, Followed::ByTheEnd).await;
+        sent?;
+        self.shutdown_write()
+    }
+
+    async fn transmit<B: SendBuf>(&self, mut buf: B, followed: Followed) -> (io::Result<()>, B) {
         let turn = match self.begin_send() {
             Ok(turn) => turn,
             Err(error) => return (Err(error), buf),
@@ -169,7 +206,7 @@ impl Tcp {
             if sent == buf.bytes().len() {
                 break Ok(());
             }
-            let mut count = socket::send(self, &buf.bytes()[sent..]);
+            let mut count = socket::send(self, &buf.bytes()[sent..], followed);
             if is_full(&count) {
                 (count, buf) = match &self.0.io {
                     Io::Uring(ring) => ring.driver.send(&ring.file, buf, sent).await,

@@ -219,7 +219,8 @@ impl Mesh {
             drop(snapshot.services.insert(key(name), service));
         });
         self.accept(vip, "client", |hub, pod, tcp| async move {
-            outbound::serve(&hub, &pod, tcp).await;
+            let ends = (tcp.peer_addr().unwrap(), tcp.local_addr().unwrap());
+            outbound::serve(&hub, &pod, ends, tcp).await;
         });
         vip
     }

@@ -102,11 +102,7 @@ impl Head {
             self.scope,
             Unquoted(&self.message)
         )?;
-        let mut fields = Plain {
-            writer: writer.by_ref(),
-            separator: "\t",
-            result: Ok(()),
-        };
+        let mut fields = Plain::new(writer.by_ref(), "\t");
         event.record(&mut fields);
         fields.result?;
         writeln!(writer)
@@ -158,11 +154,7 @@ pub(super) struct PlainFields;
 
 impl<'writer> FormatFields<'writer> for PlainFields {
     fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
-        let mut visitor = Plain {
-            writer,
-            separator: "",
-            result: Ok(()),
-        };
+        let mut visitor = Plain::new(writer, "");
         fields.record(&mut visitor);
         visitor.result
     }
@@ -171,31 +163,66 @@ impl<'writer> FormatFields<'writer> for PlainFields {
 struct Plain<'writer> {
     writer: Writer<'writer>,
     separator: &'static str,
+    /// A value's text, until it is known whether it needs quotes.
+    text: String,
     result: fmt::Result,
 }
 
-impl Plain<'_> {
-    fn field(&mut self, field: &Field, value: fmt::Arguments<'_>) {
-        if self.result.is_ok() && !is_message(field) {
-            self.result = write!(self.writer, "{}{field}={value}", self.separator);
-            self.separator = " ";
+impl<'writer> Plain<'writer> {
+    fn new(writer: Writer<'writer>, separator: &'static str) -> Self {
+        Self {
+            writer,
+            separator,
+            text: String::new(),
+            result: Ok(()),
         }
+    }
+
+    /// Writes a field with what `value` writes. In pieces and not by `write!`: every connection has two lines of some
+    /// fifteen fields.
+    fn field(
+        &mut self,
+        field: &Field,
+        value: impl FnOnce(&mut Writer<'writer>, &mut String) -> fmt::Result,
+    ) {
+        if self.result.is_err() || is_message(field) {
+            return;
+        }
+        let separator = std::mem::replace(&mut self.separator, " ");
+        let (writer, text) = (&mut self.writer, &mut self.text);
+        self.result = [separator, field.name(), "="]
+            .iter()
+            .try_for_each(|piece| writer.write_str(piece))
+            .and_then(|()| value(writer, text));
     }
 }
 
 impl Visit for Plain<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let text = format!("{value:?}");
-        if text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"') {
-            self.field(field, format_args!("{text:?}"));
-        } else {
-            self.field(field, format_args!("{text}"));
-        }
+        self.field(field, |writer, text| {
+            text.clear();
+            write!(text, "{value:?}")?;
+            if text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"') {
+                return write!(writer, "{text:?}");
+            }
+            writer.write_str(text)
+        });
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.field(field, format_args!("{value:?}"));
+        self.field(field, |writer, _text| quoted(writer, value));
     }
+}
+
+/// As `{:?}`, which looks at each character of a name that needs no escape.
+fn quoted(writer: &mut Writer<'_>, value: &str) -> fmt::Result {
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    if !value.bytes().all(is_plain) {
+        return write!(writer, "{value:?}");
+    }
+    writer.write_char('"')?;
+    writer.write_str(value)?;
+    writer.write_char('"')
 }
 
 /// A message: constant in our own code, but not in every library's.
@@ -203,6 +230,9 @@ struct Unquoted<'a>(&'a str);
 
 impl fmt::Display for Unquoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.0.contains(char::is_control) {
+            return f.write_str(self.0);
+        }
         self.0.chars().try_for_each(|c| {
             if c.is_control() {
                 write!(f, "{}", c.escape_default())

@@ -6,7 +6,55 @@ use super::super::error::{Lost, StreamError};
 use super::super::machine::Allowance;
 use super::{Core, OUTGOING, Records, Waiting};
 
+/// The first bytes for a tunnel, which leave along with the request for it if there is room: a server that grants the
+/// tunnel has them then, one flight earlier. A server that does not grant it passes none of them on.
+#[derive(Debug)]
+pub struct FirstBytes<'a> {
+    bytes: &'a [u8],
+    have_left: bool,
+}
+
+impl<'a> FirstBytes<'a> {
+    /// To be sent; may be none.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self {
+            bytes,
+            have_left: false,
+        }
+    }
+
+    /// Whether all of them are in the tunnel that was opened; otherwise none is.
+    pub fn have_left(&self) -> bool {
+        self.have_left
+    }
+}
+
 impl Core {
+    /// Sends `first` behind the request of the stream `id`, all or none.
+    pub(super) fn send_first(&mut self, id: u32, first: &mut FirstBytes<'_>) {
+        first.have_left = false;
+        let length = first.bytes.len();
+        let has_room = self.turns.is_empty() && self.outgoing.len() < OUTGOING;
+        if length == 0 || !has_room || !self.machine.takes_whole(id, length) {
+            return;
+        }
+        let Self {
+            machine,
+            sealer,
+            outgoing,
+            ..
+        } = self;
+        let mut records = Records {
+            sealer,
+            outgoing,
+            failed: false,
+        };
+        first.have_left = machine.send_data(id, first.bytes, &mut records) == length;
+        if records.failed {
+            self.fail(Lost::Seal);
+        }
+    }
+
     /// Sends the beginning of `payload`, one frame at most, and tells how much it was.
     pub(super) fn poll_send(
         &mut self,

@@ -56,12 +56,12 @@ impl Drop for Held {
 pub struct Stream {
     reader: StreamReader,
     writer: StreamWriter,
-    destination: Option<Baggage>,
+    destination: Option<String>,
 }
 
 impl Stream {
     /// `destination` is what the server said of it, if it was asked.
-    pub(in crate::hbone) fn new(held: Held, destination: Option<Baggage>) -> Self {
+    pub(in crate::hbone) fn new(held: Held, destination: Option<String>) -> Self {
         let held = Rc::new(held);
         let reader = StreamReader {
             held: Rc::clone(&held),
@@ -74,8 +74,8 @@ impl Stream {
     }
 
     /// The destination workload, as its own node describes it to us who asked for the stream.
-    pub fn destination(&self) -> Option<&Baggage> {
-        self.destination.as_ref()
+    pub fn destination(&self) -> Option<Baggage> {
+        self.destination.as_deref().map(Baggage::parse)
     }
 
     /// The two directions, for two tasks. The stream lives until both are dropped.
@@ -171,6 +171,11 @@ impl Source for StreamReader {
 
     async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         Ok(self.recv().await?)
+    }
+
+    fn has_ended(&self) -> bool {
+        let Held { shared, id } = &*self.held;
+        shared.core.borrow().machine.has_ended(*id)
     }
 }
 

@@ -157,12 +157,12 @@ impl Machine {
 
     /// `None` for a list that is longer than we allow: the stream's fault, not the connection's.
     fn decode(&mut self, block: &[u8]) -> Result<Option<Fields>, ConnectionError> {
-        let mut fields = Fields::new();
+        let mut fields = Fields::default();
         let mut length = 0;
         let decoded = self.decoder.decode(block, |name, value| {
             length += name.len() + value.len() + ENTRY_OVERHEAD;
             if length <= MAX_HEADERS {
-                fields.push((name.to_vec(), value.to_vec()));
+                fields.push(name, value);
             }
         });
         let reason = "a header block that does not decompress";

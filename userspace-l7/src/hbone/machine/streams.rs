@@ -148,6 +148,17 @@ impl Machine {
         }
     }
 
+    /// Whether `length` bytes would leave at once and in one frame.
+    pub(in crate::hbone) fn takes_whole(&self, id: u32, length: usize) -> bool {
+        let window = self
+            .streams
+            .get(&id)
+            .map_or(0, |stream| stream.send_window.min(self.send_window));
+        self.allowance(id) == Allowance::Open
+            && length <= MAX_DATA.min(self.peer.max_frame)
+            && i64::try_from(length).is_ok_and(|length| length <= window)
+    }
+
     /// Writes as much of `payload` as the windows allow, as one DATA frame at most. Returns how much.
     pub(in crate::hbone) fn send_data(
         &mut self,
@@ -222,6 +233,14 @@ impl Machine {
         } else {
             Taken::Nothing
         }
+    }
+
+    /// Whether [`Machine::take`] would say that the peer has ended its direction in order.
+    pub(in crate::hbone) fn has_ended(&self, id: u32) -> bool {
+        let stream = self.streams.get(&id);
+        stream.is_some_and(|stream| {
+            stream.ended_by_peer && stream.unread.is_empty() && stream.reset.is_none()
+        })
     }
 
     /// Forgets a stream whose owner is gone; one that is not over is reset with `code`.

@@ -50,7 +50,10 @@ fn a_broken_connection_breaks_its_streams_and_the_next_one_is_dialled_anew() {
                 Ok(session)
             }
         };
-        let mut stream = pool.open(node.key(), &request(), dial).await.unwrap();
+        let mut stream = pool
+            .open(node.key(), &request(), &mut FirstBytes::new(&[]), dial)
+            .await
+            .unwrap();
         stream.send(b"one").await.unwrap();
         assert_eq!(stream.recv().await.unwrap().unwrap(), b"one");
         let tcp: Option<Tcp> = socket.borrow_mut().take();
@@ -114,7 +117,10 @@ fn a_forgotten_pod_loses_its_tunnels_and_no_other_does() {
             ..node.key()
         };
         let dial = || Node::dial(node.address, Arc::clone(&node.alice));
-        let mut stays = pool.open(other, &request(), dial).await.unwrap();
+        let mut stays = pool
+            .open(other, &request(), &mut FirstBytes::new(&[]), dial)
+            .await
+            .unwrap();
         pool.forget(&WorkloadUid::new("pod"));
         assert_eq!(gone.recv().await, Err(StreamError::Lost(Lost::TakenDown)));
         stays.send(b"here").await.unwrap();
@@ -147,7 +153,9 @@ fn one_dials_while_others_wait_and_all_learn_of_a_failure() {
                         }
                     }
                 };
-                pool.open(key, &request(), dial).await.map(drop)
+                pool.open(key, &request(), &mut FirstBytes::new(&[]), dial)
+                    .await
+                    .map(drop)
             })
         };
         let failing: Vec<_> = (0..20).map(|_| attempt(false)).collect();
@@ -202,14 +210,20 @@ fn a_silent_peer_is_given_up_and_a_quiet_one_is_not() {
             .await
             .unwrap();
         let quiet = Connection::start(session, Role::Client, liveness);
-        let mut stream = quiet.open(&request()).await.unwrap();
+        let mut stream = quiet
+            .open(&request(), &mut FirstBytes::new(&[]))
+            .await
+            .unwrap();
         // Many pings long, and all are answered.
         let early = timeout(Duration::from_millis(500), stream.recv()).await;
         assert!(early.is_err(), "{early:?}");
         // Nobody serves the other end of this one.
         let session = node.silent().await;
         let silent = Connection::start(session, Role::Client, liveness);
-        let lost = silent.open(&request()).await.unwrap_err();
+        let lost = silent
+            .open(&request(), &mut FirstBytes::new(&[]))
+            .await
+            .unwrap_err();
         assert!(matches!(lost, OpenError::Lost(Lost::Silent)), "{lost:?}");
         assert!(silent.is_closing());
     });

@@ -43,7 +43,7 @@ fn the_handler_sees_who_asks_for_what_and_its_answer_arrives() {
                     namespace: "shop".into(),
                     ..Baggage::default()
                 };
-                let mut stream = incoming.accept(&ConnectResponse::accepted(Some(baggage)));
+                let mut stream = incoming.accept(&ConnectResponse::accepted(Some(&baggage)));
                 stream.finish().unwrap();
                 assert_eq!(stream.recv().await, Ok(None));
             } else {
@@ -58,7 +58,12 @@ fn the_handler_sees_who_asks_for_what_and_its_answer_arrives() {
         };
         let dial = || Node::dial(node.address, Arc::clone(&node.alice));
         let mut stream = pool
-            .open(node.key(), &ask("10.0.0.1:80"), dial)
+            .open(
+                node.key(),
+                &ask("10.0.0.1:80"),
+                &mut FirstBytes::new(&[]),
+                dial,
+            )
             .await
             .unwrap();
         assert_eq!(&*stream.destination().unwrap().namespace, "shop");

@@ -12,6 +12,8 @@ use super::*;
 on_every_carrier!(
     both_directions_at_once_are_exact,
     half_close_leaves_the_other_direction_open,
+    the_last_bytes_bring_the_end_along,
+    what_has_come_is_there_without_waiting,
     end_of_stream_is_repeated,
     dropped_receives_lose_nothing,
     concurrent_send_is_refused_and_a_dropped_one_breaks_the_stream,
@@ -43,6 +45,47 @@ async fn half_close_leaves_the_other_direction_open() {
             assert_eq!(&*one.recv().await.unwrap(), b"still here");
         }
     }
+}
+
+async fn the_last_bytes_bring_the_end_along() {
+    let (near, far) = pair().await;
+    // More than a segment, and more than a socket's buffer takes at once.
+    for length in [1, 100_000, 8 << 20] {
+        let (near, far) = if length == 1 {
+            (near.clone(), far.clone())
+        } else {
+            pair().await
+        };
+        let reader = async {
+            let mut received = 0;
+            loop {
+                let piece = far.recv().await.unwrap();
+                if piece.is_empty() {
+                    break received;
+                }
+                received += piece.len();
+            }
+        };
+        let (sent, received) = tokio::join!(near.send_last(vec![7_u8; length]), reader);
+        sent.unwrap();
+        assert_eq!(received, length);
+        send(&far, b"answer").await;
+        assert_eq!(&*near.recv().await.unwrap(), b"answer");
+    }
+}
+
+async fn what_has_come_is_there_without_waiting() {
+    let (near, far) = pair().await;
+    assert!(far.received().is_empty());
+    send(&near, b"request").await;
+    // Loopback delivers in the send itself.
+    assert_eq!(&*far.received(), b"request");
+    send(&near, &[7; 5000]).await;
+    let (beginning, rest) = (far.received(), far.recv().await.unwrap());
+    assert_eq!(beginning.len() + rest.len(), 5000);
+    near.shutdown_write().unwrap();
+    assert!(far.received().is_empty());
+    assert!(far.recv().await.unwrap().is_empty());
 }
 
 async fn end_of_stream_is_repeated() {
