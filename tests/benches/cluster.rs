@@ -20,6 +20,7 @@ const PODS: u32 = 100_000;
 /// Pods for each service, and nodes' worth of them.
 const PODS_PER_SERVICE: u32 = 10;
 const PODS_PER_NODE: u32 = 100;
+const SERVICES_PER_NAMESPACE: u32 = 100;
 /// The goals, for 100,000 pods.
 const GOAL: Duration = Duration::from_secs(20);
 const GOAL_MEMORY: f64 = 1e9;
@@ -40,6 +41,7 @@ fn main() -> Result<()> {
     api.deploy()?;
     let services = pods / PODS_PER_SERVICE;
     let begun = Instant::now();
+    api.put((0..=services / SERVICES_PER_NAMESPACE).map(namespace))?;
     api.put((0..services).map(service))?;
     api.put((0..pods).map(pod))?;
     eprintln!(
@@ -78,7 +80,15 @@ fn main() -> Result<()> {
     let idle = (cpu_time_us(agent.pid())? - before) / 10.0;
     eprintln!("then {idle:.0} us of CPU a second");
     let begun = Instant::now();
-    api.kubectl(&["label", "pod", "-n", "load-0", "pod-0", "changed=yes"])?;
+    api.kubectl(&[
+        "label",
+        "pod",
+        "-n",
+        "load-0",
+        "pod-0",
+        "--overwrite",
+        "app=none",
+    ])?;
     eventually("a change arrives", Duration::from_secs(10), || {
         let generation = agent.metric("culvert_snapshot_generation", &[])?;
         ensure!(generation > 1.0, "generation {generation}");
@@ -128,8 +138,25 @@ fn address(network: u8, number: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(network, 64, 0, 0)) + number)
 }
 
+fn namespace(number: u32) -> (String, Value) {
+    let name = format!("load-{number}");
+    let object = json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": name,
+            "uid": format!("00000000-0000-4000-8000-{number:012x}"),
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "labels": { "kubernetes.io/metadata.name": name, "istio.io/dataplane-mode": "ambient" },
+        },
+        "spec": { "finalizers": ["kubernetes"] },
+        "status": { "phase": "Active" },
+    });
+    (format!("/registry/namespaces/{name}"), object)
+}
+
 fn service(number: u32) -> (String, Value) {
-    let (name, namespace) = (format!("service-{number}"), number / 100);
+    let (name, namespace) = (format!("service-{number}"), number / SERVICES_PER_NAMESPACE);
     let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 30, 16, 0)) + number);
     let object = json!({
         "apiVersion": "v1",
@@ -154,7 +181,7 @@ fn service(number: u32) -> (String, Value) {
 
 fn pod(number: u32) -> (String, Value) {
     let owner = number / PODS_PER_SERVICE;
-    let (name, namespace) = (format!("pod-{number}"), owner / 100);
+    let (name, namespace) = (format!("pod-{number}"), owner / SERVICES_PER_NAMESPACE);
     let address = address(100, number);
     let probe = json!({ "httpGet": { "path": "/healthz", "port": 8080, "scheme": "HTTP" }, "periodSeconds": 10 });
     let object = json!({

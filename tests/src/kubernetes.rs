@@ -260,11 +260,11 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Applies every manifest of a directory.
+    /// Applies the manifests of a directory, less those of custom kinds that are not among the installed ones.
     ///
     /// # Errors
     /// If one is refused.
-    pub fn apply_directory(&self, directory: &Path) -> Result<()> {
+    pub fn apply_directory(&self, directory: &Path, installed: &[Definitions]) -> Result<()> {
         let mut documents = Vec::new();
         let listing = fs::read_dir(directory)
             .with_context(|| format!("cannot list {}", directory.display()))?;
@@ -276,6 +276,7 @@ impl ApiServer {
                 documents.extend(text.split(SEPARATOR).map(|one| one.trim_end().to_owned()));
             }
         }
+        documents.retain(|one| Definitions::of(one).is_none_or(|kind| installed.contains(&kind)));
         // Namespaces first: what is in them needs them.
         documents.sort_by_key(|one| !one.lines().any(|line| line == "kind: Namespace"));
         self.apply(&documents.join(SEPARATOR))
@@ -401,6 +402,20 @@ pub enum Definitions {
 impl Definitions {
     /// All there are.
     pub const ALL: [Self; 3] = [Self::GatewayApi, Self::Istio, Self::Culvert];
+
+    /// Those that a manifest needs; `None` if it is of one of Kubernetes' own kinds.
+    fn of(manifest: &str) -> Option<Self> {
+        let version = manifest
+            .lines()
+            .find_map(|line| line.strip_prefix("apiVersion: "))?;
+        let (group, _) = version.split_once('/')?;
+        match group {
+            "gateway.networking.k8s.io" => Some(Self::GatewayApi),
+            "culvert.dev" => Some(Self::Culvert),
+            group if group.ends_with(".istio.io") => Some(Self::Istio),
+            _ => None,
+        }
+    }
 
     /// Where set-up has put them, or where they are in the repository.
     fn path(self) -> Result<PathBuf> {

@@ -120,7 +120,7 @@ impl Cluster {
         definitions
             .iter()
             .try_for_each(|group| api.install(*group))?;
-        api.apply_directory(self.lab.manifests().directory())?;
+        api.apply_directory(self.lab.manifests().directory(), definitions)?;
         api.deploy()?;
         let kubeconfig = api.account_kubeconfig("culvert-system", "culvert-agent")?;
         self.lab.follow_cluster(&kubeconfig);
@@ -256,6 +256,10 @@ impl Cluster {
     /// If one has no kind or name, or cannot be written.
     pub fn apply(&mut self, text: &str) -> Result<()> {
         if let Some(api) = &self.api {
+            if !text.lines().any(|line| line.starts_with("apiVersion:")) {
+                // The seed shows one Gateway without it. The agent would take that, a real kubectl does not.
+                return api.apply(&format!("apiVersion: gateway.networking.k8s.io/v1\n{text}"));
+            }
             return api.apply(text);
         }
         self.kubectl.apply(self.lab.manifests(), text)

@@ -72,6 +72,7 @@ pub(super) fn install(tools: &Path) -> Result<()> {
             .args([
                 "build",
                 "-mod=readonly",
+                "-buildvcs=false",
                 "-trimpath",
                 "-ldflags",
                 &flags,
