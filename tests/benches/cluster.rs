@@ -39,23 +39,7 @@ fn main() -> Result<()> {
         .into_iter()
         .try_for_each(|group| api.install(group))?;
     api.deploy()?;
-    let services = pods / PODS_PER_SERVICE;
-    let begun = Instant::now();
-    api.put((0..=services / SERVICES_PER_NAMESPACE).map(namespace))?;
-    api.put((0..services).map(service))?;
-    api.put((0..pods).map(pod))?;
-    eprintln!(
-        "{services} services and {pods} pods stored in {:.1?}",
-        begun.elapsed()
-    );
-    eventually("the server knows them", Duration::from_secs(300), || {
-        let list: Value =
-            serde_json::from_str(&api.kubectl(&["get", "--raw", "/api/v1/pods?limit=1"])?)?;
-        let count = list["metadata"]["remainingItemCount"].as_u64();
-        ensure!(count == Some(u64::from(pods) - 1), "{count:?} remain");
-        Ok(())
-    })?;
-
+    fill(&api, pods)?;
     let kubeconfig = api.account_kubeconfig("culvert-system", "culvert-agent")?;
     lab.follow_cluster(&kubeconfig);
     let begun = Instant::now();
@@ -103,6 +87,26 @@ fn main() -> Result<()> {
         ensure!(peak < GOAL_MEMORY, "it took {:.0} MB", peak / 1e6);
     }
     Ok(())
+}
+
+/// Puts the objects into the store, and waits until the server knows them.
+fn fill(api: &ApiServer, pods: u32) -> Result<()> {
+    let services = pods / PODS_PER_SERVICE;
+    let begun = Instant::now();
+    api.put((0..=services / SERVICES_PER_NAMESPACE).map(namespace))?;
+    api.put((0..services).map(service))?;
+    api.put((0..pods).map(pod))?;
+    eprintln!(
+        "{services} services and {pods} pods stored in {:.1?}",
+        begun.elapsed()
+    );
+    eventually("the server knows them", Duration::from_secs(300), || {
+        let list: Value =
+            serde_json::from_str(&api.kubectl(&["get", "--raw", "/api/v1/pods?limit=1"])?)?;
+        let count = list["metadata"]["remainingItemCount"].as_u64();
+        ensure!(count == Some(u64::from(pods) - 1), "{count:?} remain");
+        Ok(())
+    })
 }
 
 /// Most that was ever resident, in bytes.
