@@ -149,6 +149,9 @@ pub struct AgentStatus {
     /// Keys of tokens that are fetched.
     #[serde(default)]
     pub key_sets: Vec<KeySetStatus>,
+    /// How the cluster fares whose API the objects come from; absent where they come from a directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterStatus>,
     /// Repairs of the kernel's state since the start, by kind.
     pub repairs: BTreeMap<String, u64>,
     /// Pods armed since the start.
@@ -186,6 +189,37 @@ pub enum PodState {
     Up,
     /// Not yet.
     Pending,
+}
+
+/// How a cluster fares that is followed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    /// URL of its API server.
+    pub server: String,
+    /// Whether it answers.
+    pub reachable: bool,
+    /// Objects in use, by the collections of the API.
+    pub objects: BTreeMap<String, usize>,
+    /// Collections that have not been listed yet; nothing is in force before they are.
+    pub waiting: Vec<String>,
+    /// Collections that the cluster does not have.
+    pub not_installed: Vec<String>,
+    /// What is in the way.
+    pub troubles: Vec<ClusterTrouble>,
+    /// Requests that failed since the start.
+    pub refusals: u64,
+}
+
+/// Something that is in the way of collections of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterTrouble {
+    /// When it began (RFC 3339).
+    pub since: String,
+    /// What it is, to be read after "the API server".
+    pub message: String,
+    /// Which collections stay as they are until it is over.
+    pub resources: Vec<String>,
 }
 
 /// One set of keys that tokens are signed with.

@@ -1,7 +1,7 @@
 //! The composition root: builds every part of the agent, wires them, and owns the order of start and stop.
 //!
 //! ```text
-//!  manifests ─▶ compiler ─▶ Arc<Snapshot> ─▶ workers          (threads: culvert-worker-N, rings)
+//!  source ────▶ compiler ─▶ Arc<Snapshot> ─▶ workers          (threads: culvert-worker-N, rings)
 //!                   │                    └─▶ admin, DNS       (this thread: tokio)
 //!                   ├─▶ sources of keys ─▶ key keeper ─▶ KeySets ─▶ workers
 //!                   ├─▶ identities wanted ─▶ SVID keeper ─▶ Identities ─▶ workers
@@ -15,7 +15,6 @@ mod state;
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -36,7 +35,7 @@ use userspace_l7::worker::{self, Worker};
 
 use crate::admin::{self, AdminServer, Endpoints, Services, logging};
 use crate::capture::{self, Capture, Openings};
-use crate::config::{AgentArgs, IoUring};
+use crate::config::{AgentArgs, IoUring, Source};
 use crate::direct::{self, Direct, DirectMetrics, DirectThread};
 use crate::dns::DnsMetrics;
 use crate::enrolment::{self, Enrolment, Orders};
@@ -44,7 +43,9 @@ use crate::identity::SvidKeeper;
 use crate::keys;
 use crate::mesh::{Compiler, LocalPod, MeshOptions};
 use crate::privilege;
-use crate::sources::{ManifestWatch, Manifests, Problem, Severity, Update};
+use crate::sources::{
+    Conditions, Input, KubernetesWatch, ManifestWatch, Problem, Severity, Update,
+};
 use asking::Asking;
 use state::{Seen, State};
 
@@ -100,7 +101,7 @@ struct Proxy {
 /// The parts that run.
 struct Agent {
     wanted: watch::Receiver<HashSet<SpiffeId>>,
-    manifests: ManifestWatch,
+    source: SourceWatch,
     state: Arc<State>,
     workers: Arc<[Worker]>,
     enrolment: Enrolment,
@@ -109,6 +110,12 @@ struct Agent {
     asking: Asking,
     dns: dns::Pods,
     registry: Registry,
+}
+
+/// The source that is followed; dropping it ends that.
+enum SourceWatch {
+    Manifests { _watch: ManifestWatch },
+    Kubernetes { _watch: KubernetesWatch },
 }
 
 /// The mesh, and everyone who is told when it changes.
@@ -156,6 +163,7 @@ impl Agent {
             channel,
         )
         .context("cannot start the capture thread")?;
+        let source = Conditions::new(None);
         let state = Arc::new(State::new(
             args,
             backend,
@@ -164,6 +172,7 @@ impl Agent {
                 svids: keeper.statuses(),
                 keys: asking.key_statuses(),
                 key_sets,
+                source: source.subscribe(),
             },
             Arc::clone(&workers),
             direct.clone(),
@@ -180,12 +189,10 @@ impl Agent {
             state: Arc::clone(&state),
         };
         let wanted = mesh.wanted.subscribe();
-        let manifests = mesh
-            .follow(&args.manifests)
-            .context("cannot watch the manifests")?;
+        let source = mesh.follow(args.source(), source)?;
         Ok(Self {
             wanted,
-            manifests,
+            source,
             state,
             workers,
             enrolment,
@@ -267,7 +274,7 @@ impl Agent {
     async fn serve(self, args: &AgentArgs, log: logging::LogControl) -> Result<()> {
         let Self {
             wanted,
-            manifests,
+            source,
             state,
             workers,
             enrolment,
@@ -310,7 +317,7 @@ impl Agent {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        drop(manifests);
+        drop(source);
         info!("agent stopping: connections may end by themselves for a while");
         workers.iter().for_each(|worker| worker.drain(args.drain()));
         enrolment.stop();
@@ -331,16 +338,27 @@ impl Agent {
 }
 
 impl Mesh {
-    /// Follows a directory of manifests, on a thread of its own.
-    fn follow(mut self, directory: &Path) -> std::io::Result<ManifestWatch> {
-        ManifestWatch::start(directory.to_owned(), move |update, manifests| {
-            self.take(update, manifests);
+    /// Follows the source, on a thread of its own.
+    fn follow(mut self, source: Source<'_>, conditions: Conditions) -> Result<SourceWatch> {
+        Ok(match source {
+            Source::Manifests(directory) => {
+                let take = move |update, manifests: &_| self.take(update, manifests);
+                let watch = ManifestWatch::start(directory.to_owned(), take)
+                    .context("cannot watch the manifests")?;
+                SourceWatch::Manifests { _watch: watch }
+            }
+            Source::Kubernetes(kubeconfig) => {
+                let take = move |update, cluster: &_| self.take(update, cluster);
+                let watch = KubernetesWatch::start(kubeconfig, conditions, take)
+                    .context("cannot follow the cluster")?;
+                SourceWatch::Kubernetes { _watch: watch }
+            }
         })
     }
 
     /// Takes news of the mesh over: identities first, so that a pod is not captured before it can prove who
     /// it is.
-    fn take(&mut self, update: Update, manifests: &Manifests) {
+    fn take(&mut self, update: Update, input: &impl Input) {
         let snapshot = self.compiler.apply(update.changes);
         let wanted: HashSet<_> = self.compiler.identities().into_iter().collect();
         self.wanted.send_if_modified(|now| {
@@ -365,14 +383,15 @@ impl Mesh {
         let pods = self.compiler.local_pods().values();
         self.orders
             .want(pods.map(|pod| LocalPod::clone(pod)).collect());
-        self.report(manifests);
+        self.report(input);
         // Last: nobody's traffic waits for it.
         self.state.tell(self.compiler.object_statuses());
     }
 
-    /// Shows what is wrong with the manifests, and logs what was not wrong before.
-    fn report(&self, manifests: &Manifests) {
-        let problems = Arc::new(manifests.problems(self.compiler.notices().cloned()));
+    /// Shows what is wrong with the input, and logs what was not wrong before.
+    fn report(&self, input: &impl Input) {
+        let notices = self.compiler.notices().cloned().collect();
+        let problems = Arc::new(input.problems(notices));
         let before = self.state.report(Arc::clone(&problems));
         // Both lists are sorted.
         let is_new = |problem: &&Problem| before.list.binary_search(problem).is_err();

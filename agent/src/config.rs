@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -19,6 +19,7 @@ const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
 
 /// `culvert agent`: run this node's agent.
 #[derive(Args, Clone, Debug)]
+#[command(group(clap::ArgGroup::new("source").required(true).args(["manifests", "kubernetes"])))]
 pub struct AgentArgs {
     /// Name of this node, as `spec.nodeName` of its pods has it
     #[arg(long, env = "NODE_NAME")]
@@ -26,7 +27,16 @@ pub struct AgentArgs {
 
     /// Directory with the mesh's objects: every *.yaml in it, watched
     #[arg(long, value_name = "DIR")]
-    pub manifests: PathBuf,
+    pub manifests: Option<PathBuf>,
+
+    /// Takes the mesh's objects from the cluster's API instead: as the service account of this pod, or as --kubeconfig
+    /// says
+    #[arg(long)]
+    pub kubernetes: bool,
+
+    /// Which cluster, and as whom, where the agent is no pod
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
 
     /// Directory of the local CA, with the file names of Istio's `cacerts`; absent files are created
     /// [default: `ca` in the run directory]
@@ -125,6 +135,15 @@ pub enum IoUring {
     Off,
 }
 
+/// Where the mesh's objects come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source<'a> {
+    /// A directory of manifests.
+    Manifests(&'a Path),
+    /// The API of the cluster that a kubeconfig names, or of the one that the agent is a pod of.
+    Kubernetes(Option<&'a Path>),
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -149,6 +168,14 @@ impl AgentArgs {
         self.ca_dir
             .clone()
             .unwrap_or_else(|| self.run_dir.join("ca"))
+    }
+
+    /// Where the mesh's objects come from.
+    pub fn source(&self) -> Source<'_> {
+        match &self.manifests {
+            Some(directory) => Source::Manifests(directory),
+            None => Source::Kubernetes(self.kubeconfig.as_deref()),
+        }
     }
 
     /// Proxy threads to start, on a machine with `cpus` CPUs. Two is the least that lets one busy peer leave

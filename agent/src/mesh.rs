@@ -45,7 +45,7 @@ pub use authorization::{
     PolicyRule, Provider, Source, To,
 };
 pub use compile::{Compiler, LocalPod, MeshOptions, Notice, PolicyStatus, SameNode};
-pub use decode::{Decoded, Standing, decode};
+pub use decode::{Decoded, Standing, closed, decode, decode_served};
 pub use destination_rule::{
     ConnectionPool, ConsistentHash, DestinationRule, DestinationRuleSpec, Distribute, Failover,
     HashCookie, HttpSettings, LoadBalancer, LocalityLbSetting, Maglev, OutlierDetection,
@@ -72,6 +72,7 @@ pub use http_route::{
     HttpRouteSpec, HttpRouteTimeouts, PathMatch, PathMatchType, PathModifier, PathModifierType,
     RedirectFilter, RewriteFilter, ValueMatch, ValueMatchType,
 };
+pub use kinds::{UsedKind, used_kinds};
 pub use mesh_config::{
     AccessLogEncoding, DefaultProviders, ExtensionProvider, FileAccessLog, LogFormat, MeshConfig,
     MeshConfigSpec, Normalization, NormalizationSetting, ProxyConfig, ProxyTracing,

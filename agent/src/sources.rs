@@ -1,15 +1,23 @@
-//! Where mesh objects come from: a directory of manifests. Knows files and their lines; what the objects
-//! mean is the business of [`crate::mesh`].
+//! Where mesh objects come from: a directory of manifests, or a cluster's API. Knows files and their lines,
+//! servers and their answers; what the objects mean is the business of [`crate::mesh`].
 
+mod kubernetes;
 mod manifests;
+mod mesh_config;
 mod problem;
+mod update;
 mod watch;
 mod yaml;
 
+pub use kubernetes::{
+    Cause, Cluster, ClusterCondition, ClusterError, Conditions, KindCondition, KubernetesWatch,
+    Phase, Since, Trouble,
+};
+pub use manifests::Manifests;
 #[cfg(fuzzing)]
 pub use manifests::read_bytes;
-pub use manifests::{Manifests, Update};
 pub use problem::{OneLine, Place, Position, Problem, Problems, Severity};
+pub use update::{Input, Update};
 pub use watch::ManifestWatch;
 
 /// The documents of a YAML text as the agent itself reads them; `None` if it is no YAML.

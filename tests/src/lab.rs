@@ -23,6 +23,7 @@ mod sniffer;
 mod sweep;
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -58,6 +59,8 @@ pub struct Lab {
     directory: PathBuf,
     name: String,
     agent_options: Vec<String>,
+    /// Where agents get the mesh's objects from.
+    agent_source: Vec<OsString>,
 }
 
 impl Lab {
@@ -88,6 +91,7 @@ impl Lab {
             agents: Vec::new(),
             pods: Vec::new(),
             nodes,
+            agent_source: vec!["--manifests".into(), manifests.directory().into()],
             manifests,
             directory,
             name,
@@ -174,6 +178,15 @@ impl Lab {
         self.agent_options = options.iter().map(|&option| option.to_owned()).collect();
     }
 
+    /// Agents started from now on follow a cluster's API rather than the directory.
+    pub fn follow_cluster(&mut self, kubeconfig: &Path) {
+        self.agent_source = vec![
+            "--kubernetes".into(),
+            "--kubeconfig".into(),
+            kubeconfig.into(),
+        ];
+    }
+
     /// Starts one agent per node and waits until both have armed all their pods.
     ///
     /// # Errors
@@ -190,8 +203,8 @@ impl Lab {
     /// # Errors
     /// If it cannot be started.
     pub fn start_agent(&mut self, node: &str) -> Result<()> {
-        let options = &self.agent_options;
-        let started = Agent::start(self.node(node)?, &self.directory, &self.manifests, options)?;
+        let (source, options) = (&self.agent_source, &self.agent_options);
+        let started = Agent::start(self.node(node)?, &self.directory, source, options)?;
         self.agents.retain(|agent| agent.node() != node);
         self.agents.push(started);
         Ok(())

@@ -12,6 +12,7 @@ pub mod envoy;
 pub mod jwt;
 pub mod keys;
 pub mod kubectl;
+pub mod kubernetes;
 pub mod lab;
 pub mod net;
 pub mod rate_limiter;

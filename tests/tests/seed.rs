@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::bookinfo::cluster::{Cluster, PAGE, repository};
+use e2e::kubernetes::Definitions;
 use e2e::lab::eventually;
 use e2e::seed::{self, Step};
 
@@ -89,7 +90,18 @@ const CLAIMS: [Claim; 7] = [
 
 #[test]
 fn the_seed_works_from_top_to_bottom() -> Result<()> {
+    works(Cluster::build()?)
+}
+
+/// With the real `kubectl`, a real API server, and agents that have their own account there.
+#[test]
+fn the_seed_works_from_top_to_bottom_in_a_real_cluster() -> Result<()> {
     let mut cluster = Cluster::build()?;
+    cluster.register(&Definitions::ALL)?;
+    works(cluster)
+}
+
+fn works(mut cluster: Cluster) -> Result<()> {
     cluster.lab.start()?;
     cluster.start_bookinfo()?;
     let mut claims = CLAIMS.iter().peekable();

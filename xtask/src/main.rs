@@ -10,6 +10,7 @@
 
 mod bench;
 mod ci;
+mod cluster;
 mod compile;
 mod demo;
 mod fuzz;
@@ -29,6 +30,7 @@ usage: cargo xtask <command>
   build [--release]  compile the eBPF programs, then the workspace
   demo [--keep] [--shell [POD]]
                      two nodes, Bookinfo and the mesh between them, on this machine
+  cluster            a Kubernetes API server with the mesh's custom resources, on loopback, until interrupted
   test [FILTER]      unit tests, then every end-to-end scenario (whose name contains FILTER)
   fuzz [SECONDS]     every fuzz target, 10 seconds each unless told otherwise
   bench [ROUNDS [SECONDS [NAME]]] [--quick] [--load NAME] [--plane NAME] [--peer NAME=COMMAND] [--help]
@@ -60,6 +62,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
         ["build"] => compile::run(compile::Profile::Dev).map(drop)?,
         ["build", "--release"] => compile::run(compile::Profile::Release).map(drop)?,
         ["demo", options @ ..] => return demo::run(options),
+        ["cluster"] => return cluster::run(),
         ["test"] => suite::run(None)?,
         ["test", filter] if !filter.starts_with('-') => suite::run(Some(filter))?,
         ["fuzz"] => fuzz::run(fuzz::DEFAULT_SECONDS)?,

@@ -3,6 +3,8 @@
 //! The eBPF programs need a compiler that may build `core` for the bpf target and a bpf-linker of the same LLVM.
 //! A rustup nightly with rust-src serves if it is there; otherwise Debian's own packages do.
 
+mod kubernetes;
+
 use std::env;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -70,12 +72,19 @@ pub(crate) fn run() -> Result<Tools> {
     })
 }
 
-/// Installs what only the tests need: a real Envoy, for the interoperation scenarios to speak with, and the rate limit
-/// service that users of Envoy run.
+/// Installs what only the tests need: a real Envoy, for the interoperation scenarios to speak with, the rate limit
+/// service that users of Envoy run, and a Kubernetes API server.
 pub(crate) fn for_tests() -> Result<()> {
     let tools = tools_directory()?;
     envoy(&tools)?;
-    rate_limiter(&tools)
+    rate_limiter(&tools)?;
+    kubernetes::install(&tools)
+}
+
+/// Installs a Kubernetes API server.
+pub(crate) fn kubernetes() -> Result<()> {
+    shell::step("Kubernetes");
+    kubernetes::install(&tools_directory()?)
 }
 
 fn envoy(tools: &Path) -> Result<()> {

@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::config_dump::VersionDump;
-use super::{AdminState, AgentStatus, PodState};
+use super::{AdminState, AgentStatus, ClusterStatus, PodState};
 
 /// Adds the agent's own gauges and counters to what is scraped.
 pub fn register(registry: &mut Registry, state: Arc<dyn AdminState>) {
@@ -62,6 +62,9 @@ impl Collector for Condition {
             "The generation of the mesh snapshot in force",
             usize::try_from(status.generation).unwrap_or(usize::MAX),
         )?;
+        if let Some(cluster) = &status.cluster {
+            self::cluster(&mut encoder, cluster)?;
+        }
         repairs(&mut encoder, &status)?;
         process(&mut encoder)
     }
@@ -126,6 +129,46 @@ fn pods(encoder: &mut DescriptorEncoder<'_>, status: &AgentStatus) -> fmt::Resul
         "The total number of pods that were released",
         status.pods_stopped,
     )
+}
+
+fn cluster(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatus) -> fmt::Result {
+    gauge(
+        encoder,
+        "culvert_kubernetes_reachable",
+        "Whether the API server answers; the last state stays in force while it does not",
+        cluster.reachable.into(),
+    )?;
+    gauge(
+        encoder,
+        "culvert_kubernetes_waiting",
+        "The number of collections that have not been listed yet",
+        cluster.waiting.len(),
+    )?;
+    let in_the_way = cluster.troubles.iter().map(|one| one.resources.len());
+    gauge(
+        encoder,
+        "culvert_kubernetes_failing",
+        "The number of collections that cannot be followed now",
+        in_the_way.sum(),
+    )?;
+    counter(
+        encoder,
+        "culvert_kubernetes_failures",
+        "The total number of lists and watches that failed",
+        cluster.refusals,
+    )?;
+    let mut family = encoder.encode_descriptor(
+        "culvert_kubernetes_objects",
+        "The number of objects in use",
+        None,
+        MetricType::Gauge,
+    )?;
+    for (resource, count) in &cluster.objects {
+        let labels = [("resource", resource.as_str())];
+        let gauge = ConstGauge::new(i64::try_from(*count).unwrap_or(i64::MAX));
+        gauge.encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 fn repairs(encoder: &mut DescriptorEncoder<'_>, status: &AgentStatus) -> fmt::Result {

@@ -14,7 +14,8 @@ use userspace_l7::worker::{self, Direction, Worker};
 
 use crate::admin::{
     AdminState, AgentStatus, BoxFuture, Carriage, CertificateEntry, CertificateState,
-    CertificateStatus, KeySetStatus, LiveConnection, ManifestProblem, Released,
+    CertificateStatus, ClusterStatus, ClusterTrouble, KeySetStatus, LiveConnection,
+    ManifestProblem, Released,
 };
 use crate::config::AgentArgs;
 use crate::direct::Direct;
@@ -23,7 +24,7 @@ use crate::identity::{SvidState, SvidStatus};
 use crate::keys::{KeyStatus, Named};
 use crate::mesh::status::{self, ObjectStatus};
 use crate::privilege;
-use crate::sources::{Problems, Severity};
+use crate::sources::{ClusterCondition, Problems, Severity};
 
 /// Lent to the admin servers.
 pub(super) struct State {
@@ -45,6 +46,8 @@ pub(super) struct Seen {
     pub(super) svids: watch::Receiver<Vec<SvidStatus>>,
     pub(super) keys: watch::Receiver<Vec<KeyStatus>>,
     pub(super) key_sets: Arc<KeySets>,
+    /// How the cluster fares that is followed; nothing where a directory is.
+    pub(super) source: watch::Receiver<Option<Arc<ClusterCondition>>>,
 }
 
 impl State {
@@ -94,6 +97,10 @@ impl State {
 
     fn pending(&self) -> Vec<String> {
         let mut pending = enrolment::read(&self.ledger).pending();
+        if let Some(source) = &*self.seen.source.borrow() {
+            let waiting = source.waiting();
+            pending.extend(waiting.map(|kind| format!("the first list of {}", kind.resource)));
+        }
         let missing = |svid: &&SvidStatus| svid.state != SvidState::Available;
         let svids = self.seen.svids.borrow();
         pending.extend(
@@ -150,6 +157,7 @@ impl AdminState for State {
             problems: shown(&problems, Severity::Error),
             warnings: shown(&problems, Severity::Warning),
             key_sets: self.seen.keys.borrow().iter().map(key_set).collect(),
+            cluster: self.seen.source.borrow().as_deref().map(cluster),
             repairs: ledger.repairs,
             pods_started: ledger.started,
             pods_stopped: ledger.stopped,
@@ -165,6 +173,8 @@ impl AdminState for State {
         json!({
             "node": args.node,
             "manifests": args.manifests,
+            "kubernetes": args.kubernetes,
+            "kubeconfig": args.kubeconfig,
             "caDir": args.ca_dir(),
             "trustDomain": args.trust_domain.as_str(),
             "admin": args.admin.to_string(),
@@ -211,6 +221,35 @@ fn shown(problems: &Problems, severity: Severity) -> Vec<ManifestProblem> {
         message: problem.message.to_string(),
     });
     shown.collect()
+}
+
+fn cluster(condition: &ClusterCondition) -> ClusterStatus {
+    let troubles = condition.troubles().into_iter();
+    ClusterStatus {
+        server: condition.server.to_string(),
+        reachable: condition.is_reachable(),
+        objects: condition
+            .kinds
+            .iter()
+            .map(|kind| (kind.resource.to_string(), kind.objects))
+            .collect(),
+        waiting: condition
+            .waiting()
+            .map(|kind| kind.resource.to_string())
+            .collect(),
+        not_installed: condition
+            .not_installed()
+            .map(|kind| kind.resource.to_string())
+            .collect(),
+        troubles: troubles
+            .map(|(since, kinds)| ClusterTrouble {
+                since: since.since.to_string(),
+                message: since.trouble.message,
+                resources: kinds.iter().map(|kind| kind.resource.to_string()).collect(),
+            })
+            .collect(),
+        refusals: condition.refusals,
+    }
 }
 
 fn key_set(status: &KeyStatus) -> KeySetStatus {

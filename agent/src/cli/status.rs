@@ -8,7 +8,9 @@ use serde::Serialize;
 
 use super::table::Table;
 use super::{CliError, StatusArgs, client};
-use crate::admin::{AgentStatus, KeySetStatus, ManifestProblem, PodState};
+use crate::admin::{
+    AgentStatus, ClusterStatus, ClusterTrouble, KeySetStatus, ManifestProblem, PodState,
+};
 use crate::mesh::status::{Condition, ObjectStatus};
 
 /// What `-o json` and `-o yaml` print.
@@ -95,6 +97,9 @@ fn summary(text: &mut String, status: &AgentStatus, wide: bool) -> std::fmt::Res
         }
         writeln!(text, "holds     {}", status.capabilities.join(", "))?;
     }
+    if let Some(cluster) = &status.cluster {
+        self::cluster(text, cluster, wide)?;
+    }
     keys(text, &status.key_sets)?;
     for (what, list) in [
         ("problems", &status.problems),
@@ -103,6 +108,57 @@ fn summary(text: &mut String, status: &AgentStatus, wide: bool) -> std::fmt::Res
         writeln!(text, "{what}  {}", list.len())?;
         list.iter()
             .try_for_each(|problem| writeln!(text, "          {}", sentence(problem)))?;
+    }
+    Ok(())
+}
+
+/// Whether the objects are current, and what is in the way if they are not.
+fn cluster(text: &mut String, cluster: &ClusterStatus, wide: bool) -> std::fmt::Result {
+    let objects: usize = cluster.objects.values().sum();
+    let current = match (cluster.reachable, cluster.waiting.is_empty()) {
+        (false, _) => "cannot be reached",
+        (true, false) => "not listed yet",
+        (true, true) => "followed",
+    };
+    writeln!(
+        text,
+        "cluster   {} {current}, {objects} objects",
+        cluster.server
+    )?;
+    for trouble in &cluster.troubles {
+        let ClusterTrouble {
+            since,
+            message,
+            resources,
+        } = trouble;
+        let (waiting, kept): (Vec<&str>, Vec<&str>) = resources
+            .iter()
+            .map(String::as_str)
+            .partition(|resource| cluster.waiting.iter().any(|one| one == resource));
+        writeln!(text, "          since {since} the API server {message}")?;
+        if !kept.is_empty() {
+            writeln!(
+                text,
+                "          the last state stays in force: {}",
+                kept.join(", ")
+            )?;
+        }
+        if !waiting.is_empty() {
+            writeln!(
+                text,
+                "          nothing is in force before: {}",
+                waiting.join(", ")
+            )?;
+        }
+    }
+    if !cluster.not_installed.is_empty() {
+        let missing = cluster.not_installed.join(", ");
+        writeln!(text, "          not installed, waited for: {missing}")?;
+    }
+    if wide {
+        for (resource, count) in &cluster.objects {
+            writeln!(text, "          {resource}: {count}")?;
+        }
     }
     Ok(())
 }

@@ -10,7 +10,10 @@ use clap::Parser;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
 
 use super::{CliError, Command, status};
-use crate::admin::{AgentStatus, KeySetStatus, ManifestProblem, PodState, PodStatus, sample_dump};
+use crate::admin::{
+    AgentStatus, ClusterStatus, ClusterTrouble, KeySetStatus, ManifestProblem, PodState, PodStatus,
+    sample_dump,
+};
 use crate::mesh::status::ObjectStatus;
 
 #[derive(Debug, Parser)]
@@ -403,6 +406,19 @@ fn ailing() -> AgentStatus {
                 ..KeySetStatus::default()
             },
         ],
+        cluster: Some(ClusterStatus {
+            server: "https://10.96.0.1".to_owned(),
+            reachable: false,
+            objects: [("pods".to_owned(), 3), ("nodes".to_owned(), 2)].into(),
+            waiting: vec!["pods".to_owned()],
+            not_installed: vec!["tcproutes.gateway.networking.k8s.io".to_owned()],
+            troubles: vec![ClusterTrouble {
+                since: "2026-01-01T00:00:00Z".to_owned(),
+                message: "cannot be reached: connection refused".to_owned(),
+                resources: vec!["nodes".to_owned(), "pods".to_owned()],
+            }],
+            refusals: 4,
+        }),
         repairs: [("route".to_owned(), 2), ("rule".to_owned(), 1)].into(),
         pods_started: 2,
         pods_stopped: 0,
@@ -438,6 +454,12 @@ fn status_tells_what_is_wrong() {
          workers   2 on io_uring\n\
          repairs   3\n          route: 2\n          rule: 1\n\
          holds     CAP_BPF\n\
+         cluster   https://10.96.0.1 cannot be reached, 5 objects\n\
+         \x20         since 2026-01-01T00:00:00Z the API server cannot be reached: connection refused\n\
+         \x20         the last state stays in force: nodes\n\
+         \x20         nothing is in force before: pods\n\
+         \x20         not installed, waited for: tcproutes.gateway.networking.k8s.io\n\
+         \x20         nodes: 2\n          pods: 3\n\
          keys      1 of 2 sets fetched\n\
          \x20         http://a/keys: it is away: those of 2026-01-01T00:00:00Z stay in force\n\
          \x20         http://b/keys: it answers 404: tokens of its issuer are refused\n\

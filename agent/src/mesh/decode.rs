@@ -1,5 +1,6 @@
 //! Untyped objects → typed ones, checked as Kubernetes and Istio check them on `kubectl apply`.
 
+mod closed;
 mod layer7;
 mod typed;
 mod value;
@@ -26,6 +27,7 @@ use super::pod::Pod;
 use super::service::Service;
 use super::syntax::{is_dns_label, is_dns_name};
 use super::unheeded;
+pub use closed::closed;
 use typed::typed;
 
 /// What became of an object that was read.
@@ -62,12 +64,35 @@ fn name_gateway_version(object: &mut Map<String, Value>) {
     }
 }
 
-/// Reads one object.
+/// Reads one object that somebody has written.
 ///
 /// # Errors
 /// Everything that is wrong with it, by field.
-pub fn decode(mut value: Value, texts: &mut Interner) -> Result<Decoded, Vec<FieldError>> {
+pub fn decode(value: Value, texts: &mut Interner) -> Result<Decoded, Vec<FieldError>> {
+    read(value, texts, Faults::default())
+}
+
+/// Reads one object that an API server has checked. Of Kubernetes' own kinds it may know more fields than we do, and
+/// what they say is for others. A field of a policy or route that we do not know stays an error: without it the
+/// object would mean something else.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_served(
+    kind: &Kind,
+    value: Value,
+    texts: &mut Interner,
+) -> Result<Decoded, Vec<FieldError>> {
     let mut faults = Faults::default();
+    faults.fields_may_be_new = kind.is_kubernetes_own();
+    read(value, texts, faults)
+}
+
+fn read(
+    mut value: Value,
+    texts: &mut Interner,
+    mut faults: Faults,
+) -> Result<Decoded, Vec<FieldError>> {
     let Some(object) = value.as_object_mut() else {
         faults.add(
             at![],

@@ -85,11 +85,15 @@ pub struct FieldError {
 
 /// Collects what is wrong with one object, so that a reader learns all of it at once.
 #[derive(Debug, Default)]
-pub(crate) struct Faults(Vec<FieldError>);
+pub(crate) struct Faults {
+    errors: Vec<FieldError>,
+    /// Whether a field that our types do not have is none: an API server has checked the object, and may be newer.
+    pub(crate) fields_may_be_new: bool,
+}
 
 impl Faults {
     pub(crate) fn add(&mut self, path: FieldPath, problem: impl Into<String>) {
-        self.0.push(FieldError {
+        self.errors.push(FieldError {
             path,
             problem: problem.into(),
         });
@@ -109,7 +113,7 @@ impl Faults {
     }
 
     pub(crate) fn into_errors(self) -> Vec<FieldError> {
-        self.0
+        self.errors
     }
 }
 

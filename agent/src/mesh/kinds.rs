@@ -26,7 +26,7 @@ struct Group {
     unused: &'static [&'static str],
 }
 
-const GROUPS: [Group; 8] = [
+static GROUPS: [Group; 8] = [
     Group {
         name: "",
         versions: &["v1"],
@@ -186,6 +186,49 @@ pub(crate) fn api_version(kind: &Kind) -> String {
     }
 }
 
+/// A kind that the mesh depends on, as an API offers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsedKind {
+    /// Which.
+    pub kind: Kind,
+    /// Its API group; empty for Kubernetes' core.
+    pub group: &'static str,
+    /// Versions of the group that are read, the preferred one first.
+    pub versions: &'static [&'static str],
+    /// The name of its collection, `httproutes`.
+    pub plural: String,
+}
+
+/// Every kind that the mesh depends on.
+pub fn used_kinds() -> Vec<UsedKind> {
+    let of_group = |group: &'static Group| {
+        group.used.iter().map(|(name, kind)| UsedKind {
+            kind: kind.clone(),
+            group: group.name,
+            versions: group.versions,
+            plural: plural(name),
+        })
+    };
+    let config = UsedKind {
+        kind: Kind::MeshConfig,
+        group: "",
+        versions: &["v1"],
+        plural: plural("ConfigMap"),
+    };
+    GROUPS.iter().flat_map(of_group).chain([config]).collect()
+}
+
+/// English, as those who named the resources speak it.
+fn plural(kind: &str) -> String {
+    let singular = kind.to_lowercase();
+    match singular.strip_suffix('y') {
+        // A vowel before it: gateways.
+        Some(stem) if !stem.ends_with('a') => format!("{stem}ies"),
+        _ if singular.ends_with('s') => format!("{singular}es"),
+        _ => format!("{singular}s"),
+    }
+}
+
 /// Whether objects of this kind live outside namespaces.
 pub(crate) fn is_cluster_wide(kind: &str) -> bool {
     matches!(
@@ -208,8 +251,24 @@ pub(crate) fn is_cluster_wide(kind: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Classified, classify};
+    use super::{Classified, classify, plural, used_kinds};
     use crate::mesh::Kind;
+
+    #[test]
+    fn collections_have_the_names_that_the_apis_give_them() {
+        for (kind, expected) in [
+            ("Gateway", "gateways"),
+            ("GatewayClass", "gatewayclasses"),
+            ("GRPCRoute", "grpcroutes"),
+            ("AuthorizationPolicy", "authorizationpolicies"),
+            ("ServiceEntry", "serviceentries"),
+            ("Telemetry", "telemetries"),
+            ("EndpointSlice", "endpointslices"),
+        ] {
+            assert_eq!(plural(kind), expected);
+        }
+        assert_eq!(used_kinds().len(), 21);
+    }
 
     #[test]
     fn each_kind_has_one_standing() {

@@ -72,6 +72,21 @@ pub enum Kind {
     Other(Arc<str>, Arc<str>),
 }
 
+impl Kind {
+    /// Whether it is part of Kubernetes, and no custom resource.
+    pub fn is_kubernetes_own(&self) -> bool {
+        matches!(
+            self,
+            Self::Namespace
+                | Self::Node
+                | Self::Pod
+                | Self::Service
+                | Self::EndpointSlice
+                | Self::MeshConfig
+        )
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use self::file::{Entry, FileState, ReadFile, Stamp};
 use super::problem::{OneLine, Place, Problem, Problems, Severity, one_line};
-use crate::mesh::{Change, Interner, Kind, Notice, Object, ObjectKey, Standing, without_effect};
+use super::update::{Input, Update};
+use crate::mesh::{Change, Interner, Kind, Object, ObjectKey, Standing, without_effect};
 
 /// Most files that are read: a directory with more is not one of manifests.
 const MAX_FILES: usize = 10_000;
@@ -25,15 +26,6 @@ pub fn read_bytes(bytes: &[u8]) -> (Vec<Object>, Vec<Problem>) {
     let content = file::read_bytes(bytes, &mut Interner::default());
     let objects = content.entries.into_iter().map(|entry| entry.object);
     (objects.collect(), content.problems)
-}
-
-/// What a look at the directory brought.
-#[derive(Clone, Debug)]
-pub struct Update {
-    /// Differences to the state before; none while the input is refused.
-    pub changes: Vec<Change>,
-    /// Everything that there is to say about the input.
-    pub problems: Arc<Problems>,
 }
 
 /// The manifests of one directory.
@@ -71,29 +63,6 @@ impl Manifests {
             *counts.entry(key.kind.clone()).or_default() += 1;
         }
         counts
-    }
-
-    /// Where an object in use is written.
-    pub fn place(&self, object: &ObjectKey) -> Option<&Place> {
-        self.objects.get(object).map(|(_, place)| place)
-    }
-
-    /// The problems of the input together with what the compiler noticed about its objects.
-    pub fn problems(&self, notices: impl IntoIterator<Item = Notice>) -> Problems {
-        let said = notices.into_iter().filter_map(|notice| {
-            Some(Problem {
-                severity: if notice.warning {
-                    Severity::Warning
-                } else {
-                    Severity::Info
-                },
-                place: self.place(&notice.object)?.clone(),
-                object: notice.object.to_string().into(),
-                field: OneLine::default(),
-                message: notice.message.into(),
-            })
-        });
-        Problems::new(self.problems.list.iter().cloned().chain(said).collect())
     }
 
     /// Looks at the directory, and reads anew what changed in it: by its metadata, or because `touched`
@@ -197,6 +166,16 @@ impl Manifests {
         }
         self.objects = state.into_iter().collect();
         changes
+    }
+}
+
+impl Input for Manifests {
+    fn place(&self, object: &ObjectKey) -> Option<Place> {
+        self.objects.get(object).map(|(_, place)| place.clone())
+    }
+
+    fn own_problems(&self) -> &Problems {
+        &self.problems
     }
 }
 

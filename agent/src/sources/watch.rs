@@ -18,7 +18,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
-use super::manifests::{Manifests, Update};
+use super::manifests::Manifests;
+use super::update::Update;
 
 /// Quiet time after which a burst of changes counts as over.
 const QUIET: Duration = Duration::from_millis(30);

@@ -1,6 +1,7 @@
 //! One node's agent: a real `culvert agent` process in the node's namespace.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -14,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::{Manifests, Netns, Node, eventually};
+use super::{Netns, Node, eventually};
 use crate::net::{http, sys};
 
 /// How long an agent may take to arm a handful of pods.
@@ -36,7 +37,7 @@ impl Agent {
     pub(crate) fn start(
         node: &Node,
         directory: &Path,
-        manifests: &Manifests,
+        source: &[OsString],
         options: &[String],
     ) -> Result<Self> {
         let log = directory.join(format!("agent-{}.log", node.name()));
@@ -48,15 +49,8 @@ impl Agent {
         let run_directory = run_directory(directory, node.name());
         let mut command = Command::new(culvert()?);
         command
-            .args([
-                "agent",
-                "--node",
-                node.name(),
-                "--admin",
-                "127.0.0.1:15000",
-                "--manifests",
-            ])
-            .arg(manifests.directory())
+            .args(["agent", "--node", node.name(), "--admin", "127.0.0.1:15000"])
+            .args(source)
             .arg("--ca-dir")
             .arg(directory.join("ca"))
             .arg("--run-dir")
@@ -250,6 +244,22 @@ impl Agent {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.pid))
             .context("the agent is gone")?
             .count())
+    }
+
+    /// Holds it, as a node does that has no time for it.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn go_on(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
     }
 
     /// Ends it at once, as a crash would.

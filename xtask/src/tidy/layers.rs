@@ -57,7 +57,7 @@ const AGENT_EDGES: [(&str, &[&str]); 16] = [
 ];
 
 /// A dependency or keyword, and the only places that may name it.
-const CONFINED: [(&str, &[&str]); 9] = [
+const CONFINED: [(&str, &[&str]); 10] = [
     ("tokio_uring::", &["userspace-l7/src/ring"]),
     ("io_uring::", &["userspace-l7/src/ring", "tests/"]),
     (
@@ -86,6 +86,7 @@ const CONFINED: [(&str, &[&str]); 9] = [
             "tests/",
         ],
     ),
+    ("kube::", &["agent/src/sources/kubernetes"]),
     ("k8s_openapi::", &["agent/src/mesh", "agent/src/sources"]),
     (
         "unsafe {",

@@ -14,7 +14,7 @@ pub(super) fn typed<T: DeserializeOwned>(value: Value, faults: &mut Faults) -> O
         // Whoever wrote the status or the managed fields was no person; a newer cluster may know more.
         let machine_made =
             path.starts_with("status") || path.0.get(1) == Some(&"managedFields".into());
-        if !machine_made {
+        if !machine_made && !faults.fields_may_be_new {
             faults.add(
                 path,
                 "is not a field of this kind: correct its name or remove it",

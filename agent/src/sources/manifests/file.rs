@@ -6,13 +6,12 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use serde_json::{Map, Value};
-
-use crate::mesh::{FieldPath, Interner, Object, Standing, decode};
+use crate::mesh::{Interner, Object, Standing, decode};
+use crate::sources::mesh_config;
 use crate::sources::problem::{OneLine, Place, Position, Problem, Severity, one_line};
 use crate::sources::yaml::{self, Content, Node};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 
 /// Largest manifest that is read. A cluster's API server takes 1.5 MiB per object.
 const MAX_BYTES: u64 = 8 * 1024 * 1024;
@@ -158,7 +157,7 @@ fn read_object(
     texts: &mut Interner,
 ) {
     let mut value = node.to_json();
-    if let Err((path, message)) = expand_mesh_config(&mut value) {
+    if let Err((path, message)) = mesh_config::expand(&mut value) {
         content.problems.push(Problem {
             severity: Severity::Error,
             place: place(Some(node.locate(&path))),
@@ -202,27 +201,6 @@ fn read_object(
             }
         }
     }
-}
-
-/// Istio's configuration is a text in a `ConfigMap`: makes a value of it, as which the mesh reads it.
-fn expand_mesh_config(value: &mut Value) -> Result<(), (FieldPath, String)> {
-    if value["kind"] != "ConfigMap" || value["metadata"]["name"] != "istio" {
-        return Ok(());
-    }
-    let mesh = value.get_mut("data").and_then(|data| data.get_mut("mesh"));
-    let Some(Value::String(text)) = mesh.as_deref() else {
-        return Ok(());
-    };
-    let path = || FieldPath(vec!["data".into(), "mesh".into()]);
-    let documents = yaml::parse(text).map_err(|error| {
-        let line = error.position.line;
-        (path(), format!("line {line} of it: {error}"))
-    })?;
-    let read = documents.first().map(Node::to_json);
-    if let Some(place) = mesh {
-        *place = read.unwrap_or_else(|| Value::Object(Map::new()));
-    }
-    Ok(())
 }
 
 /// Kind and name of an object that could not be read, as far as it says.

@@ -1,0 +1,347 @@
+//! The state of a cluster, as far as it has been heard. Each object holds by itself: one that cannot be read keeps
+//! its last good state, and a policy that never had one is closed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::collection::{Collection, Topic};
+use super::condition::{ClusterCondition, KindCondition, Phase, Since};
+use super::follow::News;
+use crate::mesh::{
+    Change, FieldError, Interner, Kind, Object, ObjectKey, ObjectName, closed, decode_served,
+};
+use crate::sources::mesh_config;
+use crate::sources::problem::{OneLine, Place, Problem, Problems, Severity};
+use crate::sources::update::{Input, Update};
+
+/// Most problems of one object that are reported.
+const MAX_PROBLEMS: usize = 20;
+
+/// All objects of a cluster that the mesh depends on.
+#[derive(Debug)]
+pub struct Cluster {
+    server: Arc<str>,
+    kinds: BTreeMap<Kind, Stock>,
+    /// `CustomResourceDefinition`s: only how they fare.
+    definitions: Stock,
+    /// What is different from what was handed on.
+    changed: BTreeSet<ObjectKey>,
+    texts: Interner,
+    problems: Arc<Problems>,
+    /// Whether problems may have changed.
+    said: bool,
+    /// Whether anything has been handed on.
+    begun: bool,
+    /// Lists and watches that failed since the start.
+    refusals: u64,
+}
+
+/// One kind.
+#[derive(Debug, Default)]
+struct Stock {
+    /// How people name it.
+    resource: Arc<str>,
+    objects: HashMap<ObjectName, Object>,
+    /// What is wrong with those that have something.
+    problems: BTreeMap<ObjectName, Vec<Problem>>,
+    /// Names in the list that is coming in.
+    listed: Option<HashSet<ObjectName>>,
+    phase: Phase,
+    trouble: Option<Since>,
+}
+
+impl Cluster {
+    pub(super) fn new(server: Arc<str>, collections: &[Collection]) -> Self {
+        let stock = |collection: &Collection| Stock {
+            resource: collection.resource().into(),
+            ..Stock::default()
+        };
+        let mut kinds = BTreeMap::new();
+        let mut definitions = Stock::default();
+        for collection in collections {
+            match &collection.topic {
+                Topic::Kind(kind) => {
+                    kinds.insert(kind.clone(), stock(collection));
+                }
+                Topic::Definitions => definitions = stock(collection),
+            }
+        }
+        Self {
+            server,
+            kinds,
+            definitions,
+            changed: BTreeSet::new(),
+            texts: Interner::default(),
+            problems: Arc::default(),
+            said: false,
+            begun: false,
+            refusals: 0,
+        }
+    }
+
+    /// Takes news of a kind.
+    pub(super) fn take(&mut self, kind: &Kind, news: News, now: Timestamp) {
+        self.refusals += u64::from(matches!(news, News::Failing(_)));
+        let Some(stock) = self.kinds.get_mut(kind) else {
+            return;
+        };
+        stock.note(&news, now);
+        match news {
+            News::Listing => stock.listed = Some(HashSet::new()),
+            News::Listed(value) => {
+                let name = self.put(kind, value);
+                let stock = self.kinds.get_mut(kind);
+                let listed = stock.and_then(|stock| stock.listed.as_mut());
+                if let (Some(listed), Some(name)) = (listed, name) {
+                    listed.insert(name);
+                }
+            }
+            News::ListEnd => {
+                let listed = stock.listed.take().unwrap_or_default();
+                self.keep(kind, &listed);
+            }
+            News::Changed(value) => {
+                self.put(kind, value);
+            }
+            News::Deleted(value) => {
+                if let Some(name) = name_of(&value, &mut self.texts) {
+                    self.remove(kind, &name);
+                }
+            }
+            News::NotInstalled => self.keep(kind, &HashSet::new()),
+            News::Following | News::Failing(_) => {}
+        }
+    }
+
+    /// Takes news of the definitions of custom kinds.
+    pub(super) fn take_definitions(&mut self, news: &News, now: Timestamp) {
+        self.refusals += u64::from(matches!(news, News::Failing(_)));
+        self.definitions.note(news, now);
+    }
+
+    /// What is new since the last time; nothing before every kind has been listed.
+    pub(super) fn update(&mut self) -> Option<Update> {
+        let whole = self
+            .kinds
+            .values()
+            .all(|stock| stock.phase != Phase::Waiting);
+        let news = !self.begun || self.said || !self.changed.is_empty();
+        if !whole || !news {
+            return None;
+        }
+        self.begun = true;
+        if std::mem::take(&mut self.said) {
+            let all = self
+                .kinds
+                .values()
+                .flat_map(|stock| stock.problems.values());
+            self.problems = Arc::new(Problems::new(all.flatten().cloned().collect()));
+        }
+        let (mut changes, mut upserts) = (Vec::new(), Vec::new());
+        for key in std::mem::take(&mut self.changed) {
+            match self.object(&key) {
+                Some(object) => upserts.push(Change::Upsert(object.clone())),
+                None => changes.push(Change::Remove(key)),
+            }
+        }
+        changes.append(&mut upserts);
+        Some(Update {
+            changes,
+            problems: Arc::clone(&self.problems),
+        })
+    }
+
+    /// How it fares.
+    pub(super) fn condition(&self) -> ClusterCondition {
+        let kinds = self.kinds.iter();
+        let mut kinds: Vec<KindCondition> = kinds
+            .map(|(kind, stock)| stock.condition(&kind.to_string()))
+            .collect();
+        // What it says when all is well is nobody's business.
+        if self.definitions.trouble.is_some() || self.definitions.phase == Phase::Waiting {
+            kinds.push(self.definitions.condition("CustomResourceDefinition"));
+        }
+        ClusterCondition {
+            server: Arc::clone(&self.server),
+            kinds,
+            refusals: self.refusals,
+        }
+    }
+
+    fn object(&self, key: &ObjectKey) -> Option<&Object> {
+        self.kinds.get(&key.kind)?.objects.get(&key.name)
+    }
+
+    /// Reads an object and takes it over, or says why not.
+    fn put(&mut self, kind: &Kind, mut value: Value) -> Option<ObjectName> {
+        let name = name_of(&value, &mut self.texts)?;
+        let key = ObjectKey {
+            kind: kind.clone(),
+            name: name.clone(),
+        };
+        let expanded = mesh_config::expand(&mut value);
+        let read = expanded
+            .map_err(|(path, problem)| vec![FieldError { path, problem }])
+            .and_then(|()| {
+                // Decoding consumes the value, and what cannot be read is rare: only policies are read again.
+                let again = closed_kind(kind).then(|| value.clone());
+                decode_served(kind, value, &mut self.texts).inspect_err(|_faults| {
+                    if let Some(value) = again {
+                        self.close(&key, &value);
+                    }
+                })
+            });
+        let problem = |severity, fault: FieldError| Problem {
+            severity,
+            place: place(&self.server),
+            object: key.to_string().into(),
+            field: OneLine::from(fault.path.to_string()),
+            message: fault.problem.into(),
+        };
+        let (object, mut problems): (Option<Object>, Vec<Problem>) = match read {
+            Ok(decoded) => {
+                let remarks = decoded.remarks.into_iter();
+                let remarks = remarks.map(|remark| problem(Severity::Warning, remark));
+                (Some(decoded.object), remarks.collect())
+            }
+            Err(faults) => {
+                let faults = faults.into_iter();
+                (
+                    None,
+                    faults
+                        .map(|fault| problem(Severity::Error, fault))
+                        .collect(),
+                )
+            }
+        };
+        problems.truncate(MAX_PROBLEMS);
+        if object.as_ref().is_some_and(|object| object.key() != key) {
+            // A ConfigMap that holds no mesh configuration, or none any more.
+            self.remove(kind, &name);
+            return Some(name);
+        }
+        let stock = self.kinds.get_mut(kind)?;
+        let before = if problems.is_empty() {
+            stock.problems.remove(&name)
+        } else {
+            stock.problems.insert(name.clone(), problems)
+        };
+        self.said |= before.is_some() || stock.problems.contains_key(&name);
+        if let Some(object) = object
+            && stock.objects.get(&name) != Some(&object)
+        {
+            stock.objects.insert(name.clone(), object);
+            self.changed.insert(key);
+        }
+        Some(name)
+    }
+
+    /// Puts the strictest policy in place of one that cannot be read and never could.
+    fn close(&mut self, key: &ObjectKey, value: &Value) {
+        let substitute = closed(&key.kind, value, &mut self.texts);
+        let stock = self.kinds.get_mut(&key.kind);
+        if let (Some(stock), Some(object)) = (stock, substitute)
+            && !stock.objects.contains_key(&key.name)
+        {
+            stock.objects.insert(key.name.clone(), object);
+            self.changed.insert(key.clone());
+        }
+    }
+
+    fn remove(&mut self, kind: &Kind, name: &ObjectName) {
+        let Some(stock) = self.kinds.get_mut(kind) else {
+            return;
+        };
+        self.said |= stock.problems.remove(name).is_some();
+        if stock.objects.remove(name).is_some() {
+            self.changed.insert(ObjectKey {
+                kind: kind.clone(),
+                name: name.clone(),
+            });
+        }
+    }
+
+    /// Removes every object of a kind but these.
+    fn keep(&mut self, kind: &Kind, kept: &HashSet<ObjectName>) {
+        let Some(stock) = self.kinds.get(kind) else {
+            return;
+        };
+        let known = stock.objects.keys().chain(stock.problems.keys());
+        let gone: Vec<ObjectName> = known
+            .filter(|name| !kept.contains(*name))
+            .cloned()
+            .collect();
+        for name in gone {
+            self.remove(kind, &name);
+        }
+    }
+}
+
+impl Input for Cluster {
+    fn place(&self, object: &ObjectKey) -> Option<Place> {
+        self.object(object).map(|_| place(&self.server))
+    }
+
+    fn own_problems(&self) -> &Problems {
+        &self.problems
+    }
+}
+
+impl Stock {
+    /// Notes what news say of how the kind fares.
+    fn note(&mut self, news: &News, now: Timestamp) {
+        match news {
+            News::Failing(trouble) => {
+                let since = self
+                    .trouble
+                    .take()
+                    .filter(|known| known.trouble.cause == trouble.cause);
+                self.trouble = Some(Since {
+                    since: since.map_or(now, |known| known.since),
+                    trouble: trouble.clone(),
+                });
+            }
+            News::Following => self.trouble = None,
+            News::ListEnd => self.phase = Phase::Following,
+            News::NotInstalled => {
+                self.phase = Phase::NotInstalled;
+                self.trouble = None;
+            }
+            News::Listing | News::Listed(_) | News::Changed(_) | News::Deleted(_) => {}
+        }
+    }
+
+    fn condition(&self, kind: &str) -> KindCondition {
+        KindCondition {
+            kind: kind.into(),
+            resource: Arc::clone(&self.resource),
+            objects: self.objects.len(),
+            phase: self.phase,
+            trouble: self.trouble.clone(),
+        }
+    }
+}
+
+fn place(server: &Arc<str>) -> Place {
+    Place {
+        file: Arc::clone(server),
+        position: None,
+    }
+}
+
+fn name_of(value: &Value, texts: &mut Interner) -> Option<ObjectName> {
+    let metadata = value.get("metadata")?;
+    let text = |key: &str| metadata.get(key).and_then(Value::as_str);
+    Some(ObjectName {
+        namespace: texts.intern(text("namespace").unwrap_or_default()),
+        name: texts.intern(text("name")?),
+    })
+}
+
+/// Whether a policy of this kind closes what it is about when it cannot be read.
+fn closed_kind(kind: &Kind) -> bool {
+    matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication)
+}

@@ -1,0 +1,338 @@
+//! A cluster's state from what is heard of it, and what is said about it.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::api::{Cause, Trouble};
+use super::cluster::Cluster;
+use super::collection::{Collection, Topic, all};
+use super::condition::Phase;
+use super::follow::News;
+use crate::mesh::{Change, Kind, Object, PolicyAction};
+use crate::sources::{Input as _, Severity, Update, for_test};
+
+/// A cluster of which every kind has been listed, and found empty.
+fn listed() -> Cluster {
+    let mut cluster = Cluster::new("https://api".into(), &all());
+    for collection in all() {
+        if let Topic::Kind(kind) = collection.topic {
+            hear(
+                &mut cluster,
+                &kind,
+                [News::Following, News::Listing, News::ListEnd],
+            );
+        }
+    }
+    assert!(
+        cluster
+            .update()
+            .is_some_and(|update| update.changes.is_empty())
+    );
+    cluster
+}
+
+fn hear(cluster: &mut Cluster, kind: &Kind, news: impl IntoIterator<Item = News>) {
+    for one in news {
+        cluster.take(kind, one, Timestamp::UNIX_EPOCH);
+    }
+}
+
+fn pod(name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": name, "namespace": "app" },
+        "spec": spec,
+    })
+}
+
+fn policy(name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": { "name": name, "namespace": "app" },
+        "spec": spec,
+    })
+}
+
+fn failing(cause: Cause, message: &str) -> News {
+    News::Failing(Trouble {
+        cause,
+        message: message.to_owned(),
+    })
+}
+
+/// `+ Pod app/x`, `- Pod app/y`.
+fn shown(update: &Update) -> Vec<String> {
+    let shown = update.changes.iter().map(|change| match change {
+        Change::Upsert(object) => format!("+ {}", object.key()),
+        Change::Remove(key) => format!("- {key}"),
+    });
+    shown.collect()
+}
+
+#[test]
+fn nothing_is_handed_on_before_every_kind_is_listed() {
+    let mut cluster = Cluster::new("https://api".into(), &all());
+    let kinds = all()
+        .into_iter()
+        .filter_map(|collection| match collection.topic {
+            Topic::Kind(kind) => Some(kind),
+            Topic::Definitions => None,
+        });
+    let (last, rest) = (
+        Kind::AuthorizationPolicy,
+        kinds.filter(|kind| *kind != Kind::AuthorizationPolicy),
+    );
+    for kind in rest {
+        hear(&mut cluster, &kind, [News::Listing, News::ListEnd]);
+    }
+    let objects = [
+        News::Listing,
+        News::Listed(pod("x", &json!({ "containers": [] }))),
+    ];
+    hear(&mut cluster, &Kind::Pod, objects);
+    assert!(cluster.update().is_none(), "policies are not known yet");
+    let waiting: Vec<String> = cluster
+        .condition()
+        .waiting()
+        .map(|kind| kind.resource.to_string())
+        .filter(|resource| !resource.starts_with("customresource"))
+        .collect();
+    assert_eq!(waiting, ["authorizationpolicies.security.istio.io"]);
+
+    hear(&mut cluster, &last, [News::NotInstalled]);
+    let update = cluster.update().unwrap();
+    assert_eq!(shown(&update), ["+ Pod app/x"]);
+    assert!(cluster.update().is_none(), "nothing is new");
+}
+
+#[test]
+fn a_new_list_takes_away_what_is_not_in_it_and_a_broken_one_nothing() {
+    let mut cluster = listed();
+    let spec = || json!({ "containers": [] });
+    let both = [
+        News::Changed(pod("x", &spec())),
+        News::Changed(pod("y", &spec())),
+    ];
+    hear(&mut cluster, &Kind::Pod, both);
+    assert_eq!(
+        shown(&cluster.update().unwrap()),
+        ["+ Pod app/x", "+ Pod app/y"]
+    );
+
+    let broken = [
+        News::Listing,
+        News::Listed(pod("y", &spec())),
+        failing(Cause::Unreachable, "away"),
+    ];
+    hear(&mut cluster, &Kind::Pod, broken);
+    assert!(cluster.update().is_none(), "the list has not ended");
+
+    let again = [
+        News::Listing,
+        News::Listed(pod("x", &spec())),
+        News::Listed(pod("z", &spec())),
+        News::ListEnd,
+    ];
+    hear(&mut cluster, &Kind::Pod, again);
+    assert_eq!(
+        shown(&cluster.update().unwrap()),
+        ["- Pod app/y", "+ Pod app/z"]
+    );
+
+    hear(&mut cluster, &Kind::Pod, [News::Deleted(pod("x", &spec()))]);
+    assert_eq!(shown(&cluster.update().unwrap()), ["- Pod app/x"]);
+    hear(&mut cluster, &Kind::Pod, [News::NotInstalled]);
+    assert_eq!(shown(&cluster.update().unwrap()), ["- Pod app/z"]);
+}
+
+#[test]
+fn a_field_of_a_newer_kubernetes_is_no_mistake_and_one_of_a_policy_is() {
+    let mut cluster = listed();
+    let spec = json!({ "containers": [{ "name": "c", "inventedLater": 1 }], "alsoLater": {} });
+    hear(&mut cluster, &Kind::Pod, [News::Changed(pod("x", &spec))]);
+    let update = cluster.update().unwrap();
+    assert_eq!(shown(&update), ["+ Pod app/x"]);
+    assert!(update.problems.list.is_empty(), "{:?}", update.problems);
+
+    let good = json!({ "action": "DENY", "rules": [{}] });
+    let bad = json!({ "action": "DENY", "rules": [{ "inventedLater": 1 }] });
+    hear(
+        &mut cluster,
+        &Kind::AuthorizationPolicy,
+        [News::Changed(policy("p", &good))],
+    );
+    assert_eq!(
+        shown(&cluster.update().unwrap()),
+        ["+ AuthorizationPolicy app/p"]
+    );
+    hear(
+        &mut cluster,
+        &Kind::AuthorizationPolicy,
+        [News::Changed(policy("p", &bad))],
+    );
+    let update = cluster.update().unwrap();
+    assert!(update.changes.is_empty(), "its last good state stays");
+    let [problem] = &*update.problems.list else {
+        panic!("{:?}", update.problems)
+    };
+    assert_eq!(problem.severity, Severity::Error);
+    assert_eq!(&*problem.place.file, "https://api");
+    assert_eq!(&*problem.field, "spec.rules[0].inventedLater");
+
+    // One that never had a good state lets nobody in.
+    hear(
+        &mut cluster,
+        &Kind::AuthorizationPolicy,
+        [News::Changed(policy("q", &bad))],
+    );
+    let update = cluster.update().unwrap();
+    let [Change::Upsert(Object::AuthorizationPolicy(closed))] = &*update.changes else {
+        panic!("{:?}", update.changes)
+    };
+    assert_eq!(
+        (closed.spec.action, closed.spec.rules.len()),
+        (PolicyAction::Allow, 0)
+    );
+
+    let gone = ["p", "q"].map(|name| News::Deleted(policy(name, &json!({}))));
+    hear(&mut cluster, &Kind::AuthorizationPolicy, gone);
+    let update = cluster.update().unwrap();
+    assert_eq!(update.changes.len(), 2);
+    assert!(cluster.own_problems().list.is_empty());
+}
+
+#[test]
+fn istios_configuration_is_read_out_of_its_text() {
+    let config = |data: Value| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": { "name": "istio", "namespace": "istio-system" },
+            "data": data,
+        })
+    };
+    let mut cluster = listed();
+    let with = News::Changed(config(json!({ "mesh": "accessLogFile: /dev/stdout\n" })));
+    hear(&mut cluster, &Kind::MeshConfig, [with]);
+    assert_eq!(
+        shown(&cluster.update().unwrap()),
+        ["+ ConfigMap istio-system/istio"]
+    );
+    let broken = News::Changed(config(json!({ "mesh": "a: [" })));
+    hear(&mut cluster, &Kind::MeshConfig, [broken]);
+    let update = cluster.update().unwrap();
+    assert!(
+        update.changes.is_empty() && update.problems.stale,
+        "{update:?}"
+    );
+    hear(
+        &mut cluster,
+        &Kind::MeshConfig,
+        [News::Changed(config(json!({})))],
+    );
+    assert_eq!(
+        shown(&cluster.update().unwrap()),
+        ["- ConfigMap istio-system/istio"]
+    );
+}
+
+#[test]
+fn an_outage_is_said_once_and_so_is_its_end() {
+    let mut cluster = listed();
+    cluster.take_definitions(&News::ListEnd, Timestamp::UNIX_EPOCH);
+    let well = cluster.condition();
+    assert!(well.is_reachable() && well.troubles().is_empty());
+    for kind in [Kind::Pod, Kind::Service] {
+        hear(
+            &mut cluster,
+            &kind,
+            [failing(Cause::Unreachable, "cannot be reached: refused")],
+        );
+    }
+    let away = cluster.condition();
+    assert!(!away.is_reachable());
+    let troubles = away.troubles();
+    assert_eq!((troubles.len(), troubles[0].1.len()), (1, 2));
+    let said = |now: &super::ClusterCondition, before| -> Vec<String> {
+        now.news(before)
+            .into_iter()
+            .map(|said| said.sentence)
+            .collect()
+    };
+    assert_eq!(
+        said(&away, Some(&well)),
+        ["the API server cannot be reached: refused; the last state stays in force"]
+    );
+    assert!(said(&away, Some(&away)).is_empty());
+    for kind in [Kind::Pod, Kind::Service] {
+        hear(&mut cluster, &kind, [News::Following]);
+    }
+    assert_eq!(
+        said(&cluster.condition(), Some(&away)),
+        ["the API server answers again"]
+    );
+}
+
+#[test]
+fn what_is_not_granted_and_not_installed_has_a_sentence() {
+    let mut cluster = listed();
+    let well = cluster.condition();
+    hear(
+        &mut cluster,
+        &Kind::Telemetry,
+        [failing(Cause::Forbidden, "does not let the agent")],
+    );
+    hear(&mut cluster, &Kind::TcpRoute, [News::NotInstalled]);
+    let now = cluster.condition();
+    assert!(now.is_reachable());
+    let sentences: BTreeSet<String> = now
+        .news(Some(&well))
+        .into_iter()
+        .map(|said| said.sentence)
+        .collect();
+    let expected = [
+        "TCPRoute is not installed: waiting for tcproutes.gateway.networking.k8s.io",
+        "Telemetry: the API server does not let the agent",
+    ];
+    assert_eq!(sentences, expected.map(str::to_owned).into());
+    let missing: Vec<Phase> = now.not_installed().map(|kind| kind.phase).collect();
+    assert_eq!(missing, [Phase::NotInstalled]);
+}
+
+/// The agent may read what it follows, and nothing else.
+#[test]
+fn the_role_that_is_deployed_grants_exactly_what_is_followed() {
+    let manifests = for_test::documents(include_str!("../../../../deploy/base/rbac.yaml"));
+    let role = manifests
+        .iter()
+        .find(|one| one["kind"] == "ClusterRole")
+        .unwrap();
+    let texts = |value: &Value| -> Vec<String> {
+        let list = value.as_array().into_iter().flatten();
+        list.filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let mut granted = BTreeSet::new();
+    for rule in role["rules"].as_array().unwrap() {
+        assert_eq!(texts(&rule["verbs"]), ["list", "watch"]);
+        let only = (!rule["resourceNames"].is_null()).then(|| texts(&rule["resourceNames"]));
+        for (group, resource) in texts(&rule["apiGroups"]).iter().flat_map(|group| {
+            let resources = texts(&rule["resources"]);
+            resources
+                .into_iter()
+                .map(move |resource| (group.clone(), resource))
+        }) {
+            granted.insert((group, resource, only.clone()));
+        }
+    }
+    let followed = all().into_iter().map(|collection: Collection| {
+        let only = collection
+            .field_selector
+            .map(|_name| vec!["istio".to_owned()]);
+        (collection.group.to_owned(), collection.plural, only)
+    });
+    assert_eq!(granted, followed.collect());
+}
