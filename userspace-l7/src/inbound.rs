@@ -146,7 +146,7 @@ pub(crate) async fn serve_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) {
         {
             demands.judge_bytes(&snapshot, &caller, to)?;
         }
-        let admitted = admit(hub, pod, workload, &caller, (to, None)).await?;
+        let admitted = admit(hub, pod, workload, &caller, (to, demands.as_ref())).await?;
         Ok::<_, InboundError>((admitted, demands))
     };
     match admitted.await {
@@ -223,7 +223,7 @@ async fn serve_stream(
         if demands.protocol() == Protocol::Bytes {
             demands.judge_bytes(&snapshot, &caller, to)?;
         }
-        let admitted = admit(hub, pod, workload, &caller, (to, demands.waypoint())).await?;
+        let admitted = admit(hub, pod, workload, &caller, (to, Some(&demands))).await?;
         Ok::<_, InboundError>((admitted, demands))
     };
     match admitted.await {
@@ -290,13 +290,14 @@ async fn admit(
     pod: &Pod,
     workload: Arc<Workload>,
     caller: &Caller,
-    (to, waypoint): (SocketAddr, Option<&SpiffeId>),
+    (to, demands): (SocketAddr, Option<&Demanded>),
 ) -> Result<Admitted, InboundError> {
     let claim = Claim {
         workload: workload.uid.clone(),
         source: caller.address.ip(),
         identity: caller.identity.clone(),
-        waypoint: waypoint.cloned(),
+        waypoint: demands.and_then(Demanded::waypoint).cloned(),
+        through: demands.and_then(Demanded::service).cloned(),
         destination: to,
     };
     let tracked = hub.connections.track(

@@ -25,6 +25,7 @@ mod services;
 mod settings;
 mod statuses;
 mod store;
+mod strict;
 mod targets;
 mod telemetry;
 #[cfg(test)]
@@ -114,6 +115,7 @@ enum Unit {
     Pod(ObjectName),
     Entry(ObjectName),
     Policy(ObjectName),
+    Namespace(Arc<str>),
 }
 
 /// Policies that select by label, with what they select by.
@@ -183,6 +185,7 @@ impl Compiler {
         }
         self.spread(&mut marks);
         let mut different = self.update_settings(&mut marks);
+        different |= self.update_strict(&mut marks);
         different |= self.update_policies(&mut marks);
         different |= self.update_workloads(&mut marks);
         different |= self.update_services(&mut marks);

@@ -8,7 +8,8 @@ use ::http::{HeaderMap, Method};
 use super::claim::Believed;
 use super::{Caller, InboundError};
 use crate::model::{
-    AppProtocol, Demands, PathNormalization, RequestHead, Snapshot, SpiffeId, Workload, WorkloadUid,
+    AppProtocol, Demands, NamespacedHostname, PathNormalization, RequestHead, Snapshot, SpiffeId,
+    Workload, WorkloadUid,
 };
 use crate::policy::http::{HttpDecision, HttpRequest, judge_http};
 use crate::policy::without_requests;
@@ -84,6 +85,11 @@ impl Demanded {
     /// Who the waypoint would be that the connection went through: only one that called a service did.
     pub(super) fn waypoint(&self) -> Option<&SpiffeId> {
         self.waypoint.as_ref()
+    }
+
+    /// The service that was called, and whose demands are met.
+    pub(super) fn service(&self) -> Option<&NamespacedHostname> {
+        self.called.as_ref().map(|called| &called.service)
     }
 
     /// Judges a connection whose requests cannot be seen.

@@ -49,6 +49,8 @@ pub(super) struct Marks {
     pub(super) layer7_targets: BTreeSet<Target>,
     /// Services whose spreading and limits are to be computed anew.
     pub(super) traffic: BTreeSet<NamespacedHostname>,
+    /// Namespaces that may have become strict about their waypoints, or no longer be.
+    pub(super) strict: BTreeSet<Arc<str>>,
     /// The settings that hold for all requests.
     pub(super) settings: bool,
     /// Every workload of these.
@@ -151,6 +153,7 @@ impl Compiler {
             return;
         }
         marks.namespace(&name.name);
+        marks.strict.insert(Arc::clone(&name.name));
         for service in self.store.services.in_namespace(&name.name) {
             marks
                 .owners
