@@ -20,8 +20,8 @@ use crate::route::{Target, Transport};
 use crate::telemetry::ResponseFlags;
 use crate::tls::{self, Identity};
 
-/// Time that one endpoint has to answer (ztunnel's constant).
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time that one endpoint has to answer if no policy says otherwise (ztunnel's constant).
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a target could not be reached. No byte of the application has left.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -67,7 +67,7 @@ impl DialError {
     }
 }
 
-/// Reaches a target: `request` is what a tunnel is asked for.
+/// Reaches a target, which has so much time to answer: `request` is what a tunnel is asked for.
 ///
 /// # Errors
 /// [`DialError`].
@@ -78,28 +78,29 @@ pub(crate) async fn reach(
     hub: &Hub,
     pod: &Pod,
     workload: &Workload,
-    target: &Target,
+    (target, patience): (&Target, Duration),
     request: impl FnOnce() -> ConnectRequest,
 ) -> Result<Far, DialError> {
     match &target.transport {
-        Transport::Plain => connect(pod, target.destination).await.map(Far::Plain),
+        Transport::Plain => connect(pod, target.destination, patience)
+            .await
+            .map(Far::Plain),
         Transport::Hbone { tunnel, expected } => {
-            open_tunnel(hub, pod, workload, (*tunnel, expected), &request())
+            let to = (*tunnel, &expected[..], patience);
+            open_tunnel(hub, pod, workload, to, &request())
                 .await
                 .map(Far::Tunnel)
         }
     }
 }
 
-async fn connect(pod: &Pod, to: SocketAddr) -> Result<Tcp, DialError> {
+async fn connect(pod: &Pod, to: SocketAddr, patience: Duration) -> Result<Tcp, DialError> {
     let failed = |source| DialError::Connect {
         to,
         source: Rc::new(source),
     };
     let socket = pod.sockets.outbound(Family::of(to)).map_err(failed)?;
-    Tcp::connect(socket, to, CONNECT_TIMEOUT)
-        .await
-        .map_err(failed)
+    Tcp::connect(socket, to, patience).await.map_err(failed)
 }
 
 /// Opens a stream through a pooled tunnel.
@@ -107,7 +108,7 @@ async fn open_tunnel(
     hub: &Hub,
     pod: &Pod,
     workload: &Workload,
-    (to, expected): (SocketAddr, &[SpiffeId]),
+    (to, expected, patience): (SocketAddr, &[SpiffeId], Duration),
     request: &ConnectRequest,
 ) -> Result<Stream, DialError> {
     let Some(identity) = hub.identity(workload) else {
@@ -119,7 +120,14 @@ async fn open_tunnel(
         expected: expected.into(),
         tunnel: to,
     };
-    let dial = || dial(pod.clone(), Arc::clone(&identity), to, expected.to_vec());
+    let dial = || {
+        dial(
+            pod.clone(),
+            Arc::clone(&identity),
+            (to, patience),
+            expected.to_vec(),
+        )
+    };
     let opened = hub.tunnels.open(key, request, dial).await;
     opened.map_err(|source| DialError::Tunnel { to, source })
 }
@@ -127,16 +135,16 @@ async fn open_tunnel(
 async fn dial(
     pod: Pod,
     identity: Arc<Identity>,
-    to: SocketAddr,
+    (to, patience): (SocketAddr, Duration),
     expected: Vec<SpiffeId>,
 ) -> Result<tls::Session, hbone::DialError> {
     let socket = pod
         .sockets
         .outbound(Family::of(to))
         .map_err(hbone::DialError::Connect)?;
-    let connected = Tcp::connect(socket, to, CONNECT_TIMEOUT).await;
+    let connected = Tcp::connect(socket, to, patience).await;
     let tcp = connected.map_err(hbone::DialError::Connect)?;
-    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    let deadline = Instant::now() + patience;
     tls::connect(tcp, &identity, &expected, deadline)
         .await
         .map_err(hbone::DialError::Tls)

@@ -185,6 +185,10 @@ pub(crate) async fn reach(
         };
         let is_strange = plan.service.is_none() && target.workload.is_none();
         let answered = {
+            let limit = endpoints
+                .as_ref()
+                .and_then(|one| one.policy.connect_timeout);
+            let target = (target, limit.unwrap_or(dial::CONNECT_TIMEOUT));
             let reached = pin!(dial::reach(hub, pod, &workload, target, request));
             tokio::select! {
                 biased;

@@ -12,7 +12,7 @@ mod pattern;
 mod strict;
 
 pub use layer4::without_requests;
-pub use strict::circumvented;
+pub use strict::{circumvented, is_waypoint};
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

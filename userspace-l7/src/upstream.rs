@@ -107,8 +107,16 @@ async fn make(
             None => request,
         }
     };
-    let reached = dial::reach(origin.hub, origin.pod, origin.workload, target, request);
-    let far = match endpoints.policy.connect_timeout {
+    let limit = endpoints.policy.connect_timeout;
+    let target_in_time = (target, limit.unwrap_or(dial::CONNECT_TIMEOUT));
+    let reached = dial::reach(
+        origin.hub,
+        origin.pod,
+        origin.workload,
+        target_in_time,
+        request,
+    );
+    let far = match limit {
         None => reached.await?,
         Some(limit) => tokio::time::timeout(limit, reached)
             .await

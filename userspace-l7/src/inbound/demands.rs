@@ -11,6 +11,7 @@ use crate::model::{
     AppProtocol, Demands, NamespacedHostname, PathNormalization, RequestHead, Snapshot, SpiffeId,
     Workload, WorkloadUid,
 };
+use crate::policy;
 use crate::policy::http::{HttpDecision, HttpRequest, judge_http};
 use crate::policy::without_requests;
 
@@ -19,6 +20,8 @@ pub(super) struct Demanded {
     pub(super) called: Option<Believed>,
     workload: WorkloadUid,
     waypoint: Option<SpiffeId>,
+    /// Whether the workload's waypoint has judged it, whose own connection this is.
+    is_judged: bool,
     protocol: Protocol,
 }
 
@@ -37,14 +40,19 @@ impl Demanded {
         snapshot: &Snapshot,
         workload: &Workload,
         to: SocketAddr,
-        called: Option<Believed>,
+        (caller, called): (&Caller, Option<Believed>),
     ) -> Self {
         let own = snapshot.workloads_layer7.get(&workload.uid);
         let waypoint = match &called {
             Some(called) => Some(called.layer7.waypoint_identity.clone()),
             None => own.map(|own| own.waypoint_identity.clone()),
         };
-        let demands = demands(snapshot, called.as_ref(), &workload.uid);
+        let is_judged = called.is_none()
+            && workload.waypoint.as_ref().is_some_and(|waypoint| {
+                let client = (caller.address.ip(), caller.identity.as_ref());
+                policy::is_waypoint(snapshot, waypoint, client)
+            });
+        let demands = demands(snapshot, called.as_ref(), &workload.uid).filter(|_| !is_judged);
         // Also where nothing is demanded now: the client's node keeps the tunnel for later requests, and a policy
         // that comes meanwhile has to see them.
         let is_http = demands.is_some();
@@ -61,6 +69,7 @@ impl Demanded {
             called,
             workload: workload.uid.clone(),
             waypoint,
+            is_judged,
             protocol,
         }
     }
@@ -70,11 +79,11 @@ impl Demanded {
         snapshot: &Snapshot,
         workload: &Workload,
         to: SocketAddr,
-        called: Believed,
+        (caller, called): (&Caller, Believed),
     ) -> Self {
         Self {
             waypoint: None,
-            ..Self::of(snapshot, workload, to, Some(called))
+            ..Self::of(snapshot, workload, to, (caller, Some(called)))
         }
     }
 
@@ -100,7 +109,8 @@ impl Demanded {
         to: SocketAddr,
     ) -> Result<(), InboundError> {
         let demands = demands(snapshot, self.called.as_ref(), &self.workload);
-        let Some(demands) = demands.filter(|demands| !demands.is_empty()) else {
+        let asks = |demands: &&Demands| !demands.is_empty() && !self.is_judged;
+        let Some(demands) = demands.filter(asks) else {
             return Ok(());
         };
         let headers = HeaderMap::new();

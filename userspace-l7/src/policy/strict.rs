@@ -2,8 +2,10 @@
 //!
 //! In Istio a pod's own address is open past the waypoint of its services, whose policies then hold for nobody.
 
+use std::net::IpAddr;
+
 use super::Connection;
-use crate::model::{NamespacedHostname, Service, Snapshot, Workload};
+use crate::model::{NamespacedHostname, Snapshot, SpiffeId, WaypointReference, Workload};
 
 /// The service whose waypoint a connection goes around; `None`: none, or nobody forbids it.
 ///
@@ -26,23 +28,24 @@ pub fn circumvented<'s>(
     let services = workload.services.iter();
     let mut passed = services
         .filter_map(|key| snapshot.services.get(key))
-        .filter(|service| service.waypoint.is_some())
-        .filter(|service| snapshot.leads_to(service, &workload.uid, connection.destination.port()))
-        .filter(|service| !comes_from_waypoint(snapshot, service, connection));
-    passed.next().map(|service| &service.key)
+        .filter(|service| {
+            let client = (connection.source, connection.identity);
+            let waypoint = service.waypoint.as_ref();
+            waypoint.is_some_and(|waypoint| !is_waypoint(snapshot, waypoint, client))
+        });
+    let port = connection.destination.port();
+    let passed = passed.find(|service| snapshot.leads_to(service, &workload.uid, port));
+    passed.map(|service| &service.key)
 }
 
-/// Whether the client is a pod that is the service's waypoint, by its address and by what it proved to be (spec:
-/// ztunnel's rule): it has judged what it passes on.
-fn comes_from_waypoint(
+/// Whether a client is a pod that is the waypoint, by its address and by what it proved to be (spec: ztunnel's rule): it
+/// has judged what it passes on.
+pub fn is_waypoint(
     snapshot: &Snapshot,
-    service: &Service,
-    connection: &Connection<'_>,
+    waypoint: &WaypointReference,
+    (source, identity): (IpAddr, Option<&SpiffeId>),
 ) -> bool {
-    let client = snapshot.workload_at(connection.source);
-    let (Some(waypoint), Some(client), Some(identity)) =
-        (&service.waypoint, client, connection.identity)
-    else {
+    let (Some(client), Some(identity)) = (snapshot.workload_at(source), identity) else {
         return false;
     };
     let mut instances = snapshot.endpoints_of(&waypoint.destination).iter();
