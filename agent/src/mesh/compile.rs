@@ -116,6 +116,7 @@ enum Unit {
     Entry(ObjectName),
     Policy(ObjectName),
     Namespace(Arc<str>),
+    Telemetry(ObjectName),
 }
 
 /// Policies that select by label, with what they select by.
@@ -191,6 +192,7 @@ impl Compiler {
         different |= self.update_services(&mut marks);
         different |= self.update_traffic(&mut marks);
         different |= self.update_layer7(&mut marks);
+        self.say_providers(&mut marks);
         if different {
             self.current.generation += 1;
             self.published = Arc::new(self.current.clone());

@@ -30,6 +30,7 @@ type Tables = BTreeMap<Vec<ObjectKey>, PortRoutes>;
 impl Compiler {
     /// Compiles marked routes, then puts together what is marked or follows from them.
     pub(super) fn update_layer7(&mut self, marks: &mut Marks) -> bool {
+        let mut parents = BTreeSet::new();
         for key in std::mem::take(&mut marks.routes) {
             let compiled = self.compile_route(&key).map(Arc::new);
             let old = match &compiled {
@@ -42,7 +43,9 @@ impl Compiler {
             let attachments = [old.as_deref(), compiled.as_deref()].into_iter().flatten();
             for route in attachments {
                 for attachment in &route.attachments {
-                    marks.layer7.extend(self.owner_keys(&attachment.parent));
+                    if !parents.contains(&attachment.parent) {
+                        parents.insert(attachment.parent.clone());
+                    }
                 }
                 if let RouteBody::Tables(tables) = &route.body {
                     marks
@@ -50,6 +53,9 @@ impl Compiler {
                         .extend(tables.keys().map(|(service, _)| service.clone()));
                 }
             }
+        }
+        for parent in &parents {
+            marks.layer7.extend(self.owner_keys(parent));
         }
         self.spread_targets(marks);
         let mut changed = false;
@@ -289,7 +295,7 @@ impl Compiler {
         ];
         let mut policies = BTreeSet::new();
         for target in targets.iter().flatten() {
-            policies.extend(self.store.policies_of_target.get(target));
+            policies.extend(self.store.policies_of_target.get(target).iter());
         }
         let of_kind = |kind: Kind| {
             let keys = policies.iter().filter(move |key| key.kind == kind);

@@ -51,6 +51,8 @@ pub(super) struct Marks {
     pub(super) traffic: BTreeSet<NamespacedHostname>,
     /// Namespaces that may have become strict about their waypoints, or no longer be.
     pub(super) strict: BTreeSet<Arc<str>>,
+    /// Telemetry objects whose providers may have come or gone.
+    pub(super) telemetries: BTreeSet<ObjectName>,
     /// The settings that hold for all requests.
     pub(super) settings: bool,
     /// Every workload of these.
@@ -195,11 +197,11 @@ impl Compiler {
         // Labels say which subset of a service it is in.
         let addresses = [old.as_ref(), pod].into_iter().flatten();
         for address in addresses.flat_map(|pod| &pod.addresses) {
-            for slice in self.store.slices_of_address.get(address) {
+            for slice in self.store.slices_of_address.get(address).iter() {
                 marks.owners.extend(self.store.service_of_slice(slice));
             }
         }
-        for slice in self.store.slices_of_pod.get(name) {
+        for slice in self.store.slices_of_pod.get(name).iter() {
             let slice = ObjectName {
                 namespace: Arc::clone(&name.namespace),
                 name: Arc::clone(slice),
@@ -325,7 +327,7 @@ impl Compiler {
         marks.entries.insert(name.clone());
         let addresses = [old.as_ref(), entry].into_iter().flatten();
         for address in addresses.filter_map(|one| one.spec.address.parse().ok()) {
-            for slice in self.store.slices_of_address.get::<IpAddr>(&address) {
+            for slice in self.store.slices_of_address.get::<IpAddr>(&address).iter() {
                 marks.owners.extend(self.store.service_of_slice(slice));
             }
         }

@@ -410,7 +410,7 @@ fn limits_and_records() -> Vec<String> {
         ("e.x", ""),
         (
             "b/e.x",
-            ", pathNormalization: {normalization: NONE}, trustDomainAliases: [old], defaultHttpRetryPolicy: {attempts: 5}",
+            ", localityLbSetting: {distribute: [{from: r, to: {r: 100}}]}, pathNormalization: {normalization: NONE}, trustDomainAliases: [old], defaultHttpRetryPolicy: {attempts: 5}",
         ),
     ] {
         let mesh = format!(
