@@ -40,7 +40,7 @@ impl Demanded {
         snapshot: &Snapshot,
         workload: &Workload,
         to: SocketAddr,
-        (caller, called): (&Caller, Option<Believed>),
+        (client, called): (&Caller, Option<Believed>),
     ) -> Self {
         let own = snapshot.workloads_layer7.get(&workload.uid);
         let waypoint = match &called {
@@ -49,7 +49,7 @@ impl Demanded {
         };
         let is_judged = called.is_none()
             && workload.waypoint.as_ref().is_some_and(|waypoint| {
-                let client = (caller.address.ip(), caller.identity.as_ref());
+                let client = (client.address.ip(), client.identity.as_ref());
                 policy::is_waypoint(snapshot, waypoint, client)
             });
         let demands = demands(snapshot, called.as_ref(), &workload.uid).filter(|_| !is_judged);
@@ -79,11 +79,11 @@ impl Demanded {
         snapshot: &Snapshot,
         workload: &Workload,
         to: SocketAddr,
-        (caller, called): (&Caller, Believed),
+        (client, called): (&Caller, Believed),
     ) -> Self {
         Self {
             waypoint: None,
-            ..Self::of(snapshot, workload, to, (caller, Some(called)))
+            ..Self::of(snapshot, workload, to, (client, Some(called)))
         }
     }
 

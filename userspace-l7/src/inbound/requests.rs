@@ -240,16 +240,13 @@ impl Exchange {
 
     async fn connect(&self, key: &Rc<PoolKey>, version: Version) -> Result<Lease, Refusal> {
         let connected = async {
-            let wire = match &self.beyond {
-                Some(target) => self
-                    .reach(target)
-                    .await
-                    .map_err(|error| io::Error::other(error.to_string()))?,
-                None => {
-                    let socket = self.pod.sockets.leg(Family::of(self.to), self.client)?;
-                    let app = Tcp::connect(socket, self.to, APPLICATION_TIMEOUT).await?;
-                    Wire::tcp(app, RecvBuf::default())
-                }
+            let wire = if let Some(target) = &self.beyond {
+                let reached = self.reach(target).await;
+                reached.map_err(|error| io::Error::other(error.to_string()))?
+            } else {
+                let socket = self.pod.sockets.leg(Family::of(self.to), self.client)?;
+                let app = Tcp::connect(socket, self.to, APPLICATION_TIMEOUT).await?;
+                Wire::tcp(app, RecvBuf::default())
             };
             http::connect(wire, version).await.map_err(io::Error::other)
         };

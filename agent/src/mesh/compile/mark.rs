@@ -1,6 +1,6 @@
 //! Takes one change into the store and marks what depends on it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ pub(super) struct Marks {
     pub(super) owners: BTreeSet<Owner>,
     pub(super) authorizations: BTreeSet<ObjectName>,
     pub(super) peers: BTreeSet<ObjectName>,
-    pub(super) routes: BTreeSet<ObjectKey>,
+    pub(super) routes: HashSet<ObjectKey>,
     /// Services whose layer 7 is to be put together anew.
     pub(super) layer7: BTreeSet<NamespacedHostname>,
     /// Workloads whose layer 7 is.

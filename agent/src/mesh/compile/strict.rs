@@ -1,5 +1,7 @@
 //! Namespaces that are strict about the waypoints of their services.
 
+use std::sync::Arc;
+
 use super::mark::Marks;
 use super::{Compiler, Notices, Unit};
 use crate::mesh::object::Kind;
@@ -29,7 +31,7 @@ impl Compiler {
             }
             let strict = &mut self.current.strict_namespaces;
             changed |= match said {
-                Some("true") => strict.insert(name.clone()).is_none(),
+                Some("true") => strict.insert(Arc::clone(&name)).is_none(),
                 _ => strict.remove(&name).is_some(),
             };
             self.say(Unit::Namespace(name), notices.0);

@@ -377,20 +377,20 @@ fn the_meshs_localities_hold_where_a_rule_says_nothing_of_them() {
     check(&own, tiers("r3", true));
     check(&config(failover), tiers("r3", true));
     // Shares need no rule at all.
-    let shared = |yaml: &str| {
+    let alone = |yaml: &str| {
         let snapshot = compile(yaml);
         let found = snapshot.traffic.get(&key());
         found.and_then(|found| found.policy_for(80, None).nearness.clone())
     };
-    let found = shared(&format!("{MESH}{}", config(shares)));
+    let found = alone(&format!("{MESH}{}", config(shares)));
     assert!(matches!(found, Some(Nearness::Shares(_))), "{found:?}");
-    assert_eq!(shared(&format!("{MESH}{}", config(failover))), None);
+    assert_eq!(alone(&format!("{MESH}{}", config(failover))), None);
     // What the Service says of distances itself comes before the mesh's word.
     let near = MESH.replace(
         "spec: {clusterIP",
         "spec: {trafficDistribution: PreferClose, clusterIP",
     );
-    assert_eq!(shared(&format!("{near}{}", config(shares))), None);
+    assert_eq!(alone(&format!("{near}{}", config(shares))), None);
 }
 
 #[test]
