@@ -21,7 +21,17 @@ use crate::telemetry::ResponseFlags;
 use crate::tls::{self, Identity};
 
 /// Time that one endpoint has to answer if no policy says otherwise (ztunnel's constant).
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// By how much an attempt may outlast its policy's time, so that the policy's end is the one that is told.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// Time that one endpoint has to answer under a policy that ends the attempt after `limit`.
+pub(crate) fn patience(limit: Option<Duration>) -> Duration {
+    limit.map_or(CONNECT_TIMEOUT, |limit| {
+        CONNECT_TIMEOUT.max(limit.saturating_add(MARGIN))
+    })
+}
 
 /// Why a target could not be reached. No byte of the application has left.
 #[derive(Clone, Debug, thiserror::Error)]

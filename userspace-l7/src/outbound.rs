@@ -188,7 +188,7 @@ pub(crate) async fn reach(
             let limit = endpoints
                 .as_ref()
                 .and_then(|one| one.policy.connect_timeout);
-            let target = (target, limit.unwrap_or(dial::CONNECT_TIMEOUT));
+            let target = (target, dial::patience(limit));
             let reached = pin!(dial::reach(hub, pod, &workload, target, request));
             tokio::select! {
                 biased;

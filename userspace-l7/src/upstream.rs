@@ -108,7 +108,7 @@ async fn make(
         }
     };
     let limit = endpoints.policy.connect_timeout;
-    let target_in_time = (target, limit.unwrap_or(dial::CONNECT_TIMEOUT));
+    let target_in_time = (target, dial::patience(limit));
     let reached = dial::reach(
         origin.hub,
         origin.pod,

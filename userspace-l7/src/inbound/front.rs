@@ -235,7 +235,7 @@ impl Front<'_> {
     ) -> Result<(Target, Far), InboundError> {
         let mut last = InboundError::Beyond(Refusal::NoHealthyUpstream);
         for target in targets {
-            let patience = dial::CONNECT_TIMEOUT;
+            let patience = dial::patience(None);
             let request = || {
                 let host = service.map(|service| &*service.key.hostname);
                 ConnectRequest::to_address(target.destination)

@@ -268,7 +268,7 @@ impl Exchange {
                 .from_workload(Baggage::of(&self.own))
                 .forwarded(Some(self.client), None)
         };
-        let target = (target, dial::CONNECT_TIMEOUT);
+        let target = (target, dial::patience(None));
         let reached = dial::reach(&self.hub, &self.pod, &self.own, target, request).await;
         Ok(match reached? {
             Far::Plain(tcp) => Wire::tcp(tcp, RecvBuf::default()),
