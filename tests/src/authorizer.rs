@@ -46,6 +46,8 @@ pub struct Question {
     pub headers: Vec<(String, String)>,
     /// Its body, as far as it was shown.
     pub body: String,
+    /// Over gRPC: what of it was shown as bytes.
+    pub raw_body: Vec<u8>,
     /// Over gRPC: who called.
     pub source: String,
     /// Over gRPC: who was called.
@@ -149,6 +151,7 @@ fn question_of(asked: CheckRequest) -> Question {
         host: http.host,
         headers: http.headers.into_iter().collect(),
         body: http.body + &raw,
+        raw_body: http.raw_body,
         source: principal(attributes.source),
         destination: principal(attributes.destination),
     }

@@ -46,11 +46,12 @@ impl Envoy {
         target: SocketAddr,
         expected: &str,
     ) -> Result<Self> {
-        Self::client_through(lab, pod, local, (target, target.ip()), expected)
+        let through = (target.to_string(), target.ip());
+        Self::client_through(lab, pod, local, through, expected)
     }
 
     /// The same, through the HBONE listener at another address than the target's: that of a waypoint, which is
-    /// `expected` to be there.
+    /// `expected` to be there. The target is an address or a hostname, with a port.
     ///
     /// # Errors
     /// If Envoy is not installed or does not come up.
@@ -58,7 +59,7 @@ impl Envoy {
         lab: &Lab,
         pod: &Pod,
         local: SocketAddr,
-        (target, through): (SocketAddr, IpAddr),
+        (target, through): (String, IpAddr),
         expected: &str,
     ) -> Result<Self> {
         let svid = issue(lab, &pod.identity())?;

@@ -59,6 +59,8 @@ impl RateLimiter {
             .env("RUNTIME_WATCH_ROOT", "false")
             .env("USE_STATSD", "false")
             .env("GRPC_PORT", port.to_string())
+            // `RateLimit-Limit`, `-Remaining` and `-Reset`, for the client.
+            .env("LIMIT_RESPONSE_HEADERS_ENABLED", "true")
             .env("LOG_LEVEL", "warn");
         let log = directory.join("ratelimit.log");
         limiter.spawn(pod, &mut service, &log)?;

@@ -157,11 +157,7 @@ fn envoy_as_server_is_reached_where_its_pod_says_that_it_terminates_hbone() -> R
 #[test]
 fn culvert_as_waypoint_serves_an_hbone_client_that_dials_a_services_address() -> Result<()> {
     let mut mesh = EchoMesh::shop()?;
-    // What a client of another data plane is told of the waypoint: a Service of its name, and a pod behind it.
-    let spec = PodSpec::new("b", "waypoint").in_namespace("shop");
-    let waypoint = mesh.lab.place(&spec.with_label("app", "waypoint"))?;
-    let ports = "  - {name: mesh, port: 15008, targetPort: 15008}\n";
-    mesh.service_with("shop", "waypoint", "{}", "{app: waypoint}", ports)?;
+    let (waypoint, envoy_pod) = mesh.waypoint_pod()?;
     // And something that it is not the waypoint of.
     mesh.service(
         "shop",
@@ -169,14 +165,9 @@ fn culvert_as_waypoint_serves_an_hbone_client_that_dials_a_services_address() ->
         "{istio.io/use-waypoint: none}",
         "{app: echo}",
     )?;
-    let spec = PodSpec::new("a", "envoy")
-        .in_namespace("clients")
-        .uncaptured();
-    let envoy_pod = mesh.lab.place(&spec)?;
-    mesh.lab.agent("b")?.wait_ready()?;
     let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 10_000);
     let dial = |to: SocketAddr| {
-        let through = (to, waypoint.v4());
+        let through = (to.to_string(), waypoint.v4());
         Envoy::client_through(&mesh.lab, &envoy_pod, local, through, &waypoint.identity())
     };
     let envoy = dial(mesh.at("echo", 80)?)?;
@@ -204,6 +195,21 @@ fn culvert_as_waypoint_serves_an_hbone_client_that_dials_a_services_address() ->
     )?;
     mesh.soon_answers("envoy", local, &Ask::get("/denied"), 403)?;
     mesh.soon_answers("envoy", local, &Ask::get("/allowed"), 200)?;
+    // Nobody else gets around the waypoint, which goes on to come in.
+    mesh.namespace(
+        "shop",
+        &[
+            ("istio.io/use-waypoint", "waypoint"),
+            ("culvert.dev/strict-waypoint", "true"),
+        ],
+    )?;
+    let around = SocketAddr::new(mesh.pod("echo-v1")?.v4(), 8080);
+    mesh.soon("the pod's own address is closed", || {
+        let answer = mesh.ask("client", around, &Ask::get("/"));
+        ensure!(answer.is_err(), "it is answered: {answer:?}");
+        Ok(())
+    })?;
+    mesh.soon_answers("envoy", local, &Ask::get("/allowed"), 200)?;
     drop(envoy);
     // Ports that the service lacks, what is bound to no waypoint, what is nobody's, and the mesh's own.
     let unserved = [
@@ -216,6 +222,66 @@ fn culvert_as_waypoint_serves_an_hbone_client_that_dials_a_services_address() ->
         let _envoy = dial(to)?;
         let answer = mesh.ask("envoy", local, &Ask::get("/"));
         ensure!(answer.is_err(), "{to} answers {answer:?}");
+    }
+    Ok(())
+}
+
+/// A policy of namespace `shop` for what goes through its waypoint.
+fn deny(rules: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: deny, namespace: shop}}\nspec:\n  \
+         targetRefs: [{{kind: Gateway, group: gateway.networking.k8s.io, name: waypoint}}]\n  action: DENY\n  rules: \
+         [{{from: [{{source: {{principals: [cluster.local/ns/clients/sa/envoy]}}}}]{rules}}}]\n"
+    )
+}
+
+#[test]
+fn culvert_as_waypoint_serves_names_workloads_and_ports_without_http() -> Result<()> {
+    let mut mesh = EchoMesh::shop()?;
+    let (waypoint, envoy_pod) = mesh.waypoint_pod()?;
+    mesh.waypoint("shop", "waypoint", "{istio.io/waypoint-for: all}", "")?;
+    let _bytes = Server::start(mesh.pod("echo-v1")?, Ipv6Addr::UNSPECIFIED, 9090, echo)?;
+    let ports = "  - {name: tcp, port: 9090}\n  - {name: some, port: 9091, targetPort: 9090}\n";
+    mesh.service_with("shop", "bytes", "{}", "{app: echo, version: v1}", ports)?;
+    let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 10_000);
+    let dial = |to: String| {
+        let through = (to, waypoint.v4());
+        Envoy::client_through(&mesh.lab, &envoy_pod, local, through, &waypoint.identity())
+    };
+    let secret = Ask::get("/secret");
+    let no_secrets = deny(", to: [{operation: {paths: [/secret]}}]");
+    let server = mesh.pod("echo-v1")?.v4();
+    // By name, which is how gateways of other networks ask; and a pod's own address.
+    for to in [
+        "echo.shop.svc.cluster.local:80".to_owned(),
+        SocketAddr::new(server, 8080).to_string(),
+    ] {
+        let envoy = dial(to)?;
+        let passes = mesh.soon_answers("envoy", local, &secret, 200);
+        let _answer = passes.with_context(|| envoy.log())?;
+        mesh.apply("policy.yaml", &no_secrets)?;
+        mesh.soon_answers("envoy", local, &secret, 403)?;
+        // It is the client whom the policy is about, and the request.
+        mesh.soon_answers("envoy", local, &Ask::get("/"), 200)?;
+        mesh.lab.manifests().delete("policy.yaml")?;
+    }
+    // Bytes: to a service's port that is declared so, to one that turns out so, and to a pod.
+    for to in [
+        mesh.at("bytes", 9090)?,
+        mesh.at("bytes", 9091)?,
+        SocketAddr::new(server, 9090),
+    ] {
+        let envoy = dial(to.to_string())?;
+        let carried = || envoy_pod.run(|| echoes(&net::connect(local)?, "\u{1}bytes"));
+        mesh.soon("bytes are carried", carried)
+            .with_context(|| envoy.log())?;
+        envoy_pod.run(|| echoes_a_pattern(local))?;
+        mesh.apply("policy.yaml", &deny(""))?;
+        mesh.soon("they are refused", || {
+            ensure!(carried().is_err(), "they are carried");
+            Ok(())
+        })?;
+        mesh.lab.manifests().delete("policy.yaml")?;
     }
     Ok(())
 }

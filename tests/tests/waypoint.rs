@@ -5,7 +5,7 @@
 
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::echo::EchoMesh;
@@ -230,6 +230,27 @@ fn server_first_protocols_need_a_declared_port() -> Result<()> {
 }
 
 #[test]
+fn bytes_on_an_undeclared_port_do_not_wait_for_long() -> Result<()> {
+    let mut mesh = EchoMesh::shop()?;
+    let ports = "  - {port: 3306, targetPort: 9090, name: db}\n";
+    mesh.service_with("shop", "echo", "{}", "{app: echo, version: v1}", ports)?;
+    let _server = Server::start(mesh.pod("echo-v1")?, Ipv6Addr::UNSPECIFIED, 9090, echo)?;
+    let to = mesh.at("echo", 3306)?;
+    // What could begin a request and hardly does, and what cannot.
+    for text in ["hello", "\u{1}hello"] {
+        mesh.soon(&format!("{text:?} comes back at once"), || {
+            let begun = Instant::now();
+            mesh.pod("client")?
+                .run(|| echoes(&net::connect(to)?, text))?;
+            let took = begun.elapsed();
+            ensure!(took < Duration::from_secs(2), "{took:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
 fn pod_ip() -> Result<()> {
     let mut mesh = EchoMesh::shop()?;
     // A pod of its own waypoint, which is for workloads.
@@ -402,7 +423,7 @@ fn a_route_change_is_in_force_within_50_ms_and_drops_nothing() -> Result<()> {
     for round in 0..6 {
         let backend = if round % 2 == 0 { "echo-v2" } else { "echo-v1" };
         mesh.apply("route.yaml", &route(backend))?;
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         eventually(backend, Duration::from_secs(5), || pod_is(backend))?;
         quickest = quickest.min(begun.elapsed());
         mesh.soon(backend, || pod_is(backend))?;

@@ -298,6 +298,34 @@ fn an_authorizer_sees_as_much_of_a_body_as_it_may() -> Result<()> {
 }
 
 #[test]
+fn an_authorizer_sees_a_body_as_bytes_where_it_wants_that() -> Result<()> {
+    let (mesh, authorizer) = shop()?;
+    let to = mesh.at("echo-v1", 80)?;
+    let include = |more: &str| {
+        providers(
+            "",
+            &format!(", includeRequestBodyInCheck: {{maxRequestBytes: 100{more}}}"),
+        )
+    };
+    let body = [0xff, 0, b'a'];
+    let ask = Ask::new("POST", "/any").with("x-ext-authz", "allow");
+    let ask = ask.body(body);
+    mesh.apply("policy.yaml", &custom("echo-v1", "grpc", "[{}]"))?;
+    for (more, as_bytes) in [(", packAsBytes: true", true), ("", false)] {
+        mesh.apply("config.yaml", &include(more))?;
+        mesh.soon("the body is shown", || {
+            let _seen = mesh.seen("client", to, &ask)?;
+            let question = last(&authorizer)?;
+            ensure!(!question.body.is_empty(), "{question:?}");
+            let expected = if as_bytes { &body[..] } else { &[] };
+            ensure!(question.raw_body == expected, "{question:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
 fn the_clients_node_asks_for_destinations_that_do_not_judge() -> Result<()> {
     let (mut mesh, authorizer) = shop()?;
     let spec = PodSpec::new("b", "legacy")
@@ -376,6 +404,9 @@ fn global_rate_limits_are_kept_by_their_service() -> Result<()> {
         let limit = answer.header("x-ratelimit-limit").unwrap_or_default();
         ensure!(limit.starts_with("3, 3;w=86400"), "{limit}");
         ensure!(answer.header("x-ratelimit-reset").is_some(), "{answer:?}");
+        // What the service itself has to say.
+        let own = answer.header("ratelimit-remaining");
+        ensure!(own == Some(left), "{answer:?}");
     }
     for from in ["neighbour", "client"] {
         let answer = mesh.ask(from, to, &of("alice"))?;

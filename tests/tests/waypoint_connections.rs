@@ -1,7 +1,8 @@
 //! Connections to endpoints under a DestinationRule: how long they live, what they speak, and how new endpoints are
 //! spared.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -36,6 +37,57 @@ fn opened_after(mesh: &EchoMesh, to: SocketAddr, pause: Duration) -> Result<usiz
     std::thread::sleep(pause);
     mesh.seen("client", to, &Ask::get("/"))?;
     Ok(mesh.workload("echo-v1")?.connections() - before)
+}
+
+/// A host of port 9090 whose endpoint never answers, and how long connecting to it may take.
+fn silent(endpoint: IpAddr, limit: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: silent, namespace: shop}}\nspec:\n  \
+         hosts: [silent.example.com]\n  addresses: [240.240.9.9]\n  ports: [{{number: 9090, name: tcp, protocol: TCP}}]\n  \
+         resolution: STATIC\n  location: MESH_EXTERNAL\n  endpoints: [{{address: {endpoint}}}]\n---\napiVersion: \
+         networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: silent, namespace: shop}}\nspec:\n  host: \
+         silent.example.com\n  trafficPolicy: {{connectionPool: {{tcp: {{connectTimeout: {limit}}}}}}}\n"
+    )
+}
+
+#[test]
+fn connecting_takes_as_long_as_the_policy_says_and_no_longer() -> Result<()> {
+    let mesh = EchoMesh::shop()?;
+    let (client, outside) = (mesh.pod("client")?, mesh.pod("outside")?);
+    // Its answers to the client go nowhere.
+    let unanswered = format!("{}/32", client.v4());
+    let route = ["route", "add", "blackhole", &unanswered];
+    let added = outside.enter(Command::new("ip").args(route))?.status()?;
+    ensure!(added.success(), "{added}");
+    let to = SocketAddr::from(([240, 240, 9, 9], 9090));
+    let took = || {
+        client.run(|| {
+            let begun = Instant::now();
+            let connected = TcpStream::connect_timeout(&to, PATIENCE);
+            ensure!(connected.is_err(), "it answers");
+            Ok(begun.elapsed())
+        })
+    };
+    mesh.apply("traffic.yaml", &silent(outside.v4(), "300ms"))?;
+    mesh.soon("the agent knows the host", || {
+        let config = mesh.lab.agent("a")?.get(15000, "/config_dump")?.text();
+        ensure!(config.contains("silent.example.com"), "it does not");
+        Ok(())
+    })?;
+    mesh.soon("the policy is in force", || {
+        let took = took()?;
+        let limit = Duration::from_millis(300);
+        ensure!((limit..limit * 4).contains(&took), "{took:?}");
+        Ok(())
+    })?;
+    // More than what holds without a policy, 10 s.
+    mesh.apply("traffic.yaml", &silent(outside.v4(), "12s"))?;
+    eventually("so is the longer one", PATIENCE * 2, || {
+        let took = took()?;
+        let limit = Duration::from_secs(12);
+        ensure!((limit..limit * 5 / 4).contains(&took), "{took:?}");
+        Ok(())
+    })
 }
 
 #[test]

@@ -89,6 +89,21 @@ fn http_route_retry_connection_error() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn what_no_byte_of_has_come_to_an_application_is_tried_again_whatever_its_method() -> Result<()> {
+    let mut mesh = EchoMesh::shop()?;
+    let to = mesh.at("echo", 80)?;
+    mesh.soon_at_layer7("client", to, true)?;
+    let post = Ask::new("POST", "/");
+    // Both endpoints are known, and connections to their nodes are kept.
+    let statuses = mesh.statuses("client", to, &post, 30)?;
+    ensure!(statuses == BTreeMap::from([(200, 30)]), "{statuses:?}");
+    mesh.end_workload("echo-v2");
+    let statuses = mesh.statuses("client", to, &post, 60)?;
+    ensure!(statuses == BTreeMap::from([(200, 60)]), "{statuses:?}");
+    Ok(())
+}
+
 /// All that comes before a connection ends, in whichever way.
 fn until_cut(mut stream: &TcpStream) -> Result<String> {
     let mut all = Vec::new();

@@ -381,3 +381,32 @@ fn l7_jwt() -> Result<()> {
     ensure!(seen.header("authorization").is_none(), "{seen:?}");
     Ok(())
 }
+
+#[test]
+fn clients_outside_the_mesh_bring_tokens_where_the_label_says_so() -> Result<()> {
+    let mut mesh = EchoMesh::shop()?;
+    let [known, unknown] = ["issuer-1", "issuer-2"].map(Issuer::new);
+    let (known, unknown) = (known?, unknown?);
+    let rules = format!(
+        "{TO_SERVICE}  rules: [{{from: [{{source: {{requestPrincipals: [issuer-1/sub-1]}}}}]}}]\n"
+    );
+    mesh.apply("tokens.yaml", &trusting(&[&known])?)?;
+    mesh.apply("policy.yaml", &policy("tokens", "shop", &rules))?;
+    let label = "{istio.io/ingress-use-waypoint: 'true'}";
+    mesh.service("shop", "echo", label, "{app: echo}")?;
+    let to = SocketAddr::new(mesh.pod("echo-v1")?.v4(), 8080);
+    let bearing = |token: &str| Ask::get("/").with("Authorization", &format!("Bearer {token}"));
+    is_refused(&mesh, "outside", to, &Ask::get("/"))?;
+    let good = bearing(&known.token("sub-1", &json!({}))?);
+    passes(&mesh, "outside", to, &good)?;
+    let seen = mesh.seen("outside", to, &good)?;
+    ensure!(seen.header("x-sub").as_deref() == Some("sub-1"), "{seen:?}");
+    is_refused(
+        &mesh,
+        "outside",
+        to,
+        &bearing(&known.token("sub-2", &json!({}))?),
+    )?;
+    let forged = bearing(&unknown.token("sub-1", &json!({}))?);
+    mesh.soon_answers("outside", to, &forged, 401).map(drop)
+}

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use tokio::sync::Notify;
 
-use crate::model::{Snapshot, SpiffeId, WorkloadUid};
+use crate::model::{NamespacedHostname, Snapshot, SpiffeId, WorkloadUid};
 use crate::policy::{self, Denial};
 
 /// Which way a connection runs, as the workload sees it.
@@ -58,6 +58,8 @@ pub(crate) struct Claim {
     pub(crate) identity: Option<SpiffeId>,
     /// Who the waypoint would be that it went through.
     pub(crate) waypoint: Option<SpiffeId>,
+    /// The service that was called, whose demands it meets.
+    pub(crate) through: Option<NamespacedHostname>,
     pub(crate) destination: SocketAddr,
 }
 
@@ -70,6 +72,7 @@ impl Claim {
             source: self.source,
             identity: self.identity.as_ref(),
             waypoint: self.waypoint.as_ref(),
+            through: self.through.as_ref(),
             destination: self.destination,
         };
         Ok(policy::judge(snapshot, workload, &connection))

@@ -20,8 +20,18 @@ use crate::route::{Target, Transport};
 use crate::telemetry::ResponseFlags;
 use crate::tls::{self, Identity};
 
-/// Time that one endpoint has to answer (ztunnel's constant).
+/// Time that one endpoint has to answer if no policy says otherwise (ztunnel's constant).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// By how much an attempt may outlast its policy's time, so that the policy's end is the one that is told.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// Time that one endpoint has to answer under a policy that ends the attempt after `limit`.
+pub(crate) fn patience(limit: Option<Duration>) -> Duration {
+    limit.map_or(CONNECT_TIMEOUT, |limit| {
+        CONNECT_TIMEOUT.max(limit.saturating_add(MARGIN))
+    })
+}
 
 /// Why a target could not be reached. No byte of the application has arrived there, unless the tunnel's error says that
 /// it is unsure.
@@ -68,7 +78,7 @@ impl DialError {
     }
 }
 
-/// Reaches a target: `request` is what a tunnel is asked for, and `first` may leave along with it.
+/// Reaches a target, which has so much time to answer: `request` is what a tunnel is asked for.
 ///
 /// # Errors
 /// [`DialError`].
@@ -79,29 +89,47 @@ pub(crate) async fn reach(
     hub: &Hub,
     pod: &Pod,
     workload: &Workload,
-    target: &Target,
+    target: (&Target, Duration),
     request: impl FnOnce() -> ConnectRequest,
-    first: &mut FirstBytes<'_>,
+) -> Result<Far, DialError> {
+    let mut none = FirstBytes::new(&[]);
+    reach_with(hub, pod, workload, target, (request, &mut none)).await
+}
+
+/// As [`reach`], for an application that has spoken already: `first` may leave along with the request for a tunnel.
+///
+/// # Errors
+/// As [`reach`].
+///
+/// # Cancel safety
+/// As [`reach`]; `first` says whether bytes have left.
+pub(crate) async fn reach_with(
+    hub: &Hub,
+    pod: &Pod,
+    workload: &Workload,
+    (target, patience): (&Target, Duration),
+    (request, first): (impl FnOnce() -> ConnectRequest, &mut FirstBytes<'_>),
 ) -> Result<Far, DialError> {
     match &target.transport {
-        Transport::Plain => connect(pod, target.destination).await.map(Far::Plain),
+        Transport::Plain => connect(pod, target.destination, patience)
+            .await
+            .map(Far::Plain),
         Transport::Hbone { tunnel, expected } => {
-            open_tunnel(hub, pod, workload, (*tunnel, expected), (&request(), first))
+            let to = (*tunnel, &expected[..], patience);
+            open_tunnel(hub, pod, workload, to, (&request(), first))
                 .await
                 .map(Far::Tunnel)
         }
     }
 }
 
-async fn connect(pod: &Pod, to: SocketAddr) -> Result<Tcp, DialError> {
+async fn connect(pod: &Pod, to: SocketAddr, patience: Duration) -> Result<Tcp, DialError> {
     let failed = |source| DialError::Connect {
         to,
         source: Rc::new(source),
     };
     let socket = pod.sockets.outbound(Family::of(to)).map_err(failed)?;
-    Tcp::connect(socket, to, CONNECT_TIMEOUT)
-        .await
-        .map_err(failed)
+    Tcp::connect(socket, to, patience).await.map_err(failed)
 }
 
 /// Opens a stream through a pooled tunnel.
@@ -109,7 +137,7 @@ async fn open_tunnel(
     hub: &Hub,
     pod: &Pod,
     workload: &Workload,
-    (to, expected): (SocketAddr, &[SpiffeId]),
+    (to, expected, patience): (SocketAddr, &[SpiffeId], Duration),
     (request, first): (&ConnectRequest, &mut FirstBytes<'_>),
 ) -> Result<Stream, DialError> {
     let Some(identity) = hub.identity(workload) else {
@@ -121,7 +149,14 @@ async fn open_tunnel(
         expected: expected.into(),
         tunnel: to,
     };
-    let dial = || dial(pod.clone(), Arc::clone(&identity), to, expected.to_vec());
+    let dial = || {
+        dial(
+            pod.clone(),
+            Arc::clone(&identity),
+            (to, patience),
+            expected.to_vec(),
+        )
+    };
     let opened = hub.tunnels.open(key, request, first, dial).await;
     opened.map_err(|source| DialError::Tunnel { to, source })
 }
@@ -129,16 +164,16 @@ async fn open_tunnel(
 async fn dial(
     pod: Pod,
     identity: Arc<Identity>,
-    to: SocketAddr,
+    (to, patience): (SocketAddr, Duration),
     expected: Vec<SpiffeId>,
 ) -> Result<tls::Session, hbone::DialError> {
     let socket = pod
         .sockets
         .outbound(Family::of(to))
         .map_err(hbone::DialError::Connect)?;
-    let connected = Tcp::connect(socket, to, CONNECT_TIMEOUT).await;
+    let connected = Tcp::connect(socket, to, patience).await;
     let tcp = connected.map_err(hbone::DialError::Connect)?;
-    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    let deadline = Instant::now() + patience;
     tls::connect(tcp, &identity, &expected, deadline)
         .await
         .map_err(hbone::DialError::Tls)

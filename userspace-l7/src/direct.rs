@@ -59,11 +59,13 @@ pub fn passage(
         return Passage::Proxied(reason);
     }
     let identity = client.identity();
+    let mut own = client.addresses.iter().copied();
     let connection = Connection {
-        // Nobody asks for it: see above.
-        source: to.ip(),
+        // Policies do not ask for it: see above. Any of its own says which pod it is.
+        source: own.next().unwrap_or_else(|| to.ip()),
         identity: Some(&identity),
         waypoint: None,
+        through: None,
         destination: to,
     };
     let verdict = policy::judge(snapshot, server, &connection);

@@ -4,6 +4,7 @@ mod carriage;
 mod claim;
 mod demands;
 mod destination;
+mod front;
 mod requests;
 
 use std::io;
@@ -16,7 +17,8 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::connections::{Carriage, Claim, Direction, LiveConnection, Tracked, WorkloadGone};
-use crate::hbone::{self, Authority, Baggage, Cause, ConnectResponse, Incoming};
+use crate::dial::DialError;
+use crate::hbone::{self, Baggage, Cause, ConnectResponse, Incoming};
 use crate::hub::{Hub, UnknownWorkload};
 use crate::model::{SpiffeId, Workload};
 use crate::pod::{Family, Pod};
@@ -24,6 +26,7 @@ use crate::policy::http::HttpDenial;
 use crate::policy::{Allowed, Denial};
 use crate::relay::Far;
 use crate::ring::Tcp;
+use crate::route;
 use crate::telemetry::{Reporter, ResponseFlags};
 use crate::tls;
 use crate::waypoint;
@@ -48,6 +51,10 @@ enum InboundError {
     Misdirected(#[from] destination::Misdirected),
     #[error(transparent)]
     Unserved(#[from] waypoint::Unserved),
+    #[error("nothing behind the waypoint takes the connection: {0}")]
+    Beyond(#[from] route::Refusal),
+    #[error("nothing behind the waypoint takes the connection: {0}")]
+    Dial(DialError),
     #[error("connection closed due to policy rejection: {0}")]
     Denied(Denial),
     #[error("connection closed due to policy rejection: {0}")]
@@ -66,7 +73,9 @@ impl InboundError {
             Self::UnknownWorkload(_)
             | Self::WorkloadGone(_)
             | Self::Misdirected(_)
+            | Self::Beyond(_)
             | Self::Unserved(_) => ResponseFlags::None,
+            Self::Dial(error) => error.flags(),
             Self::Denied(_) | Self::Demanded(_) => ResponseFlags::Deny,
             Self::Application { .. } => ResponseFlags::Connect,
             Self::NoIdentity(_) => ResponseFlags::IdentityError,
@@ -82,6 +91,8 @@ impl InboundError {
             Self::UnknownWorkload(_)
             | Self::WorkloadGone(_)
             | Self::Unserved(_)
+            | Self::Beyond(_)
+            | Self::Dial(_)
             | Self::Application { .. }
             | Self::NoIdentity(_)
             | Self::Tls(_) => 503,
@@ -140,13 +151,14 @@ pub(crate) async fn serve_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) {
         let to = destination::of_plaintext(&workload, address, arrived_at)?;
         let snapshot = hub.snapshot();
         let service = claim::from_outside(&snapshot, &workload, to, |bound| hub.choose(bound));
-        let demands = service.map(|one| Demanded::of_outsider(&snapshot, &workload, to, one));
+        let demands =
+            service.map(|one| Demanded::of_outsider(&snapshot, &workload, to, (&caller, one)));
         if let Some(demands) = &demands
             && demands.protocol() == Protocol::Bytes
         {
             demands.judge_bytes(&snapshot, &caller, to)?;
         }
-        let admitted = admit(hub, pod, workload, &caller, (to, None)).await?;
+        let admitted = admit(hub, pod, workload, &caller, (to, demands.as_ref())).await?;
         Ok::<_, InboundError>((admitted, demands))
     };
     match admitted.await {
@@ -202,7 +214,7 @@ async fn serve_stream(
     arrived_at: SocketAddr,
     incoming: Incoming,
 ) {
-    let Some(incoming) = front(hub, pod, (peer, arrived_at), incoming).await else {
+    let Some(incoming) = front::serve(hub, pod, (peer, arrived_at), incoming).await else {
         return;
     };
     let request = incoming.request();
@@ -219,11 +231,11 @@ async fn serve_stream(
         let to = destination::of_request(&snapshot, &workload, arrived_at, &request.authority)?;
         let claim = request.service.as_ref();
         let believed = claim.and_then(|claim| claim::believe(&snapshot, &workload, to, claim));
-        let demands = Demanded::of(&snapshot, &workload, to, believed);
+        let demands = Demanded::of(&snapshot, &workload, to, (&caller, believed));
         if demands.protocol() == Protocol::Bytes {
             demands.judge_bytes(&snapshot, &caller, to)?;
         }
-        let admitted = admit(hub, pod, workload, &caller, (to, demands.waypoint())).await?;
+        let admitted = admit(hub, pod, workload, &caller, (to, Some(&demands))).await?;
         Ok::<_, InboundError>((admitted, demands))
     };
     match admitted.await {
@@ -240,49 +252,6 @@ async fn serve_stream(
     }
 }
 
-/// Serves a stream whose client takes the pod for its waypoint; gives back any other.
-async fn front(
-    hub: &Rc<Hub>,
-    pod: &Pod,
-    (peer, arrived_at): (SocketAddr, SocketAddr),
-    incoming: Incoming,
-) -> Option<Incoming> {
-    let request = incoming.request();
-    let Authority::Address(wanted) = request.authority else {
-        return Some(incoming);
-    };
-    let snapshot = hub.snapshot();
-    let Some(workload) = snapshot.workloads.get(&pod.uid) else {
-        return Some(incoming);
-    };
-    let identity = incoming.peer().id().clone();
-    match waypoint::fronted(&snapshot, workload, wanted) {
-        Ok(None) => return Some(incoming),
-        Ok(Some(fronted)) => {
-            let source = client_address(peer, request.forwarded.client);
-            let workload = Arc::clone(workload);
-            let baggage = Baggage::of(&workload);
-            let stream = incoming.accept(&ConnectResponse::accepted(Some(&baggage)));
-            let asker = (source, identity);
-            let served = waypoint::serve_another(hub, pod, workload, asker, (fronted, stream));
-            Box::pin(served).await;
-        }
-        Err(unserved) => {
-            let caller = Caller {
-                address: peer,
-                identity: Some(identity),
-                carriage: Carriage::Hbone,
-                arrived_at,
-                service: None,
-            };
-            let error = InboundError::Unserved(unserved);
-            refuse(hub, &caller, &error);
-            incoming.reject(error.status(), None);
-        }
-    }
-    None
-}
-
 /// Judges the caller and reaches the application. The connection is registered before it is judged, so a
 /// policy that changes in between ends it.
 async fn admit(
@@ -290,13 +259,14 @@ async fn admit(
     pod: &Pod,
     workload: Arc<Workload>,
     caller: &Caller,
-    (to, waypoint): (SocketAddr, Option<&SpiffeId>),
+    (to, demands): (SocketAddr, Option<&Demanded>),
 ) -> Result<Admitted, InboundError> {
     let claim = Claim {
         workload: workload.uid.clone(),
         source: caller.address.ip(),
         identity: caller.identity.clone(),
-        waypoint: waypoint.cloned(),
+        waypoint: demands.and_then(Demanded::waypoint).cloned(),
+        through: demands.and_then(Demanded::service).cloned(),
         destination: to,
     };
     let tracked = hub.connections.track(

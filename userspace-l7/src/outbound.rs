@@ -210,7 +210,11 @@ pub(crate) async fn reach(
         let said = app.as_mut().map(|(app, spoken)| spoken.to(app, target));
         let mut first = FirstBytes::new(said.unwrap_or_default());
         let answered = {
-            let reached = dial::reach(hub, pod, &workload, target, request, &mut first);
+            let limit = endpoints
+                .as_ref()
+                .and_then(|one| one.policy.connect_timeout);
+            let target = (target, dial::patience(limit));
+            let reached = dial::reach_with(hub, pod, &workload, target, (request, &mut first));
             let reached = pin!(reached);
             tokio::select! {
                 biased;

@@ -9,13 +9,17 @@ mod layer4;
 mod matching;
 pub mod path;
 mod pattern;
+mod strict;
 
 pub use layer4::without_requests;
+pub use strict::{circumvented, is_waypoint};
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::model::{Action, AuthorizationPolicy, PolicyKey, Snapshot, SpiffeId, Workload};
+use crate::model::{
+    Action, AuthorizationPolicy, NamespacedHostname, PolicyKey, Snapshot, SpiffeId, Workload,
+};
 
 /// What is known about a connection when it is judged.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +31,9 @@ pub struct Connection<'a> {
     /// Who the waypoint would be that the connection went through: it counts as one more identity of the
     /// peer, so that a policy about either of the two holds.
     pub waypoint: Option<&'a SpiffeId>,
+    /// The service that was called, if what its waypoint demands is met: in strict namespaces there is no
+    /// other way in.
+    pub through: Option<&'a NamespacedHostname>,
     /// The workload's own address and port, never a service's and never the tunnel's.
     pub destination: SocketAddr,
 }
@@ -42,11 +49,17 @@ pub enum Denial {
     Explicit(PolicyKey),
     /// ALLOW policies exist and none matched.
     NotAllowed,
+    /// The workload's namespace is strict, and this service's waypoint was gone around.
+    Around(NamespacedHostname),
 }
 
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Around(service) => write!(
+                f,
+                "around the waypoint of {service}, which culvert.dev/strict-waypoint forbids: call the service"
+            ),
             Self::Explicit(policy) => write!(f, "explicitly denied by: {policy}"),
             Self::NotAllowed => f.write_str("allow policies exist, but none allowed"),
         }
@@ -84,7 +97,8 @@ pub struct Verdict {
 }
 
 /// Judges a connection to `workload` by every policy that speaks about it (Istio's order: DENY beats ALLOW;
-/// where any ALLOW policy exists, one of them has to match).
+/// where any ALLOW policy exists, one of them has to match). In a strict namespace it must not have gone around
+/// a waypoint, besides.
 pub fn judge(snapshot: &Snapshot, workload: &Workload, connection: &Connection<'_>) -> Verdict {
     let facts = matching::Facts::new(connection);
     let policies: Vec<&AuthorizationPolicy> =
@@ -106,6 +120,12 @@ pub fn judge(snapshot: &Snapshot, workload: &Workload, connection: &Connection<'
         let decision = Err(Denial::Explicit(policy.key.clone()));
         return Verdict {
             decision,
+            dry_run: dry_runs,
+        };
+    }
+    if let Some(service) = circumvented(snapshot, workload, connection) {
+        return Verdict {
+            decision: Err(Denial::Around(service.clone())),
             dry_run: dry_runs,
         };
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::dial;
 use crate::endpoints::Endpoints;
-use crate::hbone::{Baggage, ConnectRequest, FirstBytes, ServiceClaim};
+use crate::hbone::{Baggage, ConnectRequest, ServiceClaim};
 use crate::http::{self, Keeping, Lease, Peer, PoolKey, Version, Wire};
 use crate::hub::Hub;
 use crate::model::{AppProtocol, Service, Side, Snapshot, TrafficPolicy, Workload};
@@ -107,12 +107,13 @@ async fn make(
             None => request,
         }
     };
-    let mut first = FirstBytes::new(&[]);
+    let limit = endpoints.policy.connect_timeout;
+    let target_in_time = (target, dial::patience(limit));
     let Origin {
         hub, pod, workload, ..
     } = origin;
-    let reached = dial::reach(hub, pod, workload, target, request, &mut first);
-    let far = match endpoints.policy.connect_timeout {
+    let reached = dial::reach(hub, pod, workload, target_in_time, request);
+    let far = match limit {
         None => reached.await?,
         Some(limit) => tokio::time::timeout(limit, reached)
             .await

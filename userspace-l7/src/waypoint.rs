@@ -3,7 +3,7 @@
 //! ```text
 //!  application ─► welcome ─ sniff ─┬─► not HTTP: back to outbound, as bytes
 //!                                  └─► serve: each request ─► phases ─► upstream ─► endpoint
-//!  client of another data plane ─► inbound ─► fronted ─┘
+//!  client of another data plane ─► inbound (front) ────┘
 //! ```
 
 mod account;
@@ -35,7 +35,7 @@ use crate::ring::{RecvBuf, Tcp};
 use crate::telemetry::{RequestClient, Security};
 
 use client::{Client, Requester};
-pub(crate) use fronted::{Unserved, fronted, serve_another};
+pub(crate) use fronted::{Another, Behind, Fronted, Unserved, fronted, serve_another};
 
 /// What became of a connection.
 pub(crate) enum Welcome {

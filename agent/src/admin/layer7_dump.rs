@@ -11,6 +11,7 @@ use super::explain::{matched, protocol};
 
 /// Layer 7 of all services that are bound to a waypoint, in the order of their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Layer7Dump {
     /// One for each port of each service.
     pub listeners: Vec<ListenerDump>,
@@ -18,6 +19,9 @@ pub struct Layer7Dump {
     pub routes: Vec<RouteDump>,
     /// One for each backend of each rule, and one for each port without routes.
     pub backends: Vec<BackendDump>,
+    /// Namespaces whose pods are not reached around the waypoint of a service, in order.
+    #[serde(default)]
+    pub strict_namespaces: Vec<String>,
 }
 
 /// One service port.
@@ -93,7 +97,12 @@ pub struct BackendDump {
 
 /// The dump of a mesh.
 pub(super) fn dump(snapshot: &Snapshot) -> Layer7Dump {
-    let mut dump = Layer7Dump::default();
+    let strict = snapshot.strict_namespaces.iter().map(ToString::to_string);
+    let mut dump = Layer7Dump {
+        strict_namespaces: strict.collect(),
+        ..Layer7Dump::default()
+    };
+    dump.strict_namespaces.sort_unstable();
     let mut services: Vec<(&NamespacedHostname, _)> = snapshot.services_layer7.iter().collect();
     services.sort_unstable_by_key(|(key, _)| *key);
     for (key, layer7) in services {

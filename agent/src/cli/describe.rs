@@ -69,19 +69,20 @@ struct DescribedPod {
     workload: WorkloadDump,
     services: Vec<String>,
     policies: Vec<PolicyDump>,
+    /// Whether nobody gets around the waypoints of its services.
+    strict: bool,
     capture: String,
 }
+
+/// What `culvert.dev/strict-waypoint` means, for people.
+const STRICT: &str = "ports of services behind a waypoint are reached through the service only";
 
 impl DescribeCommand {
     pub(super) fn run(&self, out: &mut impl Write) -> Result<(), CliError> {
         match self {
             Self::Service(args) => {
                 let dump = get::load(&args.select)?;
-                let layer7 = match args.select.file {
-                    // A saved config dump says nothing about layer 7.
-                    Some(_) => Layer7Dump::default(),
-                    None => client::layer7(&args.select.admin)?,
-                };
+                let layer7 = layer7(&args.select)?;
                 let found = services(args, &dump, &layer7);
                 if found.is_empty() {
                     return Err(args.nothing("service", "services"));
@@ -93,7 +94,7 @@ impl DescribeCommand {
             }
             Self::Pod(args) => {
                 let dump = get::load(&args.select)?;
-                let found = pods(args, &dump);
+                let found = pods(args, &dump, &layer7(&args.select)?);
                 if found.is_empty() {
                     return Err(args.nothing("pod", "workloads"));
                 }
@@ -103,6 +104,14 @@ impl DescribeCommand {
                 })
             }
         }
+    }
+}
+
+fn layer7(select: &SelectArgs) -> Result<Layer7Dump, CliError> {
+    match select.file {
+        // A saved config dump says nothing about layer 7.
+        Some(_) => Ok(Layer7Dump::default()),
+        None => client::layer7(&select.admin),
     }
 }
 
@@ -120,6 +129,7 @@ fn services(args: &DescribeArgs, dump: &ConfigDump, layer7: &Layer7Dump) -> Vec<
         own.routes.retain(|it| is_its(&it.namespace, &it.hostname));
         own.backends
             .retain(|it| is_its(&it.namespace, &it.hostname));
+        own.strict_namespaces.retain(|it| *it == service.namespace);
         own
     };
     wanted
@@ -149,6 +159,9 @@ fn service_text(dump: &ConfigDump, described: &DescribedService) -> String {
         "Waypoint",
         &waypoint.unwrap_or_else(|| "None".to_owned()),
     );
+    if !layer7.strict_namespaces.is_empty() {
+        fact(&mut text, "Strict", STRICT);
+    }
     let mut endpoints = Table::new(&["ENDPOINT", "ADDRESS", "NODE", "STATUS"]);
     for endpoint in service.endpoints.values() {
         let workload = dump
@@ -183,17 +196,17 @@ fn service_text(dump: &ConfigDump, described: &DescribedService) -> String {
     text
 }
 
-fn pods(args: &DescribeArgs, dump: &ConfigDump) -> Vec<DescribedPod> {
+fn pods(args: &DescribeArgs, dump: &ConfigDump, layer7: &Layer7Dump) -> Vec<DescribedPod> {
     let wanted = dump
         .workloads
         .iter()
         .filter(|it| args.wants(&it.namespace, &it.name));
     wanted
-        .map(|workload| described_pod(dump, workload))
+        .map(|workload| described_pod(dump, layer7, workload))
         .collect()
 }
 
-fn described_pod(dump: &ConfigDump, workload: &WorkloadDump) -> DescribedPod {
+fn described_pod(dump: &ConfigDump, layer7: &Layer7Dump, workload: &WorkloadDump) -> DescribedPod {
     let serving = dump.services.iter().filter(|service| {
         let mut endpoints = service.endpoints.values();
         endpoints.any(|endpoint| endpoint.workload_uid == workload.uid)
@@ -211,6 +224,7 @@ fn described_pod(dump: &ConfigDump, workload: &WorkloadDump) -> DescribedPod {
             .map(|service| format!("{}/{}", service.namespace, service.hostname))
             .collect(),
         policies: dump.policies.iter().filter(speaks).cloned().collect(),
+        strict: layer7.strict_namespaces.contains(&workload.namespace),
         capture: match state {
             Some(state) if state.state == "Up" => "captured by this agent".to_owned(),
             Some(state) => format!("not captured yet ({})", state.state),
@@ -234,6 +248,9 @@ fn pod_text(described: &DescribedPod) -> String {
     let waypoint = workload.waypoint.as_ref();
     let waypoint = waypoint.map_or("None", |it| &it.destination);
     fact(&mut text, "Waypoint", waypoint);
+    if described.strict {
+        fact(&mut text, "Strict", STRICT);
+    }
     fact(&mut text, "Services", &described.services.join(", "));
     let mut policies = Table::new(&["NAMESPACE", "POLICY NAME", "ACTION", "SCOPE"]);
     for policy in &described.policies {

@@ -25,6 +25,7 @@ mod services;
 mod settings;
 mod statuses;
 mod store;
+mod strict;
 mod targets;
 mod telemetry;
 #[cfg(test)]
@@ -114,6 +115,8 @@ enum Unit {
     Pod(ObjectName),
     Entry(ObjectName),
     Policy(ObjectName),
+    Namespace(Arc<str>),
+    Telemetry(ObjectName),
 }
 
 /// Policies that select by label, with what they select by.
@@ -183,11 +186,13 @@ impl Compiler {
         }
         self.spread(&mut marks);
         let mut different = self.update_settings(&mut marks);
+        different |= self.update_strict(&mut marks);
         different |= self.update_policies(&mut marks);
         different |= self.update_workloads(&mut marks);
         different |= self.update_services(&mut marks);
         different |= self.update_traffic(&mut marks);
         different |= self.update_layer7(&mut marks);
+        self.say_providers(&mut marks);
         if different {
             self.current.generation += 1;
             self.published = Arc::new(self.current.clone());

@@ -3,6 +3,7 @@
 
 use serde::Deserialize;
 
+use super::destination_rule::LocalityLbSetting;
 use super::ext_authz::ExtAuthz;
 use super::field::{Faults, at};
 use super::meta::Meta;
@@ -26,6 +27,9 @@ impl MeshConfig {
         let place = at!["data", "mesh"];
         if let Some(retry) = &self.spec.default_http_retry_policy {
             retry.check(&place.join("defaultHttpRetryPolicy"), faults);
+        }
+        if let Some(setting) = &self.spec.locality_lb_setting {
+            setting.check(&place.join("localityLbSetting"), faults);
         }
         for (index, provider) in self.spec.extension_providers.iter().enumerate() {
             let place = place.join("extensionProviders").join(index);
@@ -62,6 +66,8 @@ pub struct MeshConfigSpec {
     pub trust_domain_aliases: Vec<String>,
     /// Settings of proxies.
     pub default_config: ProxyConfig,
+    /// Which endpoints are near, for services whose DestinationRule does not say.
+    pub locality_lb_setting: Option<LocalityLbSetting>,
 }
 
 /// `defaultProviders`.

@@ -92,6 +92,23 @@ impl EchoMesh {
         Ok(mesh)
     }
 
+    /// Makes a pod of the shop on node b its waypoint, for clients that were told where that is: a Service of the
+    /// waypoint's name, and the pod behind it. With it a pod `envoy` of namespace `clients` on node a, which is not
+    /// captured, for such a client.
+    ///
+    /// # Errors
+    /// If a pod cannot be made, or an agent is not in time.
+    pub fn waypoint_pod(&mut self) -> Result<(Pod, Pod)> {
+        let spec = PodSpec::new("b", "waypoint").in_namespace("shop");
+        let waypoint = self.lab.place(&spec.with_label("app", "waypoint"))?;
+        let ports = "  - {name: mesh, port: 15008, targetPort: 15008}\n";
+        self.service_with("shop", "waypoint", "{}", "{app: waypoint}", ports)?;
+        let spec = PodSpec::new("a", "envoy").in_namespace("clients");
+        let client = self.lab.place(&spec.uncaptured())?;
+        self.lab.agent("b")?.wait_ready()?;
+        Ok((waypoint, client))
+    }
+
     /// Declares a captured namespace with labels of its own, or changes its labels.
     ///
     /// # Errors

@@ -344,6 +344,29 @@ fn a_service_that_more_than_weights_decide_about_is_the_proxys() {
 }
 
 #[test]
+fn nobody_goes_straight_around_a_waypoint_where_that_is_forbidden() {
+    let mut mesh = shop(|service| {
+        service.waypoint = Some(WaypointReference {
+            destination: service.key.clone(),
+            hbone_port: 15008,
+            is_foreign: true,
+        });
+    });
+    let service = mesh.services.keys().next().unwrap().clone();
+    let near = Workload {
+        services: vec![service.clone()],
+        ..workload("near", "10.0.0.2 fd00::2")
+    };
+    let straight = Passage::Straight;
+    goes(&mesh, &client(), &near, "10.0.0.2:8080", &straight);
+    mesh.strict_namespaces.insert("app".into());
+    let denied = Passage::Denied(Denial::Around(service));
+    goes(&mesh, &client(), &near, "10.0.0.2:8080", &denied);
+    goes(&mesh, &client(), &near, "[fd00::2]:8080", &denied);
+    goes(&mesh, &client(), &near, "10.0.0.2:9090", &straight);
+}
+
+#[test]
 fn endpoints_that_the_client_may_not_reach_stay_with_the_proxy() {
     let mut mesh = shop(|_| {});
     let by = ruled(policy(Action::Allow, from("td/ns/app/sa/other")));

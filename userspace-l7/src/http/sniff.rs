@@ -40,6 +40,8 @@ pub(crate) enum Sniffed {
     Opaque,
     /// More bytes are needed.
     Undecided,
+    /// More bytes are needed, and they will hardly make it HTTP: no registered method begins like that.
+    Unlikely,
 }
 
 /// Looks at a connection's first bytes: the preface of HTTP/2, or a request line that ends in `HTTP/1.x`.
@@ -63,10 +65,25 @@ pub(crate) fn sniff(bytes: &[u8]) -> Sniffed {
     }
     match (method, line_end) {
         (_, None) if bytes.len() >= LONGEST => Sniffed::Opaque,
-        (_, None) => Sniffed::Undecided,
+        // A target and what follows is visible text (RFC 9112 §3).
+        (Some(place), None) if line.iter().skip(place).any(|byte| is_control(*byte)) => {
+            Sniffed::Opaque
+        }
+        (_, None) if letters.iter().all(|byte| is_of_methods(*byte)) => Sniffed::Undecided,
+        (_, None) => Sniffed::Unlikely,
         (Some(1..), Some(_)) if is_request_line(line) => Sniffed::Http(Version::Http1),
         (_, Some(_)) => Sniffed::Opaque,
     }
+}
+
+/// What registered methods consist of (IANA's registry): any token may be one, but few are.
+fn is_of_methods(byte: u8) -> bool {
+    byte.is_ascii_uppercase() || byte == b'-'
+}
+
+/// The end of a line is none.
+fn is_control(byte: u8) -> bool {
+    byte.is_ascii_control() && byte != b'\r'
 }
 
 /// Whether a line that begins with a method ends in a version of HTTP/1.
@@ -114,6 +131,14 @@ mod tests {
     }
 
     #[test]
+    fn a_beginning_that_no_method_has_leaves_it_hardly_open() {
+        for beginning in ["hello", "h", "ping ", "x1 /", "!"] {
+            check(beginning, Sniffed::Unlikely);
+        }
+        check("get / HTTP/1.1\n", Sniffed::Http(Version::Http1));
+    }
+
+    #[test]
     fn everything_else_is_bytes() {
         for other in [
             "\x16\x03\x01",
@@ -123,6 +148,8 @@ mod tests {
             "GET /\r\n",
             "GET / HTTP/3\r\n",
             " GET / HTTP/1.1\r\n",
+            "PING \x01",
+            "GET /\0",
             "HTTP/1.1\n",
             "\r\n",
             "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",

@@ -11,7 +11,7 @@ use super::demands::{Demanded, Protocol};
 use super::{Admitted, Caller, InboundError, refuse, requests};
 use crate::dormant::Dormant;
 use crate::hbone::ErrorCode;
-use crate::http;
+use crate::http::{self, Wire};
 use crate::hub::Hub;
 use crate::model::{AppProtocol, Snapshot, Workload};
 use crate::pod::Pod;
@@ -66,18 +66,21 @@ async fn converse(
     let exchange = requests::Exchange {
         hub: Rc::clone(hub),
         pod: pod.clone(),
+        own: Arc::clone(&workload),
         workload,
         client: caller.address,
         identity: caller.identity,
         to,
         called: demands.called,
-        _pass: pass,
+        beyond: None,
+        _pass: Pass::Judged(pass),
     };
+    let app = Wire::tcp(app, RecvBuf::default());
     let wire = match far {
-        Far::Plain(tcp) => http::Wire::tcp(tcp, early),
-        Far::Tunnel(stream) => http::Wire::tunnel(stream, early),
+        Far::Plain(tcp) => Wire::tcp(tcp, early),
+        Far::Tunnel(stream) => Wire::tunnel(stream, early),
     };
-    let served = requests::serve(exchange, wire, version, app, Rc::clone(&flow));
+    let served = requests::serve(exchange, wire, version, Some(app), Rc::clone(&flow));
     tokio::select! {
         served = served => {
             if let Err(error) = served {
@@ -90,7 +93,7 @@ async fn converse(
 }
 
 /// The next bytes of a client; empty at their end.
-async fn receive(far: &mut Far) -> io::Result<RecvBuf> {
+pub(super) async fn receive(far: &mut Far) -> io::Result<RecvBuf> {
     match far {
         Far::Plain(tcp) => tcp.recv().await,
         Far::Tunnel(stream) => {
@@ -109,7 +112,7 @@ fn give_up(far: Far) {
 }
 
 /// Settles an account that the connection's parts share; all of them are gone with the connection.
-fn close(flow: Rc<OpenFlow>, ending: relay::Ending) {
+pub(super) fn close(flow: Rc<OpenFlow>, ending: relay::Ending) {
     if let Some(flow) = Rc::into_inner(flow) {
         ending.settle(flow);
     }

@@ -8,8 +8,10 @@ use ::http::{HeaderMap, Method};
 use super::claim::Believed;
 use super::{Caller, InboundError};
 use crate::model::{
-    AppProtocol, Demands, PathNormalization, RequestHead, Snapshot, SpiffeId, Workload, WorkloadUid,
+    AppProtocol, Demands, NamespacedHostname, PathNormalization, RequestHead, Snapshot, SpiffeId,
+    Workload, WorkloadUid,
 };
+use crate::policy;
 use crate::policy::http::{HttpDecision, HttpRequest, judge_http};
 use crate::policy::without_requests;
 
@@ -18,6 +20,8 @@ pub(super) struct Demanded {
     pub(super) called: Option<Believed>,
     workload: WorkloadUid,
     waypoint: Option<SpiffeId>,
+    /// Whether the workload's waypoint has judged it, whose own connection this is.
+    is_judged: bool,
     protocol: Protocol,
 }
 
@@ -36,14 +40,19 @@ impl Demanded {
         snapshot: &Snapshot,
         workload: &Workload,
         to: SocketAddr,
-        called: Option<Believed>,
+        (client, called): (&Caller, Option<Believed>),
     ) -> Self {
         let own = snapshot.workloads_layer7.get(&workload.uid);
         let waypoint = match &called {
             Some(called) => Some(called.layer7.waypoint_identity.clone()),
             None => own.map(|own| own.waypoint_identity.clone()),
         };
-        let demands = demands(snapshot, called.as_ref(), &workload.uid);
+        let is_judged = called.is_none()
+            && workload.waypoint.as_ref().is_some_and(|waypoint| {
+                let client = (client.address.ip(), client.identity.as_ref());
+                policy::is_waypoint(snapshot, waypoint, client)
+            });
+        let demands = demands(snapshot, called.as_ref(), &workload.uid).filter(|_| !is_judged);
         // Also where nothing is demanded now: the client's node keeps the tunnel for later requests, and a policy
         // that comes meanwhile has to see them.
         let is_http = demands.is_some();
@@ -60,6 +69,7 @@ impl Demanded {
             called,
             workload: workload.uid.clone(),
             waypoint,
+            is_judged,
             protocol,
         }
     }
@@ -69,11 +79,11 @@ impl Demanded {
         snapshot: &Snapshot,
         workload: &Workload,
         to: SocketAddr,
-        called: Believed,
+        (client, called): (&Caller, Believed),
     ) -> Self {
         Self {
             waypoint: None,
-            ..Self::of(snapshot, workload, to, Some(called))
+            ..Self::of(snapshot, workload, to, (client, Some(called)))
         }
     }
 
@@ -86,6 +96,11 @@ impl Demanded {
         self.waypoint.as_ref()
     }
 
+    /// The service that was called, and whose demands are met.
+    pub(super) fn service(&self) -> Option<&NamespacedHostname> {
+        self.called.as_ref().map(|called| &called.service)
+    }
+
     /// Judges a connection whose requests cannot be seen.
     pub(super) fn judge_bytes(
         &self,
@@ -94,7 +109,8 @@ impl Demanded {
         to: SocketAddr,
     ) -> Result<(), InboundError> {
         let demands = demands(snapshot, self.called.as_ref(), &self.workload);
-        let Some(demands) = demands.filter(|demands| !demands.is_empty()) else {
+        let asks = |demands: &&Demands| !demands.is_empty() && !self.is_judged;
+        let Some(demands) = demands.filter(asks) else {
             return Ok(());
         };
         let headers = HeaderMap::new();

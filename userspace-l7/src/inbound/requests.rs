@@ -2,6 +2,7 @@
 //! they are at that moment, and handed to the application.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use tracing::debug;
 
 use super::claim::Believed;
 use crate::asking::Asker;
+use crate::dial::{self, DialError};
+use crate::hbone::{Baggage, ConnectRequest};
 use crate::http::{
     self, Body, Failure, Handover, Inflow, Keeping, Lease, Malformed, Peer, PoolKey, Refusal,
     Relayed, Version, Wire,
@@ -21,9 +24,10 @@ use crate::hub::Hub;
 use crate::judgement::{self, Call, Judged};
 use crate::model::{Demands, Snapshot, SpiffeId, Workload};
 use crate::pod::{Family, Pod};
-use crate::policy::Allowed;
 use crate::policy::ext_authz;
+use crate::relay::{Far, Pass};
 use crate::ring::{RecvBuf, Tcp};
+use crate::route::Target;
 use crate::telemetry::OpenFlow;
 
 use super::APPLICATION_TIMEOUT;
@@ -32,6 +36,9 @@ use super::APPLICATION_TIMEOUT;
 pub(super) struct Exchange {
     pub(super) hub: Rc<Hub>,
     pub(super) pod: Pod,
+    /// The pod's, in whose name others are asked and reached.
+    pub(super) own: Arc<Workload>,
+    /// The application's.
     pub(super) workload: Arc<Workload>,
     pub(super) client: SocketAddr,
     pub(super) identity: Option<SpiffeId>,
@@ -39,26 +46,30 @@ pub(super) struct Exchange {
     pub(super) to: SocketAddr,
     /// The service that was called; else the workload itself.
     pub(super) called: Option<Believed>,
+    /// How the application is reached where it is not the pod's.
+    pub(super) beyond: Option<Target>,
     /// The connection itself may be carried.
-    pub(super) _pass: Allowed,
+    pub(super) _pass: Pass,
 }
 
-/// Serves a connection until it ends. `app` is its first connection to the application.
+/// Serves a connection until it ends. `app` is its first connection to the application, if there is one already.
 pub(super) async fn serve(
     exchange: Exchange,
     wire: Wire,
     version: Version,
-    app: Tcp,
+    app: Option<Wire>,
     flow: Rc<OpenFlow>,
 ) -> Result<(), hyper::Error> {
     let key = Rc::new(exchange.key());
     let draining = exchange.hub.draining();
     let pool = exchange.hub.requests.clone();
     let _closed_with_it = CloseIdle(pool.clone(), Rc::clone(&key));
-    let mut first = http::connect(Wire::tcp(app, RecvBuf::default()), version).await?;
-    // Or the first request would find it not yet waiting, and make another one.
-    let _is_open = first.ready().await;
-    pool.adopt(&key, first, Keeping::default()).give_back();
+    if let Some(app) = app {
+        let mut first = http::connect(app, version).await?;
+        // Or the first request would find it not yet waiting, and make another one.
+        let _is_open = first.ready().await;
+        pool.adopt(&key, first, Keeping::default()).give_back();
+    }
     let wire = wire.accounted(flow, Peer::Client);
     let handover = Rc::<Handover>::default();
     let exchange = Rc::new(exchange);
@@ -185,7 +196,7 @@ impl Exchange {
         let asker = Asker {
             hub: &self.hub,
             pod: &self.pod,
-            workload: &self.workload,
+            workload: &self.own,
         };
         judgement::judge(asker, demands, &call, request).await
     }
@@ -229,12 +240,15 @@ impl Exchange {
 
     async fn connect(&self, key: &Rc<PoolKey>, version: Version) -> Result<Lease, Refusal> {
         let connected = async {
-            let socket = self.pod.sockets.leg(Family::of(self.to), self.client)?;
-            let app = Tcp::connect(socket, self.to, APPLICATION_TIMEOUT).await?;
-            let wire = Wire::tcp(app, RecvBuf::default());
-            http::connect(wire, version)
-                .await
-                .map_err(std::io::Error::other)
+            let wire = if let Some(target) = &self.beyond {
+                let reached = self.reach(target).await;
+                reached.map_err(|error| io::Error::other(error.to_string()))?
+            } else {
+                let socket = self.pod.sockets.leg(Family::of(self.to), self.client)?;
+                let app = Tcp::connect(socket, self.to, APPLICATION_TIMEOUT).await?;
+                Wire::tcp(app, RecvBuf::default())
+            };
+            http::connect(wire, version).await.map_err(io::Error::other)
         };
         match connected.await {
             Ok(sender) => Ok(self.hub.requests.adopt(key, sender, Keeping::default())),
@@ -243,6 +257,23 @@ impl Exchange {
                 Err(Refusal::ConnectFailure)
             }
         }
+    }
+}
+
+impl Exchange {
+    /// A connection to an application that is not the pod's.
+    async fn reach(&self, target: &Target) -> Result<Wire, DialError> {
+        let request = || {
+            ConnectRequest::to_address(target.destination)
+                .from_workload(&Baggage::of(&self.own))
+                .forwarded(Some(self.client), None)
+        };
+        let target = (target, dial::patience(None));
+        let reached = dial::reach(&self.hub, &self.pod, &self.own, target, request).await;
+        Ok(match reached? {
+            Far::Plain(tcp) => Wire::tcp(tcp, RecvBuf::default()),
+            Far::Tunnel(stream) => Wire::tunnel(stream, RecvBuf::default()),
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::HashMap;
+use imbl::{HashMap, HashSet};
 use smallvec::SmallVec;
 
 use super::http_policy::PathNormalization;
@@ -62,6 +62,8 @@ pub struct Snapshot {
     pub traffic: HashMap<NamespacedHostname, Arc<ServiceTraffic>>,
     /// How the paths of all requests are brought to one spelling.
     pub path_normalization: PathNormalization,
+    /// Namespaces in which nobody gets around the waypoint of a service (`culvert.dev/strict-waypoint`).
+    pub strict_namespaces: HashSet<Arc<str>>,
 }
 
 impl Snapshot {
@@ -84,6 +86,7 @@ impl Snapshot {
             workloads_layer7: HashMap::new(),
             traffic: HashMap::new(),
             path_normalization: PathNormalization::default(),
+            strict_namespaces: HashSet::new(),
         }
     }
 
@@ -141,6 +144,16 @@ impl Snapshot {
             .get(service)
             .map(|found| &**found)
             .unwrap_or_default()
+    }
+
+    /// Whether any port of a service leads to this port of a workload.
+    pub fn leads_to(&self, service: &Service, workload: &WorkloadUid, target: u16) -> bool {
+        let mut endpoints = self.endpoints_of(&service.key).iter();
+        let endpoint = endpoints.find(|endpoint| endpoint.workload == *workload);
+        endpoint.is_some_and(|endpoint| {
+            let mut ports = service.ports.keys();
+            ports.any(|port| endpoint.target_port(service, *port) == Some(target))
+        })
     }
 
     /// Every policy that speaks about a workload: the mesh's, its namespace's, and those it names.

@@ -101,6 +101,7 @@ fn decide(policies: &[AuthorizationPolicy], identity: Option<&str>) -> Result<()
         source: "::ffff:10.0.0.1".parse().unwrap(),
         identity: id.as_ref(),
         waypoint: None,
+        through: None,
         destination: "10.0.0.2:80".parse().unwrap(),
     };
     judge(&snapshot(policies), &workload(), &connection)
@@ -369,6 +370,7 @@ fn a_selector_policy_binds_only_workloads_that_name_it() {
         source: "10.0.0.1".parse().unwrap(),
         identity: None,
         waypoint: None,
+        through: None,
         destination: "10.0.0.2:80".parse().unwrap(),
     };
     assert!(judge(&snapshot, &workload(), &connection).decision.is_ok());
@@ -398,6 +400,7 @@ fn dry_run_reports_and_never_decides() {
         source: "10.0.0.1".parse().unwrap(),
         identity: None,
         waypoint: None,
+        through: None,
         destination: "10.0.0.2:80".parse().unwrap(),
     };
     let verdict = judge(&snapshot, &workload(), &connection);

@@ -68,14 +68,13 @@ pub(super) async fn forward(
     (mut request, recording): (Request<Body>, Option<Recording>),
     account: &mut Account,
 ) -> Result<Answered, Refusal> {
-    let may_repeat = is_repeatable(request.method()) && request.body().is_end_stream();
     let (mut retries, mut stale) = (0, 0);
     loop {
         let target = pick(retries, &to.endpoints.targets, to.retry);
         let target = target.ok_or(Refusal::NoHealthyUpstream)?;
         let attended = to.endpoints.group.attend(target.destination);
         account.asks(target, (&to.service.key, to.port), attended);
-        let again = remember(&request, recording.as_ref(), to, may_repeat);
+        let again = remember(&request, recording.as_ref(), to);
         let failed = match attempt(client, target, to, request, stale).await {
             Ok(answered) => {
                 let (status, headers) = (answered.response.status(), answered.response.headers());
@@ -177,14 +176,14 @@ fn repeats_after_sending(to: &Destination<'_>) -> bool {
     by_response || by_reset || by_stream || !to.retry.statuses.is_empty()
 }
 
-/// What a second attempt needs, where there may be one after the first has begun to leave.
+/// What a second attempt needs, where there may be one after the first has begun to leave: whatever the method, since the
+/// endpoint's node may answer that no byte has come to the application.
 fn remember(
     request: &Request<Body>,
     recording: Option<&Recording>,
     to: &Destination<'_>,
-    may_repeat: bool,
 ) -> Option<Again> {
-    if !may_repeat && !repeats_after_sending(to) {
+    if !request.body().is_end_stream() && !repeats_after_sending(to) {
         return None;
     }
     let body = match (request.body(), recording) {

@@ -1,82 +1,137 @@
-//! Clients of other data planes, which were told that the waypoint is a pod of this node: they come through
-//! HBONE and ask for the address of a service (Istio's waypoints are asked so by ztunnel).
-//!
-//! Requests are judged here, by what the client proved to be, and go on in the waypoint's own name: the client's
-//! key is on its own node, so nobody here can prove to be it.
+//! What clients of other data planes ask a waypoint for, which were told that the waypoint is a pod of this node: they
+//! come through HBONE and name a service, by address or by hostname, or a workload (Istio's waypoints are asked so by
+//! ztunnel). Requests to services are served as the pod's own, with two differences: they are judged here, by what the
+//! client proved to be, and go on in the waypoint's own name, since the client's key is on its own node and nobody here
+//! can prove to be it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::client::{Client, Requester};
 use super::serve;
-use crate::hbone::{ErrorCode, Stream};
-use crate::http::{self, Wire};
+use crate::hbone::Authority;
+use crate::http::{Version, Wire};
 use crate::hub::Hub;
-use crate::model::{AppProtocol, Service, Snapshot, SpiffeId, Workload};
+use crate::model::{AppProtocol, Service, Side, Snapshot, SpiffeId, WaypointReference, Workload};
 use crate::pod::Pod;
-use crate::ring::RecvBuf;
+use crate::route::OWN_PORTS;
 use crate::telemetry::{RequestClient, Security};
 
-/// A port of a service that a waypoint is asked for.
+/// What a waypoint is asked for.
 #[derive(Clone, Debug)]
 pub(crate) struct Fronted {
-    service: Arc<Service>,
-    dialled: SocketAddr,
-    protocol: AppProtocol,
+    pub(crate) what: Behind,
+    /// The address that was asked for; a service's own where it was asked for by name.
+    pub(crate) dialled: SocketAddr,
+}
+
+/// What is behind a waypoint.
+#[derive(Clone, Debug)]
+pub(crate) enum Behind {
+    /// A port of a service, and what it speaks.
+    Service(Arc<Service>, AppProtocol),
+    /// A workload's own address.
+    Workload(Arc<Workload>),
 }
 
 /// Why a waypoint does not serve an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unserved {
     /// The service has no such port.
     #[error("the service has no port {0}")]
     Port(u16),
-    /// Only requests are served for clients of other data planes.
-    #[error("port {0} speaks no HTTP")]
-    Bytes(u16),
+    /// The service is nothing but a name.
+    #[error("{0} has no address of its own")]
+    Nameless(String),
 }
 
-/// What `wanted` means at a local pod; `None`: nothing that the pod is the waypoint of. A pod is a waypoint if it is
-/// an endpoint of the Service of the waypoint's name, which the agents play.
+/// What a request means at a local pod that arrived on an address of its family; `None`: nothing that the pod is the
+/// waypoint of. A pod is a waypoint if it is an endpoint of the Service of the waypoint's name, which the agents play.
 ///
 /// # Errors
-/// [`Unserved`]: it is, and the address is not one to ask for.
+/// [`Unserved`]: it is, and this is not one to ask for.
 pub(crate) fn fronted(
     snapshot: &Snapshot,
     pod: &Workload,
-    wanted: SocketAddr,
+    wanted: &Authority,
+    arrived_at: IpAddr,
 ) -> Result<Option<Fronted>, Unserved> {
-    let dialled = SocketAddr::new(wanted.ip().to_canonical(), wanted.port());
-    let found = snapshot
-        .service_at(dialled.ip(), &pod.namespace)
-        .and_then(|service| {
-            let waypoint = service.waypoint.as_ref().filter(|one| !one.is_foreign)?;
-            let mut endpoints = snapshot.endpoints_of(&waypoint.destination).iter();
-            let is_here = endpoints.any(|endpoint| endpoint.workload == pod.uid);
-            let layer7 = snapshot.services_layer7.get(&service.key);
-            layer7.filter(|_| is_here).map(|layer7| (service, layer7))
-        });
-    let Some((service, layer7)) = found else {
+    let (service, named, port) = match wanted {
+        Authority::Host { host, port } => {
+            (snapshot.service_named(host, &pod.namespace), None, *port)
+        }
+        Authority::Address(address) => {
+            let ip = address.ip().to_canonical();
+            if let Some(workload) = snapshot.workload_at(ip) {
+                let dialled = SocketAddr::new(ip, address.port());
+                return Ok(fronted_workload(snapshot, pod, workload, dialled));
+            }
+            let service = snapshot.service_at(ip, &pod.namespace);
+            (service, Some(ip), address.port())
+        }
+    };
+    let Some((service, layer7)) = service.and_then(|service| {
+        let layer7 = snapshot.services_layer7.get(&service.key);
+        let is_here = is_waypoint_of(snapshot, pod, service.waypoint.as_ref());
+        layer7.filter(|_| is_here).map(|layer7| (service, layer7))
+    }) else {
         return Ok(None);
     };
-    let port = dialled.port();
     let protocol = layer7
         .ports
         .get(&port)
         .ok_or(Unserved::Port(port))?
         .protocol;
-    if !protocol.is_http() && protocol != AppProtocol::Detect {
-        return Err(Unserved::Bytes(port));
-    }
+    let of_family = |vip: &&IpAddr| vip.is_ipv4() == arrived_at.to_canonical().is_ipv4();
+    let vips = || service.vips.iter();
+    let address = named
+        .or_else(|| vips().find(of_family).or_else(|| vips().next()).copied())
+        .ok_or_else(|| Unserved::Nameless(service.key.to_string()))?;
     Ok(Some(Fronted {
-        service: Arc::clone(service),
-        dialled,
-        protocol,
+        what: Behind::Service(Arc::clone(service), protocol),
+        dialled: SocketAddr::new(address, port),
     }))
 }
 
-/// Serves a stream to its end.
+fn fronted_workload(
+    snapshot: &Snapshot,
+    pod: &Workload,
+    workload: &Arc<Workload>,
+    dialled: SocketAddr,
+) -> Option<Fronted> {
+    let is_served = workload.uid != pod.uid
+        && snapshot.workloads_layer7.contains_key(&workload.uid)
+        && is_waypoint_of(snapshot, pod, workload.waypoint.as_ref())
+        && !OWN_PORTS.contains(&dialled.port());
+    is_served.then(|| Fronted {
+        what: Behind::Workload(Arc::clone(workload)),
+        dialled,
+    })
+}
+
+fn is_waypoint_of(
+    snapshot: &Snapshot,
+    pod: &Workload,
+    reference: Option<&WaypointReference>,
+) -> bool {
+    reference.is_some_and(|reference| {
+        let mut instances = snapshot.endpoints_of(&reference.destination).iter();
+        !reference.is_foreign && instances.any(|instance| instance.workload == pod.uid)
+    })
+}
+
+/// Who asks, and for what.
+pub(crate) struct Another {
+    pub(crate) source: SocketAddr,
+    pub(crate) identity: SpiffeId,
+    pub(crate) service: Arc<Service>,
+    pub(crate) dialled: SocketAddr,
+    /// Through which of the service's waypoints.
+    pub(crate) side: Side,
+}
+
+/// Serves the requests of a stream to its end.
 ///
 /// # Cancel safety
 /// Dropping the future resets the stream and drops its requests.
@@ -84,34 +139,36 @@ pub(crate) async fn serve_another(
     hub: &Rc<Hub>,
     pod: &Pod,
     workload: Arc<Workload>,
-    (source, identity): (SocketAddr, SpiffeId),
-    (fronted, mut stream): (Fronted, Stream),
+    another: Another,
+    (version, wire): (Version, Wire),
 ) {
-    let receive = async || {
-        let received = stream.recv().await.map_err(std::io::Error::from)?;
-        Ok(RecvBuf::from(received.unwrap_or_default()))
-    };
-    let (version, early) = http::listen(receive, fronted.protocol).await;
-    let Some(version) = version else {
-        return stream.reset(ErrorCode::CONNECT_ERROR);
-    };
+    let Another {
+        source,
+        identity,
+        service,
+        dialled,
+        side,
+    } = another;
     let recorded = Arc::new(RequestClient {
         workload: hub.snapshot().workload_at(source.ip()).map(Arc::clone),
         identity: Some(identity.clone()),
         address: source,
-        dialled: fronted.dialled,
+        dialled,
         security: Security::MutualTls,
     });
     let client = Client {
         hub: Rc::clone(hub),
         pod: pod.clone(),
         workload,
-        side: hub.side(&fronted.service.key),
+        side,
         requester: Requester::Another(identity),
-        service: fronted.service,
+        service,
         source,
-        dialled: fronted.dialled,
+        dialled,
         recorded,
     };
-    serve(client, version, Wire::tunnel(stream, early)).await;
+    serve(client, version, wire).await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,8 +8,9 @@ use std::time::SystemTime;
 use hyper::StatusCode;
 use userspace_l7::direct::{self, Passage};
 use userspace_l7::model::{
-    Action, AuthorizationPolicy, Demands, Health, HttpPolicy, HttpPolicyAction, JwtKeys, Peer,
-    Scope, Service, ServiceLayer7, Snapshot, SpiffeId, TunnelProtocol, Workload,
+    Action, AuthorizationPolicy, Demands, Health, HttpPolicy, HttpPolicyAction, JwtKeys,
+    NamespacedHostname, Peer, Scope, Service, ServiceLayer7, Snapshot, SpiffeId, TunnelProtocol,
+    Workload,
 };
 use userspace_l7::policy::http::{HttpDecision, HttpRequest, HttpVerdict, judge_http};
 use userspace_l7::policy::jwt::{self, Claims, KeySet, TokenError};
@@ -44,12 +45,18 @@ pub(super) fn walk(inquiry: &Inquiry<'_>, routing: &Routing<'_>) -> Judgement {
             .backends
             .push(backend_step(inquiry, routing, backend, total, &mut servers));
     }
-    let waypoint = routing.layer7.map(|layer7| &layer7.waypoint_identity);
-    layer4(inquiry, waypoint, &servers, &mut judged.policies);
+    layer4(inquiry, called(routing), &servers, &mut judged.policies);
     if let Some((demands, waypoint)) = demands(inquiry, routing) {
         layer7(inquiry, demands, waypoint, &servers, &mut judged);
     }
     judged
+}
+
+/// A service that was called, with what its waypoint does.
+type Called<'a> = (&'a NamespacedHostname, &'a ServiceLayer7);
+
+fn called<'a>(routing: &Routing<'a>) -> Option<Called<'a>> {
+    Some((&routing.service?.key, &**routing.layer7?))
 }
 
 impl Judgement {
@@ -133,7 +140,7 @@ fn backend_step(
             }
             step.endpoints.push(endpoint_step(
                 inquiry,
-                routing.layer7.map(|found| &**found),
+                called(routing),
                 workload,
                 *address,
                 (
@@ -187,11 +194,10 @@ fn service_endpoints(
         if is_drawn {
             servers.push((Arc::clone(workload), address));
         }
-        let layer7 = routing.layer7.map(|found| &**found);
         let state = (endpoint.health == Health::Healthy, is_drawn);
         steps.push(endpoint_step(
             inquiry,
-            layer7,
+            called(routing),
             Some(workload),
             address,
             state,
@@ -226,14 +232,14 @@ fn takers(
 
 fn endpoint_step(
     inquiry: &Inquiry<'_>,
-    layer7: Option<&ServiceLayer7>,
+    called: Option<Called<'_>>,
     workload: Option<&Arc<Workload>>,
     address: SocketAddr,
     (is_healthy, takes_requests): (bool, bool),
 ) -> EndpointStep {
     let verdict = workload.map_or_else(
         || ALLOWED.to_owned(),
-        |workload| layer4_verdict(inquiry, layer7, workload, address),
+        |workload| layer4_verdict(inquiry, called, workload, address),
     );
     let carriage = workload.map_or(TunnelProtocol::Tcp, |found| found.protocol);
     EndpointStep {
@@ -247,7 +253,7 @@ fn endpoint_step(
         health: if is_healthy { "Healthy" } else { "Unhealthy" }.to_owned(),
         carriage: match carriage {
             TunnelProtocol::Hbone
-                if layer7.is_none()
+                if called.is_none()
                     && workload.is_some_and(|server| goes_straight(inquiry, server, address)) =>
             {
                 "DIRECT"
@@ -277,15 +283,12 @@ fn goes_straight(inquiry: &Inquiry<'_>, server: &Workload, address: SocketAddr) 
 /// on the waypoint's behalf.
 fn layer4_verdict(
     inquiry: &Inquiry<'_>,
-    layer7: Option<&ServiceLayer7>,
+    called: Option<Called<'_>>,
     workload: &Workload,
     address: SocketAddr,
 ) -> String {
     let client = proven(inquiry, workload);
-    let connection = Connection {
-        waypoint: layer7.map(|layer7| &layer7.waypoint_identity),
-        ..connection(inquiry, client.as_ref(), address)
-    };
+    let connection = connection(inquiry, client.as_ref(), (called, address));
     let decision = policy::judge(inquiry.snapshot, workload, &connection).decision;
     match decision {
         Ok(_) => ALLOWED.to_owned(),
@@ -303,12 +306,13 @@ fn proven(inquiry: &Inquiry<'_>, workload: &Workload) -> Option<SpiffeId> {
 fn connection<'a>(
     inquiry: &Inquiry<'_>,
     identity: Option<&'a SpiffeId>,
-    destination: SocketAddr,
+    (called, destination): (Option<Called<'a>>, SocketAddr),
 ) -> Connection<'a> {
     Connection {
         source: client_address(inquiry),
         identity,
-        waypoint: None,
+        waypoint: called.map(|(_, layer7)| &layer7.waypoint_identity),
+        through: called.map(|(service, _)| service),
         destination,
     }
 }
@@ -321,21 +325,19 @@ fn client_address(inquiry: &Inquiry<'_>) -> IpAddr {
 /// Every L4 policy of every server, each once.
 fn layer4(
     inquiry: &Inquiry<'_>,
-    waypoint: Option<&SpiffeId>,
+    called: Option<Called<'_>>,
     servers: &[(Arc<Workload>, SocketAddr)],
     steps: &mut Vec<PolicyStep>,
 ) {
     let mut seen = BTreeSet::new();
     for (workload, address) in servers {
         let identity = proven(inquiry, workload);
+        let connection = connection(inquiry, identity.as_ref(), (called, *address));
+        steps.extend(strictness(inquiry.snapshot, workload, &connection));
         for policy in inquiry.snapshot.policies_for(workload) {
             if !seen.insert(policy.key.clone()) {
                 continue;
             }
-            let connection = Connection {
-                waypoint,
-                ..connection(inquiry, identity.as_ref(), *address)
-            };
             let rule = (0..policy.rules.len())
                 .find(|rule| is_l4_match(inquiry.snapshot, workload, policy, *rule, &connection));
             steps.push(PolicyStep {
@@ -351,6 +353,30 @@ fn layer4(
             });
         }
     }
+}
+
+/// What a strict namespace says of a connection to one of its pods.
+fn strictness(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    connection: &Connection<'_>,
+) -> Option<PolicyStep> {
+    let namespace = &workload.namespace;
+    if !snapshot.strict_namespaces.contains(namespace) {
+        return None;
+    }
+    let around = policy::circumvented(snapshot, workload, connection);
+    Some(PolicyStep {
+        name: format!("{namespace}/culvert.dev/strict-waypoint"),
+        action: "DENY".to_owned(),
+        layer: "L4".to_owned(),
+        at: workload.node.to_string(),
+        verdict: match around {
+            Some(service) => format!("matches: around the waypoint of {service}"),
+            None => "does not match".to_owned(),
+        },
+        is_match: around.is_some(),
+    })
 }
 
 /// Whether one rule alone matches: a mesh in which there is no other rule is asked.

@@ -10,8 +10,8 @@ use userspace_l7::model::{
     ExternalAuthorizer, ExternalAuthorizerProtocol, FaultAbort, HeaderModifier, Health, HttpAction,
     HttpMatch, HttpPolicy, HttpPolicyAction, HttpPolicyRule, HttpRouteEntry, HttpRouteTable,
     HttpRule, Match, OperationMatch, PathMatch, PolicyKey, PortLayer7, PortRoutes, Redirect,
-    RetryPolicy, Rule, Scope, ServiceLayer7, Snapshot, SourceMatch, StringMatch, WaypointKey,
-    WeightedBackend,
+    RetryPolicy, Rule, Scope, Service, ServiceLayer7, Snapshot, SourceMatch, StringMatch,
+    WaypointKey, WaypointReference, WeightedBackend,
 };
 
 use super::wording::unless_aborted;
@@ -365,6 +365,42 @@ fn a_policy_that_lets_only_the_waypoint_in_is_satisfied_by_layer_7() {
     assert!(!found.expected.is_delivered);
     assert_eq!(found.policies[0].verdict, "does not match");
     assert_eq!(found.waypoint.name, None);
+}
+
+#[test]
+fn who_goes_around_a_waypoint_in_a_strict_namespace_is_told() {
+    let mut mesh = mesh(Vec::new());
+    let bound = |service: &Service| Service {
+        waypoint: Some(WaypointReference {
+            destination: key("bookinfo", "waypoint"),
+            hbone_port: 15008,
+            is_foreign: false,
+        }),
+        ..service.clone()
+    };
+    let service = bound(&mesh.services[&key("bookinfo", REVIEWS)]);
+    mesh.services.insert(service.key.clone(), Arc::new(service));
+    let uid = mesh.workload_at("10.1.0.1".parse().unwrap()).unwrap();
+    let mut server = (**uid).clone();
+    server.services = vec![key("bookinfo", REVIEWS)];
+    let _server = add_workload(&mut mesh, server);
+    let (through, around) = (
+        "from=default/curl&to=reviews.bookinfo:80&path=/split",
+        "from=default/curl&to=10.1.0.1:8080",
+    );
+    expect(&mesh, around, None, "the application answers");
+    mesh.strict_namespaces.insert("bookinfo".into());
+    let found = expect(&mesh, through, None, "the application answers");
+    let name = "bookinfo/culvert.dev/strict-waypoint";
+    let said = |found: &Explanation| {
+        let step = found.policies.iter().find(|step| step.name == name);
+        step.map(|step| step.verdict.clone())
+    };
+    assert_eq!(said(&found).as_deref(), Some("does not match"));
+    let found = expect(&mesh, around, None, "call the service");
+    assert!(!found.expected.is_delivered);
+    let verdict = format!("matches: around the waypoint of bookinfo/{REVIEWS}");
+    assert_eq!(said(&found), Some(verdict));
 }
 
 #[test]

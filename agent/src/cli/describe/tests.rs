@@ -108,7 +108,17 @@ fn a_service_without_layer_7_has_no_tables_of_it() {
 #[test]
 fn a_pod_is_shown_with_what_speaks_about_it() {
     let dump = dump();
-    let described = described_pod(&dump, &dump.workloads[0]);
+    let none = crate::admin::Layer7Dump::default();
+    let described = described_pod(&dump, &none, &dump.workloads[0]);
+    let strict = crate::admin::Layer7Dump {
+        strict_namespaces: vec!["bookinfo".to_owned()],
+        ..none
+    };
+    let guarded = pod_text(&described_pod(&dump, &strict, &dump.workloads[0]));
+    let says =
+        "Strict     ports of services behind a waypoint are reached through the service only\n";
+    assert_eq!(guarded.replace(says, ""), pod_text(&described));
+    assert!(guarded.contains(says), "{guarded}");
     assert_eq!(
         pod_text(&described),
         "Name       reviews-v1\n\

@@ -25,11 +25,12 @@ const SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
 const NAMES_CLIENTS: &str = "ambient.istio.io/xfcc-include-client-identity";
 
 /// Tables that were put together for one service, so that ports with the same routes share one.
-type Tables = BTreeMap<Vec<ObjectKey>, PortRoutes>;
+type Tables<'a> = BTreeMap<Vec<&'a ObjectKey>, PortRoutes>;
 
 impl Compiler {
     /// Compiles marked routes, then puts together what is marked or follows from them.
     pub(super) fn update_layer7(&mut self, marks: &mut Marks) -> bool {
+        let mut parents = BTreeSet::new();
         for key in std::mem::take(&mut marks.routes) {
             let compiled = self.compile_route(&key).map(Arc::new);
             let old = match &compiled {
@@ -42,7 +43,9 @@ impl Compiler {
             let attachments = [old.as_deref(), compiled.as_deref()].into_iter().flatten();
             for route in attachments {
                 for attachment in &route.attachments {
-                    marks.layer7.extend(self.owner_keys(&attachment.parent));
+                    if !parents.contains(&attachment.parent) {
+                        parents.insert(attachment.parent.clone());
+                    }
                 }
                 if let RouteBody::Tables(tables) = &route.body {
                     marks
@@ -50,6 +53,9 @@ impl Compiler {
                         .extend(tables.keys().map(|(service, _)| service.clone()));
                 }
             }
+        }
+        for parent in &parents {
+            marks.layer7.extend(self.owner_keys(parent));
         }
         self.spread_targets(marks);
         let mut changed = false;
@@ -122,26 +128,26 @@ impl Compiler {
     }
 
     /// What one waypoint does for a service.
-    fn layer7_through(
-        &self,
+    fn layer7_through<'a>(
+        &'a self,
         gateway: &Gateway,
         (owner, service, ingress): (&Owner, &Service, bool),
-        tables: &mut Tables,
+        tables: &mut Tables<'a>,
         old: Option<&ServiceLayer7>,
     ) -> Option<ServiceLayer7> {
         let key = &service.key;
         let attached = self.store.routes_of_parent.get(owner);
         let mut ports = BTreeMap::new();
         for (number, port) in &service.ports {
-            let mut by_space: BTreeMap<Arc<str>, Vec<ObjectKey>> = BTreeMap::new();
+            let mut by_space: BTreeMap<Arc<str>, Vec<&ObjectKey>> = BTreeMap::new();
             for route in attached
                 .iter()
                 .filter(|route| self.is_attached(route, owner, *number))
             {
                 let space = Arc::clone(&route.name.namespace);
-                by_space.entry(space).or_default().push(route.clone());
+                by_space.entry(space).or_default().push(route);
             }
-            let all: Vec<_> = by_space.values().flatten().cloned().collect();
+            let all: Vec<_> = by_space.values().flatten().copied().collect();
             let own = by_space.remove(&key.namespace).unwrap_or_default();
             let routes = match self.port_routes(own, tables) {
                 PortRoutes::None => self.virtual_routes_of(key, *number),
@@ -200,7 +206,11 @@ impl Compiler {
     }
 
     /// The routes that apply among these, all of one service port and one side.
-    fn port_routes(&self, routes: Vec<ObjectKey>, tables: &mut Tables) -> PortRoutes {
+    fn port_routes<'a>(
+        &'a self,
+        routes: Vec<&'a ObjectKey>,
+        tables: &mut Tables<'a>,
+    ) -> PortRoutes {
         if let Some(known) = tables.get(&routes) {
             return known.clone();
         }
@@ -211,7 +221,7 @@ impl Compiler {
         let applying = routes
             .iter()
             .filter(|route| route_kind(&route.kind) == kind);
-        let compiled = applying.filter_map(|route| self.routes.get(route));
+        let compiled = applying.filter_map(|route| self.routes.get(*route));
         let found = match kind {
             None => PortRoutes::None,
             Some(kind @ (RouteKind::Grpc | RouteKind::Http)) => {
@@ -233,10 +243,10 @@ impl Compiler {
                     .min_by_key(|route| {
                         self.store
                             .routes
-                            .get(route)
+                            .get(**route)
                             .map(|one| one.meta().age_order())
                     });
-                let body = oldest.and_then(|route| self.routes.get(route));
+                let body = oldest.and_then(|route| self.routes.get(*route));
                 match body.map(|route| &route.body) {
                     Some(RouteBody::Connections(backends)) => PortRoutes::Tcp(Arc::clone(backends)),
                     _ => PortRoutes::None,
@@ -289,7 +299,7 @@ impl Compiler {
         ];
         let mut policies = BTreeSet::new();
         for target in targets.iter().flatten() {
-            policies.extend(self.store.policies_of_target.get(target));
+            policies.extend(self.store.policies_of_target.get(target).iter());
         }
         let of_kind = |kind: Kind| {
             let keys = policies.iter().filter(move |key| key.kind == kind);

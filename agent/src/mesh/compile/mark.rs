@@ -1,6 +1,6 @@
 //! Takes one change into the store and marks what depends on it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ pub(super) struct Marks {
     pub(super) owners: BTreeSet<Owner>,
     pub(super) authorizations: BTreeSet<ObjectName>,
     pub(super) peers: BTreeSet<ObjectName>,
-    pub(super) routes: BTreeSet<ObjectKey>,
+    pub(super) routes: HashSet<ObjectKey>,
     /// Services whose layer 7 is to be put together anew.
     pub(super) layer7: BTreeSet<NamespacedHostname>,
     /// Workloads whose layer 7 is.
@@ -49,6 +49,10 @@ pub(super) struct Marks {
     pub(super) layer7_targets: BTreeSet<Target>,
     /// Services whose spreading and limits are to be computed anew.
     pub(super) traffic: BTreeSet<NamespacedHostname>,
+    /// Namespaces that may have become strict about their waypoints, or no longer be.
+    pub(super) strict: BTreeSet<Arc<str>>,
+    /// Telemetry objects whose providers may have come or gone.
+    pub(super) telemetries: BTreeSet<ObjectName>,
     /// The settings that hold for all requests.
     pub(super) settings: bool,
     /// Every workload of these.
@@ -151,6 +155,7 @@ impl Compiler {
             return;
         }
         marks.namespace(&name.name);
+        marks.strict.insert(Arc::clone(&name.name));
         for service in self.store.services.in_namespace(&name.name) {
             marks
                 .owners
@@ -192,11 +197,11 @@ impl Compiler {
         // Labels say which subset of a service it is in.
         let addresses = [old.as_ref(), pod].into_iter().flatten();
         for address in addresses.flat_map(|pod| &pod.addresses) {
-            for slice in self.store.slices_of_address.get(address) {
+            for slice in self.store.slices_of_address.get(address).iter() {
                 marks.owners.extend(self.store.service_of_slice(slice));
             }
         }
-        for slice in self.store.slices_of_pod.get(name) {
+        for slice in self.store.slices_of_pod.get(name).iter() {
             let slice = ObjectName {
                 namespace: Arc::clone(&name.namespace),
                 name: Arc::clone(slice),
@@ -322,7 +327,7 @@ impl Compiler {
         marks.entries.insert(name.clone());
         let addresses = [old.as_ref(), entry].into_iter().flatten();
         for address in addresses.filter_map(|one| one.spec.address.parse().ok()) {
-            for slice in self.store.slices_of_address.get::<IpAddr>(&address) {
+            for slice in self.store.slices_of_address.get::<IpAddr>(&address).iter() {
                 marks.owners.extend(self.store.service_of_slice(slice));
             }
         }

@@ -93,7 +93,7 @@ impl Compiler {
         }
         let touched = self.replace_workload(uid, (old, workload));
         for address in touched {
-            for slice in self.store.slices_of_address.get(&address) {
+            for slice in self.store.slices_of_address.get(&address).iter() {
                 marks.owners.extend(self.store.service_of_slice(slice));
             }
         }

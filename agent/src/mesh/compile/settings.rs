@@ -34,6 +34,11 @@ impl Compiler {
         marks
             .layer7
             .extend(self.current.services_layer7.keys().cloned());
+        marks.traffic.extend(self.current.services.keys().cloned());
+        let telemetries = self.store.telemetries.iter();
+        marks
+            .telemetries
+            .extend(telemetries.map(|one| one.meta.name.clone()));
         marks.settings = true;
     }
 

@@ -90,7 +90,37 @@ impl<T> Table<T> {
 
 /// A set-valued index without empty sets. Most have one value.
 #[derive(Debug)]
-pub(super) struct Index<K, V>(HashMap<K, SmallVec<[V; 1]>>);
+pub(super) struct Index<K, V>(HashMap<K, Values<V>>);
+
+/// Values under one key.
+#[derive(Debug)]
+enum Values<V> {
+    /// Sorted: small, and each change moves those behind it.
+    Few(SmallVec<[V; 1]>),
+    Many(BTreeSet<V>),
+}
+
+/// More than these are [`Values::Many`], for good.
+const FEW: usize = 64;
+
+/// What an [`Index`] has under a key, sorted.
+#[derive(Debug)]
+pub(super) struct Found<'i, V> {
+    few: &'i [V],
+    many: Option<&'i BTreeSet<V>>,
+}
+
+impl<'i, V> Found<'i, V> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.few.is_empty() && self.many.is_none_or(BTreeSet::is_empty)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &'i V> + use<'i, V> {
+        self.few
+            .iter()
+            .chain(self.many.into_iter().flat_map(BTreeSet::iter))
+    }
+}
 
 impl<K, V> Default for Index<K, V> {
     fn default() -> Self {
@@ -99,30 +129,57 @@ impl<K, V> Default for Index<K, V> {
 }
 
 impl<K: std::hash::Hash + Eq, V: Ord> Index<K, V> {
-    /// Values under a key, sorted.
-    pub(super) fn get<Q>(&self, key: &Q) -> &[V]
+    /// Values under a key.
+    pub(super) fn get<Q>(&self, key: &Q) -> Found<'_, V>
     where
         K: std::borrow::Borrow<Q>,
         Q: std::hash::Hash + Eq + ?Sized,
     {
-        self.0.get(key).map(SmallVec::as_slice).unwrap_or_default()
+        let (few, many): (&[V], _) = match self.0.get(key) {
+            None => (&[], None),
+            Some(Values::Few(few)) => (few, None),
+            Some(Values::Many(many)) => (&[], Some(many)),
+        };
+        Found { few, many }
     }
 
     pub(super) fn insert(&mut self, key: K, value: V) {
-        let values = self.0.entry(key).or_default();
-        if let Err(place) = values.binary_search(&value) {
-            values.insert(place, value);
+        let values = self.0.entry(key);
+        let values = values.or_insert_with(|| Values::Few(SmallVec::new()));
+        match values {
+            Values::Few(few) => {
+                let Err(place) = few.binary_search(&value) else {
+                    return;
+                };
+                few.insert(place, value);
+                if few.len() > FEW {
+                    *values = Values::Many(few.drain(..).collect());
+                }
+            }
+            Values::Many(many) => {
+                many.insert(value);
+            }
         }
     }
 
     pub(super) fn remove(&mut self, key: K, value: &V) {
-        if let Entry::Occupied(mut found) = self.0.entry(key) {
-            if let Ok(place) = found.get().binary_search(value) {
-                found.get_mut().remove(place);
+        let Entry::Occupied(mut found) = self.0.entry(key) else {
+            return;
+        };
+        let is_empty = match found.get_mut() {
+            Values::Few(few) => {
+                if let Ok(place) = few.binary_search(value) {
+                    few.remove(place);
+                }
+                few.is_empty()
             }
-            if found.get().is_empty() {
-                found.remove();
+            Values::Many(many) => {
+                many.remove(value);
+                many.is_empty()
             }
+        };
+        if is_empty {
+            found.remove();
         }
     }
 }
@@ -317,5 +374,30 @@ impl Store {
                 name: Arc::clone(name),
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FEW, Index};
+
+    #[test]
+    fn an_index_is_sorted_and_whole_however_many_values_it_has() {
+        let mut index = Index::default();
+        let count = 3 * FEW;
+        // Each twice, in an order of its own.
+        for number in (0..count).map(|one| one * 7 % count).chain(0..count) {
+            index.insert("key", number);
+            index.insert("other", 1);
+        }
+        let found: Vec<_> = index.get("key").iter().copied().collect();
+        assert_eq!(found, (0..count).collect::<Vec<_>>());
+        assert_eq!(index.get("other").iter().count(), 1);
+        for number in 0..count {
+            assert!(!index.get("key").is_empty(), "{number} are gone");
+            index.remove("key", &number);
+        }
+        assert!(index.get("key").is_empty());
+        assert!(index.get("nothing").is_empty());
     }
 }

@@ -1,5 +1,6 @@
 //! Telemetry objects and the mesh's configuration → what is recorded of requests to a service.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use userspace_l7::model::{
@@ -7,11 +8,11 @@ use userspace_l7::model::{
     TracingSettings,
 };
 
-use super::Compiler;
 use super::mark::Marks;
 use super::store::Owner;
 use super::targets::Target;
 use super::tracing::{istio_tags, report_to, span_tag};
+use super::{Compiler, Notices, Unit};
 use crate::mesh::gateway::Gateway;
 use crate::mesh::mesh_config::AccessLogEncoding;
 use crate::mesh::object::{Kind, ObjectKey};
@@ -40,6 +41,7 @@ impl Compiler {
         if old.as_ref() == object {
             return;
         }
+        marks.telemetries.insert(key.name.clone());
         let targets =
             |one: &Arc<istio::Telemetry>| self.targets(&one.meta.name, one.spec.targets());
         let is_wide = |one: &Arc<istio::Telemetry>| one.spec.targets().next().is_none();
@@ -53,6 +55,41 @@ impl Compiler {
             object.map(targets).unwrap_or_default(),
         );
         self.index_targets(key, targets, marks);
+    }
+
+    /// Says of marked objects which of their providers are not there.
+    pub(super) fn say_providers(&mut self, marks: &mut Marks) {
+        for name in std::mem::take(&mut marks.telemetries) {
+            let mut notices = Notices::default();
+            let spec = self.store.telemetries.get(&name).map(|one| &one.spec);
+            let named = |list: &[istio::ProviderName]| -> Vec<String> {
+                let missing = list.iter().filter(|one| !self.has_provider(&one.name));
+                missing.map(|one| one.name.clone()).collect()
+            };
+            let spans = spec.into_iter().flat_map(|spec| &spec.tracing);
+            let logs = spec.into_iter().flat_map(|spec| &spec.access_logging);
+            let spans: BTreeSet<_> = spans.flat_map(|one| named(&one.providers)).collect();
+            let logs: BTreeSet<_> = logs.flat_map(|one| named(&one.providers)).collect();
+            for (missing, instead) in [
+                (spans, "no spans are reported by it"),
+                (logs, "requests are logged in the mesh's own form"),
+            ] {
+                for provider in missing {
+                    let provider = provider.escape_debug();
+                    let what = format!(
+                        "names provider {provider}, which is not among the extensionProviders of the mesh's configuration: {instead}"
+                    );
+                    notices.warn(Kind::Telemetry, &name, what);
+                }
+            }
+            self.say(Unit::Telemetry(name), notices.0);
+        }
+    }
+
+    fn has_provider(&self, name: &str) -> bool {
+        let config = self.mesh_config();
+        let mut all = config.iter().flat_map(|config| &config.extension_providers);
+        name == ENVOY || all.any(|one| one.name == name)
     }
 
     /// What is recorded of requests to an owner's services. From the widest to the narrowest: the mesh, the

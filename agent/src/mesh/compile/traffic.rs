@@ -5,7 +5,9 @@ mod policy;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use userspace_l7::model::{NamespacedHostname, ServiceTraffic, Subset, WorkloadUid};
+use userspace_l7::model::{
+    LoadBalancerMode, NamespacedHostname, Service, ServiceTraffic, Subset, WorkloadUid,
+};
 
 use self::policy::Groups;
 use super::Compiler;
@@ -90,9 +92,10 @@ impl Compiler {
 
     /// Of several rules the oldest with a policy counts; subsets are taken from all, the oldest's first.
     fn service_traffic(&self, key: &NamespacedHostname) -> Option<ServiceTraffic> {
-        self.current.services.get(key)?;
+        let localities = self.mesh_localities(self.current.services.get(key)?);
         let rules = self.rules_about(key);
-        if rules.is_empty() {
+        let has_shares = localities.is_some_and(|setting| !setting.distribute.is_empty());
+        if rules.is_empty() && !has_shares {
             return None;
         }
         let policy = rules
@@ -104,21 +107,28 @@ impl Compiler {
         for subset in rules.iter().flat_map(|rule| &rule.spec.subsets) {
             subsets
                 .entry(subset.name.as_str().into())
-                .or_insert_with(|| self.subset(key, subset, (whole, &ports)));
+                .or_insert_with(|| self.subset((key, localities), subset, (whole, &ports)));
         }
         let compiled = ports.iter();
         Some(ServiceTraffic {
-            policy: Arc::new(whole.compile()),
+            policy: Arc::new(whole.compile(localities)),
             ports: compiled
-                .map(|(port, groups)| (*port, Arc::new(groups.compile())))
+                .map(|(port, groups)| (*port, Arc::new(groups.compile(localities))))
                 .collect(),
             subsets,
         })
     }
 
+    /// What the mesh's configuration says of localities for a service: nothing if it says itself what is near (Istio).
+    fn mesh_localities(&self, service: &Service) -> Option<&istio::LocalityLbSetting> {
+        let has_own = service.load_balancer.mode == LoadBalancerMode::Failover;
+        let setting = self.mesh_config()?.locality_lb_setting.as_ref();
+        setting.filter(|_| !has_own)
+    }
+
     fn subset(
         &self,
-        key: &NamespacedHostname,
+        (key, localities): (&NamespacedHostname, Option<&istio::LocalityLbSetting>),
         subset: &istio::Subset,
         (whole, ports): (Groups<'_>, &BTreeMap<u16, Groups<'_>>),
     ) -> Subset {
@@ -144,9 +154,9 @@ impl Compiler {
         let own_ports = own_ports.iter();
         Subset {
             members: Arc::new(members),
-            policy: Some(Arc::new(whole.overlaid(own_whole).compile())),
+            policy: Some(Arc::new(whole.overlaid(own_whole).compile(localities))),
             ports: own_ports
-                .map(|(port, groups)| (*port, Arc::new(groups.compile())))
+                .map(|(port, groups)| (*port, Arc::new(groups.compile(localities))))
                 .collect(),
         }
     }

@@ -214,7 +214,7 @@ impl Compiler {
     fn services_of_pod(&self, pod: &Pod) -> Vec<NamespacedHostname> {
         let name = &pod.meta.name;
         let mut owners = self.selecting_owners(&name.namespace, &pod.meta.labels);
-        for slice in self.store.slices_of_pod.get(name) {
+        for slice in self.store.slices_of_pod.get(name).iter() {
             let slice = ObjectName {
                 namespace: Arc::clone(&name.namespace),
                 name: Arc::clone(slice),
@@ -222,7 +222,8 @@ impl Compiler {
             owners.extend(self.store.service_of_slice(&slice));
         }
         let addresses = pod.addresses.iter().filter(|_| !pod.host_network);
-        for slice in addresses.flat_map(|address| self.store.slices_of_address.get(address)) {
+        let slices = addresses.flat_map(|address| self.store.slices_of_address.get(address).iter());
+        for slice in slices {
             owners.extend(self.store.service_of_slice(slice));
         }
         self.names_of(&owners)

@@ -38,7 +38,7 @@ pub struct Failover {
 }
 
 impl LocalityLbSetting {
-    pub(super) fn check(&self, place: &FieldPath, faults: &mut Faults) {
+    pub(in crate::mesh) fn check(&self, place: &FieldPath, faults: &mut Faults) {
         let has_priorities = !self.failover.is_empty() || !self.failover_priority.is_empty();
         if !self.distribute.is_empty() && has_priorities {
             let rule = "has shares and priorities: write `distribute`, or `failover` and `failoverPriority`";

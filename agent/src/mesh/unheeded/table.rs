@@ -46,6 +46,9 @@ pub(super) const ROWS: &[Row] = rows! {
     DestinationRule "spec.subsets[].trafficPolicy.loadBalancer.localityLbSetting.failoverPriority[]"
         if |_, label| !names_a_place(label),
         "only the labels that say where a workload is are compared: region, zone, subzone, network, cluster, hostname";
+    MeshConfig "data.mesh.localityLbSetting.failoverPriority[]"
+        if |_, label| !names_a_place(label),
+        "only the labels that say where a workload is are compared: region, zone, subzone, network, cluster, hostname";
     DestinationRule "spec.trafficPolicy.loadBalancer.localityLbSetting.failover"
         if |rule, _| has_no_outlier_detection(rule),
         "nearer endpoints come first only with `outlierDetection`, which tells when they fail";

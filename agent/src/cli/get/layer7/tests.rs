@@ -60,6 +60,7 @@ pub(in crate::cli) fn sample() -> Layer7Dump {
             backend("split", "bookinfo/reviews-v1", 9080, 90, (1, 2)),
             backend("", "backend(x) not found", 0, 10, (0, 0)),
         ],
+        strict_namespaces: Vec::new(),
     }
 }
 

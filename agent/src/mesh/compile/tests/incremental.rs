@@ -32,6 +32,7 @@ fn result(compiler: &Compiler) -> Result {
         workloads_layer7,
         traffic,
         path_normalization,
+        strict_namespaces,
     } = &*snapshot;
     let mut all = BTreeMap::new();
     let mut put = |table: &str, key: String, value: String| {
@@ -76,6 +77,8 @@ fn result(compiler: &Compiler) -> Result {
         .for_each(|(key, one)| put("local", key.to_string(), format!("{one:?}")));
     put("ranges", String::new(), format!("{services_with_ranges:?}"));
     put("global", String::new(), format!("{global_policies:?}"));
+    let strict: BTreeSet<_> = strict_namespaces.iter().collect();
+    put("strict", String::new(), format!("{strict:?}"));
     put("paths", String::new(), format!("{path_normalization:?}"));
     let mut notices: Vec<_> = compiler.notices().cloned().collect();
     notices.sort();
@@ -116,7 +119,9 @@ fn cluster() -> Vec<String> {
     let ambient = "istio.io/dataplane-mode: ambient";
     let bound = "istio.io/use-waypoint: w, istio.io/dataplane-mode: ambient";
     let mut all = Vec::new();
-    for labels in [ambient, bound, ""] {
+    let strict = "culvert.dev/strict-waypoint: 'true', istio.io/dataplane-mode: ambient";
+    let unclear = "culvert.dev/strict-waypoint: 'on'";
+    for labels in [ambient, bound, strict, unclear, ""] {
         let metadata = format!("name: a, labels: {{{labels}}}");
         all.push(manifest("v1", "Namespace", &metadata, ""));
     }
@@ -405,7 +410,7 @@ fn limits_and_records() -> Vec<String> {
         ("e.x", ""),
         (
             "b/e.x",
-            ", pathNormalization: {normalization: NONE}, trustDomainAliases: [old], defaultHttpRetryPolicy: {attempts: 5}",
+            ", localityLbSetting: {distribute: [{from: r, to: {r: 100}}]}, pathNormalization: {normalization: NONE}, trustDomainAliases: [old], defaultHttpRetryPolicy: {attempts: 5}",
         ),
     ] {
         let mesh = format!(

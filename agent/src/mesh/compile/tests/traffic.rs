@@ -339,6 +339,83 @@ fn telemetry_is_laid_over_from_the_mesh_to_the_service() {
 }
 
 #[test]
+fn the_meshs_localities_hold_where_a_rule_says_nothing_of_them() {
+    let config = |setting: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata: {{mesh: {{localityLbSetting: {{{setting}}}}}}}\n"
+        )
+    };
+    let watched = object(
+        "DestinationRule",
+        "a/r",
+        "host: s, trafficPolicy: {outlierDetection: {}}",
+    );
+    let own = object(
+        "DestinationRule",
+        "a/r",
+        "host: s, trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {failover: [{from: r1, to: r3}]}}}",
+    );
+    let tiers = |to: &str, is_explicit| {
+        Some(Nearness::Tiers {
+            by: Tiering::Locality {
+                failover: vec![("r1".into(), to.into())],
+            },
+            is_explicit,
+        })
+    };
+    let shares = "distribute: [{from: r1, to: {r1: 100}}]";
+    let failover = "failover: [{from: r1, to: r2}]";
+    let mut compiler = compiler(&format!("{MESH}{watched}"));
+    let mut check = |yaml: &str, expected: Option<Nearness>| {
+        let snapshot = compiler.apply(upserts(yaml));
+        let found = snapshot.traffic.get(&key());
+        let found = found.and_then(|found| found.policy_for(80, None).nearness.clone());
+        assert_eq!(found, expected, "{yaml}");
+    };
+    check(&config(failover), tiers("r2", false));
+    check(&config("enabled: false"), None);
+    check(&own, tiers("r3", true));
+    check(&config(failover), tiers("r3", true));
+    // Shares need no rule at all.
+    let alone = |yaml: &str| {
+        let snapshot = compile(yaml);
+        let found = snapshot.traffic.get(&key());
+        found.and_then(|found| found.policy_for(80, None).nearness.clone())
+    };
+    let found = alone(&format!("{MESH}{}", config(shares)));
+    assert!(matches!(found, Some(Nearness::Shares(_))), "{found:?}");
+    assert_eq!(alone(&format!("{MESH}{}", config(failover))), None);
+    // What the Service says of distances itself comes before the mesh's word.
+    let near = MESH.replace(
+        "spec: {clusterIP",
+        "spec: {trafficDistribution: PreferClose, clusterIP",
+    );
+    assert_eq!(alone(&format!("{near}{}", config(shares))), None);
+}
+
+#[test]
+fn a_provider_that_is_not_there_is_noticed_until_it_is() {
+    let config = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: {extensionProviders: [{name: otel, opentelemetry: {service: otel.b.svc.cluster.local, port: 4317}}, {name: file, envoyFileAccessLog: {path: /dev/stdout}}]}}\n";
+    let telemetry = "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: t, namespace: a}\nspec: {tracing: [{providers: [{name: otel}]}], accessLogging: [{providers: [{name: envoy}, {name: file}]}]}\n";
+    let mut compiler = compiler(&format!("{MESH}{telemetry}"));
+    let said = |compiler: &super::Compiler| -> Vec<String> {
+        let notices = compiler.notices().filter(|one| one.warning);
+        notices
+            .map(|one| format!("{} {}", one.object, one.message))
+            .collect()
+    };
+    let notices = said(&compiler);
+    assert_eq!(notices.len(), 2, "{notices:?}");
+    assert!(
+        notices[0].contains("a/t names provider otel, which is not among")
+            && notices[0].ends_with("no spans are reported by it"),
+        "{notices:?}"
+    );
+    compiler.apply(upserts(config));
+    assert_eq!(said(&compiler), Vec::<String>::new());
+}
+
+#[test]
 fn spans_go_to_the_provider_that_telemetry_or_the_mesh_names() {
     let config = |more: &str| {
         format!(

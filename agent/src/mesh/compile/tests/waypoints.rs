@@ -161,3 +161,30 @@ fn a_binding_that_fails_is_noticed_until_it_holds() {
     )));
     assert_eq!(compiler.notices().count(), 0);
 }
+
+#[test]
+fn a_namespace_is_strict_about_its_waypoints_if_it_says_so() {
+    let is_strict = |compiler: &super::Compiler| {
+        let snapshot = compiler.snapshot();
+        snapshot.strict_namespaces.contains("a")
+    };
+    let label = |value: &str| namespace(&format!("culvert.dev/strict-waypoint: '{value}'"));
+    let mut compiler = compiler(&label("true"));
+    assert!(is_strict(&compiler));
+    for (text, expected, notices) in [
+        (label("false"), false, 0),
+        (label("true"), true, 0),
+        (label("on"), false, 1),
+        (
+            "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a, annotations: {culvert.dev/strict-waypoint: 'true'}}\n"
+                .to_owned(),
+            true,
+            0,
+        ),
+        (namespace(""), false, 0),
+    ] {
+        compiler.apply(super::upserts(&text));
+        assert_eq!(is_strict(&compiler), expected, "{text}");
+        assert_eq!(compiler.notices().count(), notices, "{text}");
+    }
+}

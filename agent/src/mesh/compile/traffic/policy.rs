@@ -70,7 +70,8 @@ impl<'a> Groups<'a> {
         }
     }
 
-    pub(super) fn compile(self) -> TrafficPolicy {
+    /// `mesh` is what the mesh's configuration says of localities, for policies that do not.
+    pub(super) fn compile(self, mesh: Option<&istio::LocalityLbSetting>) -> TrafficPolicy {
         let pool = self.pool;
         let connect_timeout = pool.and_then(|pool| pool.tcp.connect_timeout);
         let idle = pool.and_then(|pool| pool.http.idle_timeout.or(pool.tcp.idle_timeout));
@@ -86,7 +87,7 @@ impl<'a> Groups<'a> {
             upgrade_to_http2: pool
                 .is_some_and(|pool| pool.http.h2_upgrade_policy == UpgradePolicy::Upgrade),
             warmup: self.balancer.and_then(warmup),
-            nearness: self.nearness(),
+            nearness: self.nearness(mesh),
         }
     }
 }
@@ -94,11 +95,11 @@ impl<'a> Groups<'a> {
 impl Groups<'_> {
     /// Near endpoints come first once there is outlier detection, which tells when they are not enough (Istio); shares
     /// hold in any case.
-    fn nearness(self) -> Option<Nearness> {
-        let setting = self
+    fn nearness(self, mesh: Option<&istio::LocalityLbSetting>) -> Option<Nearness> {
+        let own = self
             .balancer
             .and_then(|balancer| balancer.locality_lb_setting.as_ref());
-        let Some(setting) = setting else {
+        let Some(setting) = own.or(mesh) else {
             let by = Tiering::Locality { failover: vec![] };
             return self.outliers.map(|_| Nearness::Tiers {
                 by,
@@ -132,7 +133,7 @@ impl Groups<'_> {
         };
         Some(Nearness::Tiers {
             by,
-            is_explicit: true,
+            is_explicit: own.is_some(),
         })
     }
 }
