@@ -23,6 +23,9 @@ pub mod fuzzing;
 mod head;
 mod hpack;
 mod machine;
+#[cfg(feature = "measuring")]
+#[expect(clippy::expect_used, reason = "a measurement reports by panicking")]
+pub mod measuring;
 mod pool;
 mod server;
 #[cfg(test)]

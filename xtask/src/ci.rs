@@ -2,12 +2,13 @@
 
 use anyhow::{Context as _, Result};
 
-use crate::{compile, fuzz, setup, shell, suite, tidy};
+use crate::{budget, compile, fuzz, setup, shell, suite, tidy};
 
-/// The static gates, the fuzz targets, then the test suite.
+/// The static gates, the fuzz targets, the instruction budget, then the test suite.
 pub(crate) fn run() -> Result<()> {
     check()?;
     fuzz::run(fuzz::DEFAULT_SECONDS)?;
+    budget::run()?;
     suite::run(None)
 }
 

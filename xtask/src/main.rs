@@ -9,6 +9,7 @@
 )]
 
 mod bench;
+mod budget;
 mod ci;
 mod cluster;
 mod compile;
@@ -35,9 +36,10 @@ usage: cargo xtask <command>
   fuzz [SECONDS]     every fuzz target, 10 seconds each unless told otherwise
   bench [ROUNDS [SECONDS [NAME]]] [--quick] [--load NAME] [--plane NAME] [--peer NAME=COMMAND] [--help]
                      rates, latencies, CPU and memory beside no mesh and beside others, in turns, and a report of it
+  budget             instructions that policy, routes and tunnels cost, against their budgets
   tidy               layers, file headers, file sizes, words
   check              formatting, tidy and lints
-  ci                 check, fuzz and test: what .ci/run does
+  ci                 check, fuzz, budget and test: what .ci/run does
 
 Every command does the set-up that it needs.";
 
@@ -70,6 +72,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             fuzz::run(seconds.parse()?)?;
         }
         ["bench", options @ ..] => return bench::run(options),
+        ["budget"] => budget::run()?,
         ["tidy"] => tidy::run()?,
         ["check"] => ci::check()?,
         ["ci"] => ci::run()?,

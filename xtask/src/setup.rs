@@ -166,7 +166,7 @@ fn rate_limiter(tools: &Path) -> Result<()> {
 }
 
 /// Where tools of this repository's own are kept: `tools`, beside cargo's profile directories.
-fn tools_directory() -> Result<PathBuf> {
+pub(crate) fn tools_directory() -> Result<PathBuf> {
     let own = env::current_exe().context("cannot tell where xtask is")?;
     let target = own
         .ancestors()
@@ -235,7 +235,7 @@ fn llvm_major(verbose_version: &str) -> Option<u32> {
 }
 
 /// Installs the packages of programs that are not there, whoever brought those that are.
-fn programs(wanted: &[(&str, &str)]) -> Result<()> {
+pub(crate) fn programs(wanted: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> = wanted
         .iter()
         .filter(|(program, _)| shell::find(program).is_none())

@@ -42,8 +42,9 @@ pub(super) const CONNECTION_WINDOW: u32 = 16 << 20;
 /// The largest frame that we accept.
 const MAX_FRAME: u32 = 1 << 20;
 
-/// The largest DATA frame that we send, whatever the peer accepts: streams take turns by frames.
-pub(super) const MAX_DATA: usize = 64 << 10;
+/// The largest DATA frame that we send, whatever the peer accepts, which is what one receive brings: streams take turns
+/// by frames.
+pub(super) const MAX_DATA: usize = 128 << 10;
 
 /// The largest header block, and the largest list of decoded fields (RFC 9113 §6.5.2 counts 32 per field).
 const MAX_HEADERS: usize = 64 << 10;

@@ -133,7 +133,7 @@ pub struct StreamReader {
 }
 
 impl StreamReader {
-    /// The next piece, never empty and at most 64 KiB; `None` after the peer's orderly end. Taking a piece is
+    /// The next piece, never empty and at most 128 KiB; `None` after the peer's orderly end. Taking a piece is
     /// what gives the peer credit to send more.
     ///
     /// # Errors

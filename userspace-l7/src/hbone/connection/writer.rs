@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use super::super::error::Lost;
-use super::{Core, Farewell, Records, Shared};
+use super::{Core, Farewell, OUTGOING, Records, Shared};
 
-/// The largest buffer that is used again for the next batch.
-const KEPT: usize = 64 << 10;
+/// The largest buffer that is used again for the next batch: as much as may wait, and what its records add.
+const KEPT: usize = OUTGOING + (128 << 10);
 
 /// Sends batch after batch until the connection has nothing more to say.
 pub(super) async fn run(shared: Rc<Shared>) {

@@ -8,7 +8,7 @@ use super::super::head::{ConnectRequest, ConnectResponse};
 use super::{CONNECTION_WINDOW, FrameSink, MAX_DATA, Machine, Role, STREAM_WINDOW};
 
 /// The largest piece that a consumer takes at once, and gives credit for: what it holds beyond its window.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = MAX_DATA;
 
 /// One tunnel.
 #[expect(
