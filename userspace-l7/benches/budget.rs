@@ -106,6 +106,7 @@ fn connection_judged_by_policies((snapshot, workload, client): (Snapshot, Worklo
         source: [10, 0, 0, 1].into(),
         identity: Some(&client),
         waypoint: None,
+        through: None,
         destination: ([10, 0, 0, 2], 9080).into(),
     };
     let verdict = judge(&snapshot, &workload, black_box(&connection));

@@ -187,14 +187,7 @@ pub(crate) async fn reach(
         .as_ref()
         .map(|service| hub.side(&service.key))
         .unwrap_or_default();
-    let admitted = match &endpoints {
-        None => None,
-        Some(Endpoints { group, policy, .. }) => {
-            let connections = &group.in_use.connections;
-            let permit = connections.admit(policy.limits.connections);
-            Some(permit.ok_or(OutboundError::Overflow)?)
-        }
-    };
+    let admitted = endpoints.as_ref().map(admit).transpose()?;
     let mut last = OutboundError::Refused(Refusal::NoHealthyUpstream);
     for target in &plan.targets {
         let request = || {
@@ -243,20 +236,29 @@ pub(crate) async fn reach(
             }
             Err(error) => {
                 debug!(workload = %pod.uid, destination = %target.destination, %error, "endpoint failed");
-                let is_unsure = matches!(error, OutboundError::Late) && first.have_left();
-                let retry = if is_unsure {
-                    Retry::Never
-                } else {
-                    error.retry()
-                };
+                let is_final = is_final(&error, &first);
                 last = error;
-                if retry == Retry::Never {
+                if is_final {
                     break;
                 }
             }
         }
     }
     Err(last)
+}
+
+/// Room for one more connection within the policy's limits.
+fn admit(endpoints: &Endpoints) -> Result<Permit, OutboundError> {
+    let connections = &endpoints.group.in_use.connections;
+    let permit = connections.admit(endpoints.policy.limits.connections);
+    permit.ok_or(OutboundError::Overflow)
+}
+
+/// Whether no other target may be tried: by what the failure is, or because first bytes may have arrived at a target
+/// that was not waited for.
+fn is_final(error: &OutboundError, first: &FirstBytes<'_>) -> bool {
+    let is_unsure = matches!(error, OutboundError::Late) && first.have_left();
+    is_unsure || error.retry() == Retry::Never
 }
 
 /// Resolves once the mesh knows whose address it is.

@@ -175,9 +175,12 @@ impl Connection {
             Held::new(Rc::clone(&self.0), id)
         };
         let response = poll_fn(|cx| self.0.core.borrow_mut().poll_response(held.id(), cx)).await;
-        let response = response.map_err(|error| match first.have_left() {
-            true => error.after_first_bytes(),
-            false => error,
+        let response = response.map_err(|error| {
+            if first.have_left() {
+                error.after_first_bytes()
+            } else {
+                error
+            }
         })?;
         if !response.is_success() {
             held.reset(ErrorCode::NO_ERROR);

@@ -176,7 +176,7 @@ pub enum OpenError {
     /// First bytes left along with the request, and nothing says what became of them: elsewhere they might arrive a
     /// second time.
     #[error("{0}, and the server may have passed bytes on")]
-    Unsure(Rc<OpenError>),
+    Unsure(Rc<Self>),
     /// We take no new streams: the pod is gone, or the worker stops.
     #[error("tunnels are being closed")]
     Closing,

@@ -29,7 +29,7 @@ fn what_has_no_room_in_one_frame_waits_for_the_answer() {
     on_both_backends(|| async {
         let pool = Pool::new();
         let node = Node::start(echo);
-        let (mut stream, first) = node.ask(&pool, &[7; 100_000]).await.unwrap();
+        let (mut stream, first) = node.ask(&pool, &vec![7; 200_000]).await.unwrap();
         assert!(!first);
         stream.finish().unwrap();
         assert_eq!(stream.recv().await, Ok(None));
