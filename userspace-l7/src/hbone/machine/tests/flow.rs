@@ -251,7 +251,7 @@ fn sending_respects_both_windows_and_the_frame_size() {
     assert_eq!(send(&mut script, 1, 10), 0);
     assert_eq!(send(&mut script, 3, 10), 10);
     script
-        .frame(kind::WINDOW_UPDATE, 0, 1, &100_000_u32.to_be_bytes())
+        .frame(kind::WINDOW_UPDATE, 0, 1, &150_000_u32.to_be_bytes())
         .unwrap();
     assert_eq!(script.events(), [Event::AllWritable, Event::Writable(1)]);
     assert_eq!(
