@@ -274,6 +274,8 @@ fn short(to: SocketAddr) -> Result<()> {
 #[test]
 fn ten_thousand_short_connections_leave_nothing_behind() -> Result<()> {
     const CONNECTIONS: usize = 10_000;
+    // What an agent may have in stock for a busy pod: sockets made ahead, a large batch on top of a small one.
+    const STOCK: usize = 160;
     let pair = Pair::new()?;
     let server = Server::start(&pair.server, pair.server.v4(), PORT, echo)?;
     let to = server.address();
@@ -295,7 +297,7 @@ fn ten_thousand_short_connections_leave_nothing_behind() -> Result<()> {
             || {
                 let (now_files, now_memory) = holdings(agent)?;
                 ensure!(
-                    now_files <= files + 32,
+                    now_files <= files + STOCK,
                     "{now_files} files open, {files} before"
                 );
                 // 10,000 connections that leaked 400 bytes each would show.
