@@ -139,9 +139,16 @@ impl Tcp {
             return RecvBuf::default();
         }
         let mut room = [0; SHORT];
-        // Who cannot be read now is read again, and tells why then.
-        let count = socket::recv_now(self, &mut room).unwrap_or(0);
-        RecvBuf::from(room[..count].to_vec())
+        match socket::recv_now(self, &mut room) {
+            Ok(count) => RecvBuf::from(room[..count].to_vec()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => RecvBuf::default(),
+            Err(_told_once) => {
+                // The kernel tells of a reset only once and of an orderly end after that: disconnected, the socket fails
+                // the next receive as well.
+                self.abort();
+                RecvBuf::default()
+            }
+        }
     }
 
     /// Sends what fits of `slices`, in one call to the kernel, and tells how much that was; pending while

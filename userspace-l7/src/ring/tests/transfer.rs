@@ -14,6 +14,7 @@ on_every_carrier!(
     half_close_leaves_the_other_direction_open,
     the_last_bytes_bring_the_end_along,
     what_has_come_is_there_without_waiting,
+    a_reset_stays_one_for_whoever_looked_without_waiting,
     end_of_stream_is_repeated,
     dropped_receives_lose_nothing,
     concurrent_send_is_refused_and_a_dropped_one_breaks_the_stream,
@@ -86,6 +87,13 @@ async fn what_has_come_is_there_without_waiting() {
     near.shutdown_write().unwrap();
     assert!(far.received().is_empty());
     assert!(far.recv().await.unwrap().is_empty());
+}
+
+async fn a_reset_stays_one_for_whoever_looked_without_waiting() {
+    let (near, far) = pair().await;
+    near.abort();
+    assert!(far.received().is_empty());
+    assert!(far.recv().await.is_err(), "a cut is no end");
 }
 
 async fn end_of_stream_is_repeated() {
