@@ -77,16 +77,33 @@ impl SpiffeId {
 
     /// The form that policies are written in: the URI without its scheme.
     pub fn principal(&self) -> String {
-        format!(
-            "{}/ns/{}/sa/{}",
-            self.trust_domain, self.namespace, self.service_account
-        )
+        self.written("")
+    }
+
+    /// The URI.
+    pub fn uri(&self) -> String {
+        self.written(SCHEME)
+    }
+
+    /// Put together by hand: every connection needs it several times.
+    fn written(&self, scheme: &str) -> String {
+        let parts = [
+            scheme,
+            self.trust_domain.as_str(),
+            "/ns/",
+            &self.namespace,
+            "/sa/",
+            &self.service_account,
+        ];
+        parts.concat()
     }
 }
 
+const SCHEME: &str = "spiffe://";
+
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("spiffe://")?;
+        f.write_str(SCHEME)?;
         f.write_str(self.trust_domain.as_str())?;
         f.write_str("/ns/")?;
         f.write_str(&self.namespace)?;
@@ -113,9 +130,7 @@ impl FromStr for SpiffeId {
             text: text.chars().take(256).collect(),
             why,
         };
-        let rest = text
-            .strip_prefix("spiffe://")
-            .ok_or_else(|| invalid("scheme"))?;
+        let rest = text.strip_prefix(SCHEME).ok_or_else(|| invalid("scheme"))?;
         let mut parts = rest.split('/');
         let mut next = |why| {
             parts

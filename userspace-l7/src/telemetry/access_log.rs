@@ -122,7 +122,7 @@ pub(super) fn refused(
 fn proven(flow: &Flow, identity: Option<&SpiffeId>) -> Option<String> {
     identity
         .filter(|_| flow.security != Security::Unknown)
-        .map(ToString::to_string)
+        .map(SpiffeId::uri)
 }
 
 fn cluster(workload: &Workload) -> Option<&str> {

@@ -2,6 +2,8 @@
 //!
 //! A peer decides what stands in some fields, so a value can never end its line or pass for another field.
 
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::fmt::{self, Write as _};
 
 use clap::ValueEnum;
@@ -43,13 +45,14 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let metadata = event.metadata();
-        let mut message = Message(String::new());
-        event.record(&mut message);
         if metadata.target() == WHOLE_LINE {
-            return writeln!(writer, "{}", Unquoted(&message.0));
+            let mut line = Message(String::new());
+            event.record(&mut line);
+            return writeln!(writer, "{}", Unquoted(&line.0));
         }
-        let mut scope = metadata.target().to_owned();
+        let mut scope = Cow::Borrowed(metadata.target());
         for span in context.event_scope().into_iter().flat_map(Scope::from_root) {
+            let scope = scope.to_mut();
             write!(scope, ":{}", span.name())?;
             if let Some(fields) = span.extensions().get::<FormattedFields<PlainFields>>()
                 && !fields.is_empty()
@@ -59,9 +62,8 @@ where
         }
         let head = Head {
             level: level(*metadata.level()),
-            time: time(),
-            scope,
-            message: message.0,
+            time: Timestamp::now(),
+            scope: &scope,
         };
         match self.0 {
             LogFormat::Plain => head.write_plain(&mut writer, event),
@@ -80,32 +82,41 @@ fn level(level: Level) -> &'static str {
     }
 }
 
-/// RFC 3339 in UTC with microseconds.
-fn time() -> String {
-    format!("{:.6}", Timestamp::now())
-}
-
-struct Head {
+struct Head<'a> {
     level: &'static str,
-    time: String,
-    scope: String,
-    message: String,
+    /// Written as RFC 3339 in UTC with microseconds.
+    time: Timestamp,
+    scope: &'a str,
 }
 
-impl Head {
+thread_local! {
+    /// What [`Head::write_plain`] puts together, kept: every connection has a line of some fifteen fields.
+    static PLAIN: RefCell<Plain> = RefCell::default();
+}
+
+impl Head<'_> {
     fn write_plain(&self, writer: &mut Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        write!(
-            writer,
-            "{}\t{}\t{}\t{}",
-            self.time,
-            self.level,
-            self.scope,
-            Unquoted(&self.message)
-        )?;
-        let mut fields = Plain::new(writer.by_ref(), "\t");
-        event.record(&mut fields);
-        fields.result?;
-        writeln!(writer)
+        PLAIN.with(|plain| {
+            // Taken out, since a value's own `Debug` may log.
+            let mut plain = plain.take();
+            plain.clear();
+            event.record(&mut plain);
+            let written = self.write_parts(writer, &plain);
+            PLAIN.replace(plain);
+            written
+        })
+    }
+
+    fn write_parts(&self, writer: &mut Writer<'_>, plain: &Plain) -> fmt::Result {
+        plain.check()?;
+        let Self { level, time, scope } = self;
+        let message = Unquoted(&plain.message);
+        write!(writer, "{time:.6}\t{level}\t{scope}\t{message}")?;
+        if !plain.fields.is_empty() {
+            writer.write_char('\t')?;
+        }
+        writer.write_str(&plain.fields)?;
+        writer.write_char('\n')
     }
 
     fn write_json(&self, writer: &mut Writer<'_>, event: &Event<'_>) -> fmt::Result {
@@ -117,12 +128,14 @@ impl Head {
     }
 
     fn serialize(&self, event: &Event<'_>, line: &mut Vec<u8>) -> serde_json::Result<()> {
+        let mut message = Message(String::new());
+        event.record(&mut message);
         let mut serializer = serde_json::Serializer::new(line);
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("level", self.level)?;
-        map.serialize_entry("time", &self.time)?;
-        map.serialize_entry("scope", &self.scope)?;
-        map.serialize_entry("message", &self.message)?;
+        map.serialize_entry("time", &format_args!("{:.6}", self.time))?;
+        map.serialize_entry("scope", self.scope)?;
+        map.serialize_entry("message", &message.0)?;
         let mut fields = Json {
             map: &mut map,
             result: Ok(()),
@@ -153,76 +166,96 @@ fn is_message(field: &Field) -> bool {
 pub(super) struct PlainFields;
 
 impl<'writer> FormatFields<'writer> for PlainFields {
-    fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
-        let mut visitor = Plain::new(writer, "");
-        fields.record(&mut visitor);
-        visitor.result
+    fn format_fields<R: RecordFields>(
+        &self,
+        mut writer: Writer<'writer>,
+        fields: R,
+    ) -> fmt::Result {
+        let mut plain = Plain::default();
+        fields.record(&mut plain);
+        plain.check()?;
+        writer.write_str(&plain.fields)
     }
 }
 
-struct Plain<'writer> {
-    writer: Writer<'writer>,
-    separator: &'static str,
-    /// A value's text, until it is known whether it needs quotes.
-    text: String,
-    result: fmt::Result,
+/// An event's parts as plain text.
+#[derive(Default)]
+struct Plain {
+    message: String,
+    /// `key=value key=value`.
+    fields: String,
+    has_failed: bool,
 }
 
-impl<'writer> Plain<'writer> {
-    fn new(writer: Writer<'writer>, separator: &'static str) -> Self {
-        Self {
-            writer,
-            separator,
-            text: String::new(),
-            result: Ok(()),
+impl Plain {
+    fn clear(&mut self) {
+        self.message.clear();
+        self.fields.clear();
+        self.has_failed = false;
+    }
+
+    fn check(&self) -> fmt::Result {
+        if self.has_failed {
+            return Err(fmt::Error);
         }
+        Ok(())
     }
 
-    /// Writes a field with what `value` writes. In pieces and not by `write!`: every connection has two lines of some
-    /// fifteen fields.
-    fn field(
-        &mut self,
-        field: &Field,
-        value: impl FnOnce(&mut Writer<'writer>, &mut String) -> fmt::Result,
-    ) {
-        if self.result.is_err() || is_message(field) {
+    fn begin(&mut self, field: &Field) {
+        if !self.fields.is_empty() {
+            self.fields.push(' ');
+        }
+        self.fields.push_str(field.name());
+        self.fields.push('=');
+    }
+}
+
+impl Visit for Plain {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if is_message(field) {
+            self.has_failed |= write!(self.message, "{value:?}").is_err();
             return;
         }
-        let separator = std::mem::replace(&mut self.separator, " ");
-        let (writer, text) = (&mut self.writer, &mut self.text);
-        self.result = [separator, field.name(), "="]
+        self.begin(field);
+        let start = self.fields.len();
+        self.has_failed |= write!(self.fields, "{value:?}").is_err();
+        let stands_alone = |byte: u8| byte.is_ascii_graphic() && byte != b'"';
+        if !self.fields.as_bytes()[start..]
             .iter()
-            .try_for_each(|piece| writer.write_str(piece))
-            .and_then(|()| value(writer, text));
-    }
-}
-
-impl Visit for Plain<'_> {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.field(field, |writer, text| {
-            text.clear();
-            write!(text, "{value:?}")?;
-            if text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"') {
-                return write!(writer, "{text:?}");
-            }
-            writer.write_str(text)
-        });
+            .copied()
+            .all(stands_alone)
+        {
+            let value = self.fields.split_off(start);
+            self.has_failed |= self.value(&value).is_err();
+        }
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.field(field, |writer, _text| quoted(writer, value));
+        self.begin(field);
+        self.has_failed |= self.quoted(value).is_err();
     }
 }
 
-/// As `{:?}`, which looks at each character of a name that needs no escape.
-fn quoted(writer: &mut Writer<'_>, value: &str) -> fmt::Result {
-    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
-    if !value.bytes().all(is_plain) {
-        return write!(writer, "{value:?}");
+impl Plain {
+    /// A value that is not plain ASCII throughout.
+    fn value(&mut self, value: &str) -> fmt::Result {
+        if value.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"') {
+            return write!(self.fields, "{value:?}");
+        }
+        self.fields.write_str(value)
     }
-    writer.write_char('"')?;
-    writer.write_str(value)?;
-    writer.write_char('"')
+
+    /// As `{:?}`, which looks at each character of a name that needs no escape.
+    fn quoted(&mut self, value: &str) -> fmt::Result {
+        let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+        if !value.bytes().all(is_plain) {
+            return write!(self.fields, "{value:?}");
+        }
+        self.fields.push('"');
+        self.fields.push_str(value);
+        self.fields.push('"');
+        Ok(())
+    }
 }
 
 /// A message: constant in our own code, but not in every library's.
