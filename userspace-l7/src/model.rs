@@ -49,7 +49,7 @@ pub use service::{
     Endpoint, HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode, NamespacedHostname,
     RoutingScope, Service, ServicePort,
 };
-pub use snapshot::{MeshSettings, Snapshot};
+pub use snapshot::{Map, MeshSettings, Snapshot};
 pub use telemetry::{
     AccessLog, AccessLogFormat, CelExpression, HttpMetric, InvalidExpression, MetricOverride,
     Propagation, SpanCollector, SpanTag, SpanTagValue, SpanTransport, Telemetry, TracingSettings,

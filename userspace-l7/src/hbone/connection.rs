@@ -16,12 +16,13 @@ mod stream;
 mod writer;
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use foldhash::{HashMap, HashMapExt as _};
 use tokio::task::spawn_local;
 use tokio::time::Instant;
 
@@ -32,6 +33,7 @@ use crate::ring::Tcp;
 use crate::tls::{Sealer, Session, VerifiedPeer};
 pub use sending::FirstBytes;
 pub(super) use stream::Held;
+pub(crate) use stream::StreamSink;
 pub use stream::{Stream, StreamReader, StreamWriter};
 
 /// Bytes that may wait for the writer before senders have to.

@@ -3,6 +3,8 @@
 //! Everything here parses what a peer sent, and none of it decides who the peer is. Headers that only inform
 //! and do not parse are as good as absent; unknown ones are ignored.
 
+use std::borrow::Cow;
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 
 use smallvec::SmallVec;
@@ -38,6 +40,14 @@ pub(super) struct Fields {
 }
 
 impl Fields {
+    /// With room for what a block of `length` bytes usually stands for.
+    pub(super) fn of_block(length: usize) -> Self {
+        Self {
+            text: Vec::with_capacity((2 * length).max(512)),
+            ends: SmallVec::new(),
+        }
+    }
+
     pub(super) fn push(&mut self, name: &[u8], value: &[u8]) {
         self.text.extend_from_slice(name);
         let name = self.text.len();
@@ -130,19 +140,17 @@ impl ConnectRequest {
     pub(super) fn encode(&self, limit: usize) -> Vec<u8> {
         let mut block = Block::new(limit);
         block.put(":method", Some("CONNECT"));
-        block.put(":authority", Some(&self.authority.to_string()));
+        let mut text = String::with_capacity(64);
+        block.put_displayed(":authority", &self.authority, &mut text);
         block.put("baggage", self.baggage.as_deref());
-        let forwarded = (!self.forwarded.is_empty()).then(|| self.forwarded.to_string());
-        block.put("forwarded", forwarded.as_deref());
-        block.put("traceparent", Some(&self.traceparent.to_string()));
+        if !self.forwarded.is_empty() {
+            block.put_displayed("forwarded", &self.forwarded, &mut text);
+        }
+        block.put_displayed("traceparent", &self.traceparent, &mut text);
         block.put("x-forwarded-network", self.forwarded_network.as_deref());
-        block.put(
-            "x-culvert-service",
-            self.service
-                .as_ref()
-                .map(ServiceClaim::to_string)
-                .as_deref(),
-        );
+        if let Some(service) = &self.service {
+            block.put_displayed("x-culvert-service", service, &mut text);
+        }
         let side = self.service.as_ref().map(|service| service.side);
         block.put(
             WAYPOINT,
@@ -223,7 +231,11 @@ impl ConnectResponse {
 
     pub(super) fn encode(&self, limit: usize) -> Vec<u8> {
         let mut block = Block::new(limit);
-        block.put(":status", Some(&format!("{:03}", self.status)));
+        let status = match self.status {
+            200 => Cow::Borrowed("200"),
+            other => Cow::Owned(format!("{other:03}")),
+        };
+        block.put(":status", Some(&status));
         block.put("baggage", self.baggage.as_deref());
         block.put(CAUSE, self.cause.map(Cause::name));
         block.bytes
@@ -251,9 +263,17 @@ struct Block {
 impl Block {
     fn new(limit: usize) -> Self {
         Self {
-            bytes: Vec::with_capacity(256),
+            bytes: Vec::with_capacity(512),
             left: limit.min(MAX_SENT),
         }
+    }
+
+    /// As [`put`](Self::put), by way of `text`, whose content is of no interest before or after.
+    fn put_displayed(&mut self, name: &str, value: &impl fmt::Display, text: &mut String) {
+        text.clear();
+        // Writing to a string does not fail, and a header that informs may be left out.
+        let written = write!(text, "{value}");
+        self.put(name, written.is_ok().then_some(&**text));
     }
 
     /// A value that HTTP forbids (RFC 9110 §5.5) would break the request for a header that only informs.

@@ -21,7 +21,9 @@ mod streams;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use foldhash::{HashMap, HashMapExt as _};
 
 use super::error::{ConnectionError, ErrorCode};
 use super::frame::{self, kind};

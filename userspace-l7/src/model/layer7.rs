@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use imbl::HashMap;
-
 use super::app_protocol::AppProtocol;
 use super::http_policy::HttpPolicy;
 use super::http_route::{HttpRouteTable, WeightedBackend};
@@ -12,6 +10,7 @@ use super::identity::SpiffeId;
 use super::jwt::JwtRule;
 use super::rate_limit::RateLimit;
 use super::service::NamespacedHostname;
+use super::snapshot::Map;
 use super::telemetry::Telemetry;
 
 /// `<namespace>/<name>` of a Gateway that is a waypoint.
@@ -154,4 +153,4 @@ pub struct WorkloadLayer7 {
 }
 
 /// Layer 7 by service.
-pub type ServicesLayer7 = HashMap<NamespacedHostname, Arc<ServiceLayer7>>;
+pub type ServicesLayer7 = Map<NamespacedHostname, Arc<ServiceLayer7>>;

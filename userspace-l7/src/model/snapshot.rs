@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::{HashMap, HashSet};
+use imbl::HashSet;
+use imbl::shared_ptr::DefaultSharedPtr;
 use smallvec::SmallVec;
 
 use super::http_policy::PathNormalization;
@@ -27,6 +28,10 @@ pub struct MeshSettings {
     pub network: Network,
 }
 
+/// A persistent map. Its hash is quick, since a connection looks a dozen things up, and seeded anew in each process,
+/// so that names cannot be chosen to collide.
+pub type Map<K, V> = imbl::GenericHashMap<K, V, foldhash::fast::RandomState, DefaultSharedPtr>;
+
 /// Everything that a decision may depend on. Built by one writer, read by every worker.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -35,31 +40,31 @@ pub struct Snapshot {
     /// Mesh-wide settings.
     pub mesh: Arc<MeshSettings>,
     /// All workloads.
-    pub workloads: HashMap<WorkloadUid, Arc<Workload>>,
+    pub workloads: Map<WorkloadUid, Arc<Workload>>,
     /// Workloads by address; those on a node's own network are left out.
-    pub workloads_by_address: HashMap<IpAddr, Arc<Workload>>,
+    pub workloads_by_address: Map<IpAddr, Arc<Workload>>,
     /// All services.
-    pub services: HashMap<NamespacedHostname, Arc<Service>>,
+    pub services: Map<NamespacedHostname, Arc<Service>>,
     /// Services by virtual address; more than one only if objects conflict.
-    pub services_by_vip: HashMap<IpAddr, SmallVec<[NamespacedHostname; 1]>>,
+    pub services_by_vip: Map<IpAddr, SmallVec<[NamespacedHostname; 1]>>,
     /// Services by hostname.
-    pub services_by_hostname: HashMap<Arc<str>, SmallVec<[NamespacedHostname; 1]>>,
+    pub services_by_hostname: Map<Arc<str>, SmallVec<[NamespacedHostname; 1]>>,
     /// Services with a range among their addresses: few, searched in turn.
     pub services_with_ranges: Vec<Arc<Service>>,
     /// Endpoints by service.
-    pub endpoints: HashMap<NamespacedHostname, Arc<[Endpoint]>>,
+    pub endpoints: Map<NamespacedHostname, Arc<[Endpoint]>>,
     /// All policies.
-    pub policies: HashMap<PolicyKey, Arc<AuthorizationPolicy>>,
+    pub policies: Map<PolicyKey, Arc<AuthorizationPolicy>>,
     /// Policies of scope Namespace, by namespace.
-    pub namespace_policies: HashMap<Arc<str>, Arc<[Arc<AuthorizationPolicy>]>>,
+    pub namespace_policies: Map<Arc<str>, Arc<[Arc<AuthorizationPolicy>]>>,
     /// Policies of scope Global.
     pub global_policies: Arc<[Arc<AuthorizationPolicy>]>,
     /// Layer 7 of services that are bound to a waypoint.
     pub services_layer7: ServicesLayer7,
     /// Layer 7 of workloads that are bound to a waypoint for workloads.
-    pub workloads_layer7: HashMap<WorkloadUid, Arc<WorkloadLayer7>>,
+    pub workloads_layer7: Map<WorkloadUid, Arc<WorkloadLayer7>>,
     /// Spreading and limits of services that a DestinationRule speaks about.
-    pub traffic: HashMap<NamespacedHostname, Arc<ServiceTraffic>>,
+    pub traffic: Map<NamespacedHostname, Arc<ServiceTraffic>>,
     /// How the paths of all requests are brought to one spelling.
     pub path_normalization: PathNormalization,
     /// Namespaces in which nobody gets around the waypoint of a service (`culvert.dev/strict-waypoint`).
@@ -72,19 +77,19 @@ impl Snapshot {
         Self {
             generation: 0,
             mesh: Arc::new(mesh),
-            workloads: HashMap::new(),
-            workloads_by_address: HashMap::new(),
-            services: HashMap::new(),
-            services_by_vip: HashMap::new(),
-            services_by_hostname: HashMap::new(),
+            workloads: Map::default(),
+            workloads_by_address: Map::default(),
+            services: Map::default(),
+            services_by_vip: Map::default(),
+            services_by_hostname: Map::default(),
             services_with_ranges: Vec::new(),
-            endpoints: HashMap::new(),
-            policies: HashMap::new(),
-            namespace_policies: HashMap::new(),
+            endpoints: Map::default(),
+            policies: Map::default(),
+            namespace_policies: Map::default(),
             global_policies: Arc::new([]),
-            services_layer7: HashMap::new(),
-            workloads_layer7: HashMap::new(),
-            traffic: HashMap::new(),
+            services_layer7: Map::default(),
+            workloads_layer7: Map::default(),
+            traffic: Map::default(),
             path_normalization: PathNormalization::default(),
             strict_namespaces: HashSet::new(),
         }

@@ -13,7 +13,7 @@ use x509_parser::prelude::FromDer;
 
 use super::config::{self, ClientSettings, Credential};
 use super::verify::spiffe_ids;
-use crate::model::SpiffeId;
+use crate::model::{Map, SpiffeId};
 
 /// One SVID: who a workload is, the proof of it, and whom it trusts. Immutable; a renewal is a new one.
 pub struct Identity {
@@ -219,7 +219,7 @@ fn system_time(unix_seconds: i64) -> SystemTime {
 /// keep the SVID that they began with.
 #[derive(Debug, Default)]
 pub struct Identities {
-    by_id: ArcSwap<imbl::HashMap<SpiffeId, Arc<Identity>>>,
+    by_id: ArcSwap<Map<SpiffeId, Arc<Identity>>>,
 }
 
 impl Identities {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use userspace_l7::model::{
-    NamespacedHostname, NetworkMode, Service, TunnelProtocol, Workload, WorkloadUid,
+    Map, NamespacedHostname, NetworkMode, Service, TunnelProtocol, Workload, WorkloadUid,
 };
 
 use super::mark::Marks;
@@ -306,7 +306,7 @@ impl Compiler {
 type Keys = smallvec::SmallVec<[NamespacedHostname; 1]>;
 
 fn insert_key<K: Clone + std::hash::Hash + Eq>(
-    index: &mut imbl::HashMap<K, Keys>,
+    index: &mut Map<K, Keys>,
     at: K,
     key: &NamespacedHostname,
 ) {
@@ -317,7 +317,7 @@ fn insert_key<K: Clone + std::hash::Hash + Eq>(
 }
 
 fn remove_key<K: Clone + std::hash::Hash + Eq>(
-    index: &mut imbl::HashMap<K, Keys>,
+    index: &mut Map<K, Keys>,
     at: &K,
     key: &NamespacedHostname,
 ) {

@@ -157,7 +157,7 @@ impl Machine {
 
     /// `None` for a list that is longer than we allow: the stream's fault, not the connection's.
     fn decode(&mut self, block: &[u8]) -> Result<Option<Fields>, ConnectionError> {
-        let mut fields = Fields::default();
+        let mut fields = Fields::of_block(block.len());
         let mut length = 0;
         let decoded = self.decoder.decode(block, |name, value| {
             length += name.len() + value.len() + ENTRY_OVERHEAD;

@@ -13,6 +13,9 @@ use super::{
 /// Records after which the key is replaced. RFC 8446 §5.5 allows 2^24.5 full-size records per GCM key.
 const REKEY_AFTER: u64 = 1 << 23;
 
+/// Room that a new buffer begins with: the frames of a small request.
+const SMALL_BATCH: usize = 512;
+
 /// `AlertLevel` (RFC 8446 §6): kept on the wire, without meaning in TLS 1.3.
 const WARNING: u8 = 1;
 const FATAL: u8 = 2;
@@ -174,6 +177,7 @@ impl Sealer {
             self.update_key(out)?;
         }
         let start = out.len();
+        out.reserve(SMALL_BATCH);
         out.extend_from_slice(&[0; HEADER]);
         Ok(start)
     }
