@@ -53,6 +53,9 @@ use state::{Seen, State};
 const METRICS_PORT: u16 = 15020;
 const READINESS_PORT: u16 = 15021;
 
+/// When what starting took for a moment is given back: all that starts with the agent has started by then.
+const SETTLING: Duration = Duration::from_secs(2);
+
 /// Runs the agent until it is told to stop.
 ///
 /// # Errors
@@ -309,6 +312,11 @@ impl Agent {
         let keeper = tokio::spawn(keeper.run(wanted));
         let asking = asking.start();
         let dns = tokio::spawn(dns.run());
+        // Everything has started by then, and what that took besides is an idle agent's own size again.
+        let settled = tokio::spawn(async {
+            tokio::time::sleep(SETTLING).await;
+            capture::release_free_memory();
+        });
 
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -330,6 +338,7 @@ impl Agent {
         stopping.notify_one();
         admin.await.context("the admin server panicked")?;
         keeper.abort();
+        settled.abort();
         drop(asking);
         dns.abort();
         info!("agent stopped");

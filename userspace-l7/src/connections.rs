@@ -1,11 +1,11 @@
 //! L5: the live connections of one worker. An inbound connection is registered before it is first judged
 //! and judged again whenever the mesh changes, so that no change can slip between the two.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
+use slab::Slab;
 use tokio::sync::Notify;
 
 use crate::model::{NamespacedHostname, Snapshot, SpiffeId, WorkloadUid};
@@ -86,21 +86,17 @@ pub(crate) struct WorkloadGone;
 
 struct Entry {
     shown: LiveConnection,
-    claim: Option<Claim>,
-    ended: Rc<Ended>,
-}
-
-#[derive(Default)]
-struct Ended {
+    /// Boxed, as half of all connections have none.
+    claim: Option<Box<Claim>>,
     reason: RefCell<Option<Denial>>,
-    notify: Notify,
+    ended: Notify,
 }
 
 /// Every connection of a worker.
 #[derive(Default)]
 pub(crate) struct Connections {
-    entries: RefCell<BTreeMap<u64, Entry>>,
-    next: Cell<u64>,
+    /// In no order.
+    entries: RefCell<Slab<Rc<Entry>>>,
     emptied: Notify,
 }
 
@@ -108,19 +104,17 @@ impl Connections {
     /// Registers a connection until the returned handle is dropped. With a claim, it is judged again at each
     /// [`Connections::judge_again`].
     pub(crate) fn track(self: &Rc<Self>, shown: LiveConnection, claim: Option<Claim>) -> Tracked {
-        let number = self.next.get();
-        self.next.set(number + 1);
-        let ended = Rc::<Ended>::default();
-        let entry = Entry {
+        let entry = Rc::new(Entry {
             shown,
-            claim,
-            ended: Rc::clone(&ended),
-        };
-        self.entries.borrow_mut().insert(number, entry);
+            claim: claim.map(Box::new),
+            reason: RefCell::default(),
+            ended: Notify::default(),
+        });
+        let place = self.entries.borrow_mut().insert(Rc::clone(&entry));
         Tracked {
             connections: Rc::clone(self),
-            number,
-            ended,
+            place,
+            entry,
         }
     }
 
@@ -128,8 +122,8 @@ impl Connections {
     pub(crate) fn judge_again(&self, snapshot: &Snapshot) -> usize {
         let entries = self.entries.borrow();
         let claimed = entries
-            .values()
-            .filter_map(|entry| Some((entry, entry.claim.as_ref()?)));
+            .iter()
+            .filter_map(|(_, entry)| Some((entry, entry.claim.as_ref()?)));
         let mut refused = 0;
         for (entry, claim) in claimed {
             // A workload that disappears takes its connections with it by its sockets; cutting them here
@@ -138,8 +132,8 @@ impl Connections {
                 continue;
             };
             if let Err(denial) = verdict.decision {
-                entry.ended.reason.replace(Some(denial));
-                entry.ended.notify.notify_one();
+                entry.reason.replace(Some(denial));
+                entry.ended.notify_one();
                 refused += 1;
             }
         }
@@ -150,8 +144,8 @@ impl Connections {
     pub(crate) fn list(&self) -> Vec<LiveConnection> {
         self.entries
             .borrow()
-            .values()
-            .map(|entry| entry.shown.clone())
+            .iter()
+            .map(|(_, entry)| entry.shown.clone())
             .collect()
     }
 
@@ -171,8 +165,8 @@ impl Connections {
 /// A registered connection.
 pub(crate) struct Tracked {
     connections: Rc<Connections>,
-    number: u64,
-    ended: Rc<Ended>,
+    place: usize,
+    entry: Rc<Entry>,
 }
 
 impl Tracked {
@@ -182,10 +176,10 @@ impl Tracked {
     /// The reason stays: a later call returns at once.
     pub(crate) async fn refused(&self) -> Denial {
         loop {
-            if let Some(reason) = self.ended.reason.borrow().clone() {
+            if let Some(reason) = self.entry.reason.borrow().clone() {
                 return reason;
             }
-            self.ended.notify.notified().await;
+            self.entry.ended.notified().await;
         }
     }
 }
@@ -193,7 +187,7 @@ impl Tracked {
 impl Drop for Tracked {
     fn drop(&mut self) {
         let mut entries = self.connections.entries.borrow_mut();
-        entries.remove(&self.number);
+        drop(entries.remove(self.place));
         if entries.is_empty() {
             self.connections.emptied.notify_one();
         }

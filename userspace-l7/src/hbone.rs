@@ -34,6 +34,7 @@ mod tests;
 pub use authority::{Authority, ServiceClaim};
 pub use baggage::Baggage;
 pub use cause::Cause;
+pub(crate) use connection::StreamSink;
 pub use connection::{FirstBytes, Stream, StreamReader, StreamWriter};
 pub use error::{ConnectionError, DialError, ErrorCode, Lost, OpenError, StreamError};
 pub use forwarded::Forwarded;

@@ -31,7 +31,7 @@ use crate::telemetry::{Reporter, ResponseFlags};
 use crate::tls;
 use crate::waypoint;
 
-use carriage::{carry, fulfil};
+use carriage::{Fulfilment, carry, fulfil};
 use demands::{Demanded, Protocol};
 
 /// Time that the application has to accept. It is on this node, so no answer means a full backlog.
@@ -136,8 +136,16 @@ struct Admitted {
 /// # Cancel safety
 /// Dropping the future resets the connection.
 pub(crate) async fn serve_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) {
+    // On the heap until it is known what follows: most of a connection's life needs less room than its opening.
+    if let Some(fulfilled) = Box::pin(open_plain(hub, pod, client)).await {
+        fulfilled.await;
+    }
+}
+
+/// Judges plaintext and reaches its application; `None` if it was refused.
+async fn open_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) -> Option<Fulfilment> {
     let (Ok(address), Ok(arrived_at)) = (client.peer_addr(), client.local_addr()) else {
-        return;
+        return None;
     };
     let caller = Caller {
         address,
@@ -161,14 +169,14 @@ pub(crate) async fn serve_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) {
         let admitted = admit(hub, pod, workload, &caller, (to, demands.as_ref())).await?;
         Ok::<_, InboundError>((admitted, demands))
     };
+    let far = Far::Plain(client.clone());
     match admitted.await {
-        Ok((admitted, Some(demands))) => {
-            fulfil(hub, pod, caller, (admitted, demands), Far::Plain(client)).await;
-        }
-        Ok((admitted, None)) => carry(hub, &caller, admitted, Far::Plain(client)).await,
+        Ok((admitted, Some(demands))) => Some(fulfil(hub, pod, caller, (admitted, demands), far)),
+        Ok((admitted, None)) => Some(Box::pin(carry(hub, &caller, admitted, far))),
         Err(error) => {
             refuse(hub, &caller, &error);
             client.abort();
+            None
         }
     }
 }
@@ -200,7 +208,7 @@ pub(crate) async fn serve_hbone(hub: &Rc<Hub>, pod: &Pod, tcp: Tcp) {
     };
     let over = hbone::serve(session, hub.draining(), |incoming| {
         let (hub, pod) = (Rc::clone(hub), pod.clone());
-        async move { serve_stream(&hub, &pod, address, arrived_at, incoming).await }
+        async move { serve_stream(&hub, &pod, (address, arrived_at), incoming).await }
     });
     // Not inside the macro, which evaluates nothing while its level is off.
     let reason = over.await;
@@ -210,13 +218,23 @@ pub(crate) async fn serve_hbone(hub: &Rc<Hub>, pod: &Pod, tcp: Tcp) {
 async fn serve_stream(
     hub: &Rc<Hub>,
     pod: &Pod,
-    peer: SocketAddr,
-    arrived_at: SocketAddr,
+    ends: (SocketAddr, SocketAddr),
     incoming: Incoming,
 ) {
-    let Some(incoming) = front::serve(hub, pod, (peer, arrived_at), incoming).await else {
-        return;
-    };
+    // As in `serve_plain`.
+    if let Some(fulfilled) = Box::pin(open_stream(hub, pod, ends, incoming)).await {
+        fulfilled.await;
+    }
+}
+
+/// Judges a stream and reaches its application; `None` if it was refused, or served in a waypoint's stead.
+async fn open_stream(
+    hub: &Rc<Hub>,
+    pod: &Pod,
+    (peer, arrived_at): (SocketAddr, SocketAddr),
+    incoming: Incoming,
+) -> Option<Fulfilment> {
+    let incoming = front::serve(hub, pod, (peer, arrived_at), incoming).await?;
     let request = incoming.request();
     let caller = Caller {
         address: client_address(peer, request.forwarded.client),
@@ -243,11 +261,12 @@ async fn serve_stream(
             let baggage = Baggage::of(&admitted.workload);
             let stream = incoming.accept(&ConnectResponse::accepted(Some(&baggage)));
             let far = Far::Tunnel(stream);
-            fulfil(hub, pod, caller, (admitted, demands), far).await;
+            Some(fulfil(hub, pod, caller, (admitted, demands), far))
         }
         Err(error) => {
             refuse(hub, &caller, &error);
             incoming.reject(error.status(), error.cause());
+            None
         }
     }
 }
@@ -292,7 +311,7 @@ async fn admit(
         .sockets
         .leg(Family::of(to), caller.address)
         .map_err(unreachable)?;
-    let app = Tcp::connect(socket, to, APPLICATION_TIMEOUT)
+    let app = Tcp::connect_within(socket, to, APPLICATION_TIMEOUT)
         .await
         .map_err(unreachable)?;
     Ok(Admitted {

@@ -2,18 +2,24 @@
 //!
 //! Chunks are owned because `io_uring` owns a buffer until its operation completes; whoever implements the
 //! two traits decides whether a chunk is a kernel-filled buffer, a slice of a tunnel's frame, or a vector.
+//!
+//! What is here is polled and not awaited: a connection is idle for most of its life, and an `async fn` that may have to
+//! wait in the middle of a send has room for all that such a wait needs from its beginning to its end.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
-use crate::ring::{RecvBuf, SendBuf, Tcp};
+use crate::ring::{RecvBuf, Rest, SendBuf, Tcp};
 
 /// The receiving half of a byte stream.
-pub(crate) trait Source {
+pub(crate) trait Source: Unpin {
     /// A piece of the stream.
-    type Chunk: AsRef<[u8]>;
+    type Chunk: AsRef<[u8]> + Unpin;
 
-    /// The next piece, or `None` after an orderly end (FIN, `END_STREAM`).
-    async fn next(&mut self) -> io::Result<Option<Self::Chunk>>;
+    /// The next piece, or `None` after an orderly end (FIN, `END_STREAM`). Only the last caller is woken.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Self::Chunk>>>;
 
     /// Whether the end is known to come next, without waiting for anybody.
     fn has_ended(&self) -> bool {
@@ -22,18 +28,30 @@ pub(crate) trait Source {
 }
 
 /// The sending half of a byte stream, for chunks of one kind.
-pub(crate) trait Sink<C> {
-    /// Takes the whole chunk; waits while the stream's own buffer is full, which is the back-pressure.
-    async fn put(&mut self, chunk: C) -> io::Result<()>;
+pub(crate) trait Sink<C>: Unpin {
+    /// Takes a chunk. The next one may be put after [`poll_through`](Self::poll_through) was ready.
+    fn put(&mut self, chunk: C, followed: Followed) -> io::Result<()>;
+
+    /// Ready once what was put is on its way; waits while the stream's own buffer is full, which is the back-pressure.
+    fn poll_through(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
     /// Ends the stream in order. Everything put before arrives first.
-    async fn finish(&mut self) -> io::Result<()>;
+    fn finish(&mut self) -> io::Result<()>;
 
-    /// [`put`](Self::put) and then [`finish`](Self::finish), in one message where the stream can.
-    async fn put_last(&mut self, chunk: C) -> io::Result<()> {
-        self.put(chunk).await?;
-        self.finish().await
+    /// Puts a chunk and waits until it is on its way.
+    async fn pass(&mut self, chunk: C) -> io::Result<()> {
+        self.put(chunk, Followed::No)?;
+        poll_fn(|cx| self.poll_through(cx)).await
     }
+}
+
+/// What comes right behind a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Followed {
+    /// Nothing that is known.
+    No,
+    /// The end, which the sink sends too: in one message where the stream can.
+    ByTheEnd,
 }
 
 /// The receiving half of a TCP connection.
@@ -42,9 +60,9 @@ pub(crate) struct TcpSource(pub(crate) Tcp);
 impl Source for TcpSource {
     type Chunk = RecvBuf;
 
-    async fn next(&mut self) -> io::Result<Option<RecvBuf>> {
-        let chunk = self.0.recv().await?;
-        Ok((!chunk.is_empty()).then_some(chunk))
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<RecvBuf>>> {
+        let chunk = ready!(self.0.poll_recv(cx))?;
+        Poll::Ready(Ok((!chunk.is_empty()).then_some(chunk)))
     }
 }
 
@@ -67,61 +85,156 @@ impl Preceded {
 impl Source for Preceded {
     type Chunk = RecvBuf;
 
-    async fn next(&mut self) -> io::Result<Option<RecvBuf>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<RecvBuf>>> {
         match self.early.take() {
-            Some(early) => Ok(Some(early)),
-            None => self.rest.next().await,
+            Some(early) => Poll::Ready(Ok(Some(early))),
+            None => self.rest.poll_next(cx),
         }
     }
 }
 
 /// The sending half of a TCP connection.
-pub(crate) struct TcpSink(pub(crate) Tcp);
+pub(crate) struct TcpSink {
+    tcp: Tcp,
+    /// What did not fit into the socket's buffer, on its way.
+    rest: Option<Rest>,
+}
+
+impl TcpSink {
+    pub(crate) fn new(tcp: Tcp) -> Self {
+        Self { tcp, rest: None }
+    }
+}
 
 impl<C: SendBuf> Sink<C> for TcpSink {
-    async fn put(&mut self, chunk: C) -> io::Result<()> {
-        let (sent, _chunk) = self.0.send(chunk).await;
-        sent
+    fn put(&mut self, chunk: C, followed: Followed) -> io::Result<()> {
+        self.rest = match followed {
+            Followed::No => self.tcp.begin_send(chunk)?,
+            Followed::ByTheEnd => self.tcp.begin_last_send(chunk)?,
+        };
+        Ok(())
     }
 
-    async fn finish(&mut self) -> io::Result<()> {
-        self.0.shutdown_write()
+    fn poll_through(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(rest) = &mut self.rest {
+            let sent = ready!(rest.as_mut().poll(cx));
+            self.rest = None;
+            sent?;
+        }
+        Poll::Ready(Ok(()))
     }
 
-    async fn put_last(&mut self, chunk: C) -> io::Result<()> {
-        self.0.send_last(chunk).await
+    fn finish(&mut self) -> io::Result<()> {
+        self.tcp.shutdown_write()
     }
 }
 
 /// Carries one direction to its end, telling `count` the size of each chunk once it is on its way.
 ///
-/// A block and not an `async fn`, whose future would hold what it was given twice.
-#[expect(
-    clippy::manual_async_fn,
-    reason = "the size of the future, which every connection has two of"
-)]
-pub(crate) fn carry<S, K>(
-    mut from: S,
-    mut to: K,
-    count: impl Fn(u64),
-) -> impl Future<Output = io::Result<()>>
+/// # Cancel safety
+/// None: the chunk that is under way may have been sent in part.
+pub(crate) fn carry<S, K, N>(from: S, to: K, count: N) -> Carry<S, K, N>
 where
     S: Source,
     K: Sink<S::Chunk>,
+    N: Fn(u64) + Unpin,
 {
-    async move {
-        while let Some(chunk) = from.next().await? {
-            let size = chunk.as_ref().len() as u64;
-            if from.has_ended() {
-                to.put_last(chunk).await?;
-                count(size);
-                return Ok(());
-            }
-            to.put(chunk).await?;
-            count(size);
-        }
-        to.finish().await
+    Carry {
+        from,
+        to,
+        count,
+        under_way: None,
     }
+}
+
+/// See [`carry`].
+pub(crate) struct Carry<S, K, N> {
+    from: S,
+    to: K,
+    count: N,
+    /// The size of the chunk that was put, and what follows it.
+    under_way: Option<(u64, Followed)>,
+}
+
+impl<S, K, N> Future for Carry<S, K, N>
+where
+    S: Source,
+    K: Sink<S::Chunk>,
+    N: Fn(u64) + Unpin,
+{
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            if let Some((size, followed)) = this.under_way {
+                ready!(this.to.poll_through(cx))?;
+                this.under_way = None;
+                (this.count)(size);
+                if followed == Followed::ByTheEnd {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            let Some(chunk) = ready!(this.from.poll_next(cx))? else {
+                return Poll::Ready(this.to.finish());
+            };
+            let followed = if this.from.has_ended() {
+                Followed::ByTheEnd
+            } else {
+                Followed::No
+            };
+            this.under_way = Some((chunk.as_ref().len() as u64, followed));
+            this.to.put(chunk, followed)?;
+        }
+    }
+}
+
+/// Carries both directions until each has ended, or one has failed.
+pub(crate) struct BothWays<U, D> {
+    up: Option<U>,
+    down: Option<D>,
+}
+
+impl<U, D> BothWays<U, D> {
+    pub(crate) fn new(up: U, down: D) -> Self {
+        Self {
+            up: Some(up),
+            down: Some(down),
+        }
+    }
+}
+
+impl<U, D> Future for BothWays<U, D>
+where
+    U: Future<Output = io::Result<()>> + Unpin,
+    D: Future<Output = io::Result<()>> + Unpin,
+{
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { up, down } = &mut *self;
+        let has_risen = poll_once(up, cx)?;
+        let has_fallen = poll_once(down, cx)?;
+        if has_risen && has_fallen {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    }
+}
+
+/// Whether a direction has ended, by now or before. What has ended is let go of: a half-closed connection may live long.
+fn poll_once(
+    way: &mut Option<impl Future<Output = io::Result<()>> + Unpin>,
+    cx: &mut Context<'_>,
+) -> io::Result<bool> {
+    let Some(carrying) = way else { return Ok(true) };
+    let Poll::Ready(ended) = Pin::new(carrying).poll(cx) else {
+        return Ok(false);
+    };
+    ended?;
+    *way = None;
+    Ok(true)
 }
 
 /// Whether an error is only the peer's way of ending a connection: applications that are done often reset

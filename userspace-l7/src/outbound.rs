@@ -103,27 +103,38 @@ pub(crate) async fn serve(
         }
         return;
     }
-    let mut app = app;
-    let (app, spoken, reached) = loop {
+    // On the heap until somebody has answered: most of a connection's life needs less room than its opening.
+    if let Some((app, early, reached)) = Box::pin(open(hub, pod, (source, dialled), app)).await {
+        carry(hub, pod, (app, early), reached).await;
+    }
+}
+
+/// Finds the far side of a connection whose destination was not asked before it was accepted; `None` if it was served at
+/// layer 7, or refused. The bytes have been received from the application already.
+async fn open(
+    hub: &Rc<Hub>,
+    pod: &Pod,
+    (source, dialled): (SocketAddr, SocketAddr),
+    mut app: Tcp,
+) -> Option<(Tcp, RecvBuf, Reached)> {
+    loop {
         let (opaque, early) = match waypoint::welcome(hub, pod, (source, dialled), app).await {
-            Welcome::Served => return,
+            Welcome::Served => return None,
             Welcome::Opaque(app, early) => (app, early),
         };
         let mut spoken = Spoken(early);
         match reach(hub, pod, (source, dialled), Some((&opaque, &mut spoken))).await {
+            Ok(reached) => return Some((opaque, spoken.0, reached)),
             // What is known may have layer 7, and is to be welcomed as that.
             Err(OutboundError::Outdated) if spoken.0.is_empty() => app = opaque,
-            reached => break (opaque, spoken, reached),
-        }
-    };
-    match reached {
-        Ok(reached) => carry(hub, pod, (app, spoken.0), reached).await,
-        Err(error) => {
-            hub.metrics
-                .refused(Reporter::Source, source, dialled, error.flags(), &error);
-            app.abort();
-            if let Err(error) = pod.sockets.hold_again(dialled) {
-                debug!(workload = %pod.uid, %dialled, %error, "still relied on to answer");
+            Err(error) => {
+                hub.metrics
+                    .refused(Reporter::Source, source, dialled, error.flags(), &error);
+                opaque.abort();
+                if let Err(error) = pod.sockets.hold_again(dialled) {
+                    debug!(workload = %pod.uid, %dialled, %error, "still relied on to answer");
+                }
+                return None;
             }
         }
     }

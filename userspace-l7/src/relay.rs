@@ -1,10 +1,12 @@
 //! L5: carrying an accepted connection between an application and the far side, and saying how it ended.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use crate::dormant::Dormant;
-use crate::hbone::Stream;
-use crate::io::{Preceded, TcpSink, TcpSource, carry, is_ordinary_end};
+use crate::hbone::{Stream, StreamSink};
+use crate::io::{BothWays, Preceded, TcpSink, TcpSource, carry, is_ordinary_end};
 use crate::policy::{Allowed, Denial};
 use crate::ring::{RecvBuf, Tcp};
 use crate::telemetry::{OpenFlow, Outcome, ResponseFlags};
@@ -93,42 +95,39 @@ pub(crate) fn run<'a>(
         tcp: app,
         early,
     } = local;
-    let (reader, writer) = (Preceded::new(early, app.clone()), TcpSink(app.clone()));
+    app.reset_when_dropped(true);
+    let from_app = move |bytes| match application {
+        Application::Client => flow.to_server(bytes),
+        Application::Server => flow.to_client(bytes),
+    };
+    let from_far = move |bytes| match application {
+        Application::Client => flow.to_client(bytes),
+        Application::Server => flow.to_server(bytes),
+    };
+    let (reader, writer) = (Preceded::new(early, app.clone()), TcpSink::new(app.clone()));
+    let mut carried = match far {
+        Far::Plain(tcp) => {
+            tcp.reset_when_dropped(true);
+            let up = carry(reader, TcpSink::new(tcp.clone()), from_app);
+            let down = carry(TcpSource(tcp.clone()), writer, from_far);
+            Carried::Plain(tcp, BothWays::new(up, down))
+        }
+        Far::Tunnel(stream) => {
+            let (source, sink) = stream.split();
+            let up = carry(reader, StreamSink::new(sink), from_app);
+            let down = carry(source, writer, from_far);
+            Carried::Tunnelled(BothWays::new(up, down))
+        }
+    };
     let refused = Dormant::new(refused);
     async move {
-        app.reset_when_dropped(true);
-        let from_app = |bytes| match application {
-            Application::Client => flow.to_server(bytes),
-            Application::Server => flow.to_client(bytes),
-        };
-        let from_far = |bytes| match application {
-            Application::Client => flow.to_client(bytes),
-            Application::Server => flow.to_server(bytes),
-        };
-        let carried = async {
-            match far {
-                Far::Plain(tcp) => {
-                    tcp.reset_when_dropped(true);
-                    let up = carry(reader, TcpSink(tcp.clone()), from_app);
-                    let down = carry(TcpSource(tcp.clone()), writer, from_far);
-                    tokio::try_join!(up, down)?;
-                    tcp.reset_when_dropped(false);
-                }
-                Far::Tunnel(stream) => {
-                    let (source, sink) = stream.split();
-                    let up = carry(reader, sink, from_app);
-                    let down = carry(source, writer, from_far);
-                    tokio::try_join!(up, down)?;
-                }
-            }
-            Ok(())
-        };
         let ended = tokio::select! {
-            carried = carried => carried.map_err(Ending::of_error),
+            ended = &mut carried => ended.map_err(Ending::of_error),
             denial = refused => Err(Ending::Refused(denial)),
         };
         match ended {
             Ok(()) => {
+                carried.is_over();
                 app.reset_when_dropped(false);
                 Ending::Complete
             }
@@ -136,6 +135,36 @@ pub(crate) fn run<'a>(
                 app.abort();
                 ending
             }
+        }
+    }
+}
+
+/// Both directions, by what the far side is.
+enum Carried<P, T> {
+    Plain(Tcp, P),
+    Tunnelled(T),
+}
+
+impl<P, T> Carried<P, T> {
+    /// Both directions have ended in order: closing the far side's socket is no cut.
+    fn is_over(&self) {
+        if let Self::Plain(tcp, _) = self {
+            tcp.reset_when_dropped(false);
+        }
+    }
+}
+
+impl<P, T> Future for Carried<P, T>
+where
+    P: Future<Output = io::Result<()>> + Unpin,
+    T: Future<Output = io::Result<()>> + Unpin,
+{
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(_, both) => Pin::new(both).poll(cx),
+            Self::Tunnelled(both) => Pin::new(both).poll(cx),
         }
     }
 }

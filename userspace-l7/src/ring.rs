@@ -29,5 +29,5 @@ pub use buffers::{RecvBuf, SendBuf};
 pub use listener::{Listener, is_passing};
 pub use probe::{RingUnavailable, probe};
 pub use readiness::Readiness;
-pub use tcp::Tcp;
+pub use tcp::{Rest, Tcp};
 pub use worker::{Backend, run};

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -19,28 +20,32 @@ use crate::relay::{self, Application, Far, Local, Pass};
 use crate::ring::RecvBuf;
 use crate::telemetry::{Flow, OpenFlow, Reporter, Security};
 
+/// What is left to do for an admitted connection, on the heap: how much room that takes depends on what it carries.
+pub(super) type Fulfilment = Pin<Box<dyn Future<Output = ()>>>;
+
 /// Carries an admitted connection: as bytes, or as requests that are judged one by one.
-pub(super) async fn fulfil(
+///
+/// # Cancel safety
+/// Dropping the future resets both sides.
+pub(super) fn fulfil(
     hub: &Rc<Hub>,
     pod: &Pod,
     caller: Caller,
     (admitted, demands): (Admitted, Demanded),
     far: Far,
-) {
+) -> Fulfilment {
     match demands.protocol() {
-        Protocol::Bytes => carry(hub, &caller, admitted, far).await,
+        Protocol::Bytes => Box::pin(carry(hub, &caller, admitted, far)),
         Protocol::Requests(protocol) => {
-            let conversing = converse(hub, pod, caller, (admitted, demands), (far, protocol));
-            // On the heap, so that connections of bytes, by far the most, need not have room for it.
-            Box::pin(conversing).await;
+            let ours = (Rc::clone(hub), pod.clone());
+            Box::pin(converse(ours, caller, (admitted, demands), (far, protocol)))
         }
     }
 }
 
 /// Serves the requests of a connection; carries it as bytes if it turns out to have none.
 async fn converse(
-    hub: &Rc<Hub>,
-    pod: &Pod,
+    (hub, pod): (Rc<Hub>, Pod),
     caller: Caller,
     (admitted, demands): (Admitted, Demanded),
     (mut far, protocol): (Far, AppProtocol),
@@ -49,10 +54,10 @@ async fn converse(
     let Some(version) = version else {
         let judged = demands.judge_bytes(&hub.snapshot(), &caller, admitted.to);
         if let Err(error) = judged {
-            refuse(hub, &caller, &error);
+            refuse(&hub, &caller, &error);
             return give_up(far);
         }
-        return carry_after(hub, caller, admitted, early, far).await;
+        return carry_after(&hub, caller, admitted, early, far).await;
     };
     let Admitted {
         workload,
@@ -64,8 +69,8 @@ async fn converse(
     let flow = flow_of(&hub.snapshot(), &caller, Arc::clone(&workload), to);
     let flow = Rc::new(hub.metrics.open(flow));
     let exchange = requests::Exchange {
-        hub: Rc::clone(hub),
-        pod: pod.clone(),
+        hub: Rc::clone(&hub),
+        pod,
         own: Arc::clone(&workload),
         workload,
         client: caller.address,

@@ -16,10 +16,12 @@ use crate::connections::{Carriage, Direction, LiveConnection};
 use crate::dial;
 use crate::endpoints;
 use crate::error::Retry;
-use crate::hbone::{Baggage, ConnectRequest, ConnectResponse, ErrorCode, Incoming, Stream};
+use crate::hbone::{
+    Baggage, ConnectRequest, ConnectResponse, ErrorCode, Incoming, Stream, StreamSink,
+};
 use crate::http::{self, Wire};
 use crate::hub::Hub;
-use crate::io::{Sink as _, TcpSink, TcpSource, carry, is_ordinary_end};
+use crate::io::{BothWays, Sink as _, TcpSink, TcpSource, carry, is_ordinary_end};
 use crate::model::{AppProtocol, Service, Snapshot, Workload};
 use crate::pod::Pod;
 use crate::relay::{Ending, Far, Pass};
@@ -307,23 +309,21 @@ async fn join(client: Stream, early: RecvBuf, far: Far, flow: &OpenFlow) -> io::
     match far {
         Far::Plain(tcp) => {
             tcp.reset_when_dropped(true);
-            let mut sink = TcpSink(tcp.clone());
+            let mut sink = TcpSink::new(tcp.clone());
             if !early.is_empty() {
-                sink.put(early).await?;
+                sink.pass(early).await?;
             }
             let up = carry(from_client, sink, up);
-            let down = carry(TcpSource(tcp.clone()), to_client, down);
-            tokio::try_join!(up, down)?;
+            let down = carry(TcpSource(tcp.clone()), StreamSink::new(to_client), down);
+            BothWays::new(up, down).await?;
             tcp.reset_when_dropped(false);
         }
         Far::Tunnel(stream) => {
-            let (source, mut sink) = stream.split();
-            if !early.is_empty() {
-                sink.put(early).await?;
-            }
-            let up = carry(from_client, sink, up);
-            let down = carry(source, to_client, down);
-            tokio::try_join!(up, down)?;
+            let (source, mut writer) = stream.split();
+            writer.send(&early).await?;
+            let up = carry(from_client, StreamSink::new(writer), up);
+            let down = carry(source, StreamSink::new(to_client), down);
+            BothWays::new(up, down).await?;
         }
     }
     Ok(())

@@ -245,7 +245,7 @@ impl Exchange {
                 reached.map_err(|error| io::Error::other(error.to_string()))?
             } else {
                 let socket = self.pod.sockets.leg(Family::of(self.to), self.client)?;
-                let app = Tcp::connect(socket, self.to, APPLICATION_TIMEOUT).await?;
+                let app = Tcp::connect_within(socket, self.to, APPLICATION_TIMEOUT).await?;
                 Wire::tcp(app, RecvBuf::default())
             };
             http::connect(wire, version).await.map_err(io::Error::other)

@@ -18,15 +18,20 @@ const KEEPALIVE_PROBES: u32 = 9;
 /// Options of every connection. Accepted sockets inherit all of them from their listener (tcp(7)) except
 /// `O_NONBLOCK`, which accept4 sets.
 pub(super) fn prepare(fd: &OwnedFd) -> io::Result<()> {
-    let socket = SockRef::from(fd);
-    socket.set_nonblocking(true)?;
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(
+    prepare_within(fd)?;
+    SockRef::from(fd).set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE_IDLE)
             .with_interval(KEEPALIVE_INTERVAL)
             .with_retries(KEEPALIVE_PROBES),
     )
+}
+
+/// As [`prepare`], for a connection that does not leave its network namespace.
+pub(super) fn prepare_within(fd: &OwnedFd) -> io::Result<()> {
+    let socket = SockRef::from(fd);
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)
 }
 
 /// What comes right behind bytes that are sent.
@@ -71,10 +76,15 @@ pub(super) fn recv_now(fd: &impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
     retrying(|| (&*SockRef::from(fd)).read(buf))
 }
 
-/// Starts a connection. `WouldBlock` while it is under way.
+/// Starts a connection, or asks how one does that was started. `WouldBlock` while it is under way.
 pub(super) fn connect(fd: &OwnedFd, to: SocketAddr) -> io::Result<()> {
     match SockRef::from(fd).connect(&SockAddr::from(to)) {
-        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EINPROGRESS | libc::EALREADY)
+            ) =>
+        {
             Err(io::ErrorKind::WouldBlock.into())
         }
         other => other,

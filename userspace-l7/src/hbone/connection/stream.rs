@@ -4,14 +4,14 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use super::super::baggage::Baggage;
 use super::super::error::{ErrorCode, StreamError};
 use super::super::head::ConnectResponse;
 use super::super::machine::Taken;
 use super::{Core, Shared};
-use crate::io::{Sink, Source};
+use crate::io::{Followed, Sink, Source};
 
 /// A stream's place on its connection. Dropping it before both directions have ended resets the stream.
 pub(in crate::hbone) struct Held {
@@ -156,6 +156,24 @@ impl StreamReader {
         let Held { shared, id } = &*self.held;
         shared.core.borrow_mut().poll_take(*id, cx)
     }
+
+    /// Whether the peer's end is what comes next.
+    pub fn has_ended(&self) -> bool {
+        let Held { shared, id } = &*self.held;
+        shared.core.borrow().machine.has_ended(*id)
+    }
+}
+
+impl Source for StreamReader {
+    type Chunk = Vec<u8>;
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Vec<u8>>>> {
+        Poll::Ready(Ok(ready!(self.poll_recv(cx))?))
+    }
+
+    fn has_ended(&self) -> bool {
+        Self::has_ended(self)
+    }
 }
 
 impl fmt::Debug for StreamReader {
@@ -163,19 +181,6 @@ impl fmt::Debug for StreamReader {
         f.debug_struct("StreamReader")
             .field("id", &self.held.id)
             .finish_non_exhaustive()
-    }
-}
-
-impl Source for StreamReader {
-    type Chunk = Vec<u8>;
-
-    async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
-        Ok(self.recv().await?)
-    }
-
-    fn has_ended(&self) -> bool {
-        let Held { shared, id } = &*self.held;
-        shared.core.borrow().machine.has_ended(*id)
     }
 }
 
@@ -242,13 +247,47 @@ impl fmt::Debug for StreamWriter {
     }
 }
 
-impl<C: AsRef<[u8]>> Sink<C> for StreamWriter {
-    async fn put(&mut self, chunk: C) -> io::Result<()> {
-        Ok(self.send(chunk.as_ref()).await?)
+/// A [`StreamWriter`] that owns the chunk it sends.
+pub(crate) struct StreamSink<C> {
+    writer: StreamWriter,
+    /// What was put, and how much of it has left.
+    chunk: Option<(C, usize)>,
+    followed: Followed,
+}
+
+impl<C> StreamSink<C> {
+    pub(crate) fn new(writer: StreamWriter) -> Self {
+        Self {
+            writer,
+            chunk: None,
+            followed: Followed::No,
+        }
+    }
+}
+
+impl<C: AsRef<[u8]> + Unpin> Sink<C> for StreamSink<C> {
+    fn put(&mut self, chunk: C, followed: Followed) -> io::Result<()> {
+        self.chunk = Some((chunk, 0));
+        self.followed = followed;
+        Ok(())
     }
 
-    async fn finish(&mut self) -> io::Result<()> {
-        Ok(Self::finish(self)?)
+    fn poll_through(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some((chunk, sent)) = &mut self.chunk else {
+            return Poll::Ready(Ok(()));
+        };
+        while let Some(left) = chunk.as_ref().get(*sent..).filter(|left| !left.is_empty()) {
+            *sent += ready!(self.writer.poll_send(cx, left))?;
+        }
+        self.chunk = None;
+        if self.followed == Followed::ByTheEnd {
+            self.writer.finish()?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        Ok(self.writer.finish()?)
     }
 }
 

@@ -32,21 +32,28 @@ async fn refused_connections_say_so() {
     let (listener, address) = listen(loopback(), 1);
     listener.close();
     drop(listener);
-    let error = connect(address).await.map(drop).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
+    let within = Tcp::connect_within(tcp_socket(), address, PATIENCE);
+    for refused in [connect(address).await, within.await] {
+        let error = refused.map(drop).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
+    }
 }
 
 async fn connect_gives_up_in_time() {
     // A full accept queue drops the next SYN, and backlog 0 has room for very few.
     let (_listener, address) = listen(loopback(), 0);
     let mut queued = Vec::new();
+    let little = Duration::from_millis(200);
     let error = loop {
-        match Tcp::connect(tcp_socket(), address, Duration::from_millis(200)).await {
+        match Tcp::connect_within(tcp_socket(), address, little).await {
             Ok(tcp) => queued.push(tcp),
             Err(error) => break error,
         }
         assert!(queued.len() < 16, "the queue never fills");
     };
+    assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
+    let late = Tcp::connect(tcp_socket(), address, little).await;
+    let error = late.map(drop).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
 }
 

@@ -18,6 +18,7 @@ on_every_carrier!(
     end_of_stream_is_repeated,
     dropped_receives_lose_nothing,
     concurrent_send_is_refused_and_a_dropped_one_breaks_the_stream,
+    a_rest_keeps_its_turn_and_breaks_the_stream_when_it_is_dropped,
     received_buffers_can_be_sent_on,
     slow_reader_bounds_what_a_sender_queues,
     nobody_waits_while_others_are_served,
@@ -67,7 +68,15 @@ async fn the_last_bytes_bring_the_end_along() {
                 received += piece.len();
             }
         };
-        let (sent, received) = tokio::join!(near.send_last(vec![7_u8; length]), reader);
+        let rest = near.begin_last_send(vec![7_u8; length]).unwrap();
+        assert_eq!(rest.is_some(), length > 4 << 20, "{length} bytes");
+        let rest = async {
+            match rest {
+                Some(rest) => rest.await,
+                None => Ok(()),
+            }
+        };
+        let (sent, received) = tokio::join!(rest, reader);
         sent.unwrap();
         assert_eq!(received, length);
         send(&far, b"answer").await;
@@ -102,6 +111,20 @@ async fn end_of_stream_is_repeated() {
     for _ in 0..3 {
         assert!(far.recv().await.unwrap().is_empty());
     }
+}
+
+async fn a_rest_keeps_its_turn_and_breaks_the_stream_when_it_is_dropped() {
+    let (near, _far) = pair().await;
+    let rest = near.begin_send(vec![7_u8; 16 << 20]).unwrap();
+    let (refused, _buf) = near.send(vec![1]).await;
+    assert_eq!(
+        refused.unwrap_err().kind(),
+        io::ErrorKind::ResourceBusy
+    );
+    // Not even polled once: the half of it that has left is enough.
+    drop(rest.expect("more than any socket's buffer"));
+    let broken = near.begin_send(vec![1]).map(drop).unwrap_err();
+    assert_eq!(broken.kind(), io::ErrorKind::BrokenPipe);
 }
 
 async fn dropped_receives_lose_nothing() {
