@@ -10,11 +10,13 @@
 
 mod asking;
 mod dns;
+mod runtime;
 mod state;
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -37,16 +39,18 @@ use crate::admin::{self, AdminServer, Endpoints, Services, logging};
 use crate::capture::{self, Capture, Openings};
 use crate::config::{AgentArgs, IoUring, Source};
 use crate::direct::{self, Direct, DirectMetrics, DirectThread};
+use crate::discovery::Processes;
 use crate::dns::DnsMetrics;
 use crate::enrolment::{self, Enrolment, Orders};
 use crate::identity::SvidKeeper;
 use crate::keys;
-use crate::mesh::{Compiler, LocalPod, MeshOptions};
+use crate::mesh::{Compiler, LocalPod, MeshOptions, PodNetns};
 use crate::privilege;
 use crate::sources::{
     Conditions, Input, KubernetesWatch, ManifestWatch, Problem, Severity, Update,
 };
 use asking::Asking;
+use runtime::Runtime;
 use state::{Seen, State};
 
 /// Where metrics and readiness are served, on every address of the node (ztunnel's ports).
@@ -63,7 +67,7 @@ const SETTLING: Duration = Duration::from_secs(2);
 pub fn run(args: &AgentArgs) -> Result<()> {
     capture::give_memory_back_early();
     raise_file_limit();
-    privilege::drop_to_kept()?;
+    privilege::drop_to_kept(args.pod_netns() == PodNetns::Found)?;
     let format = args.log_format.into();
     let (log, _written_at_the_end) = logging::install(format, &args.log_level, std::io::stdout())
         .context("cannot start the log")?;
@@ -76,7 +80,8 @@ pub fn run(args: &AgentArgs) -> Result<()> {
         run_dir: args.run_dir.clone(),
         workers: NonZeroUsize::new(workers).unwrap_or(NonZeroUsize::MIN),
         heartbeat_lease: Duration::from_secs(args.lease),
-        pods_cgroup: args.pods_cgroup.clone(),
+        cgroup: args.host_cgroup.clone(),
+        pods_cgroup: pods_cgroup(args),
     })
     .context("cannot capture: `culvert doctor` says what this node lacks")?;
     let openings = capture.hold_openings()?;
@@ -113,6 +118,8 @@ struct Agent {
     asking: Asking,
     dns: dns::Pods,
     registry: Registry,
+    /// What the CNI plugin speaks with; nothing where pods come from a directory.
+    runtime: Option<Runtime>,
 }
 
 /// The source that is followed; dropping it ends that.
@@ -159,15 +166,11 @@ impl Agent {
         let asking = Asking::new(args, &snapshot, &key_sets, spans, &mut registry)?;
         let (dns_pods, dns) = dns::channel(snapshot.subscribe(), dns_metrics);
         let (direct, direct_thread) = direct_path(&capture, &snapshot, metrics, &mut registry)?;
-        let enrolment = Enrolment::start(
-            capture,
-            Arc::clone(&workers),
-            (Box::new(dns_pods), direct.clone()),
-            channel,
-        )
-        .context("cannot start the capture thread")?;
+        let parts = (Box::new(dns_pods), direct.clone());
+        let enrolment = enrolment(args, capture, &workers, parts, channel)?;
         let source = Conditions::new(None);
-        let state = Arc::new(State::new(
+        let (runtime, plugin) = runtime::start(args, &enrolment.orders())?;
+        let state = State::new(
             args,
             backend,
             Seen {
@@ -180,7 +183,8 @@ impl Agent {
             Arc::clone(&workers),
             direct.clone(),
             &enrolment,
-        ));
+        );
+        let state = Arc::new(state.with_plugin(plugin));
         let mesh = Mesh {
             compiler,
             wanted: watch::Sender::new(HashSet::new()),
@@ -204,8 +208,23 @@ impl Agent {
             asking,
             dns,
             registry,
+            runtime,
         })
     }
+}
+
+/// The thread that enrols pods.
+fn enrolment(
+    args: &AgentArgs,
+    capture: Capture,
+    workers: &Arc<[Worker]>,
+    (dns, direct): (Box<dns::Requests>, Option<Direct>),
+    channel: (Orders, enrolment::Inbox),
+) -> Result<Enrolment> {
+    let workers = Arc::clone(workers);
+    let processes = processes(args);
+    Enrolment::start(capture, workers, (dns, direct), processes, channel)
+        .context("cannot start the capture thread")
 }
 
 /// The kernel-direct path, where this kernel has one.
@@ -252,7 +271,28 @@ fn compiler(args: &AgentArgs) -> Compiler {
         mesh: args.mesh(),
         node: args.node.as_str().into(),
         root_namespace: args.root_namespace.as_str().into(),
+        pod_netns: args.pod_netns(),
     })
+}
+
+/// What all pods of the node live under, as far as that is known.
+fn pods_cgroup(args: &AgentArgs) -> Option<PathBuf> {
+    let is_cluster = args.pod_netns() == PodNetns::Found;
+    let kubelets = || capture::find_kubepods(args.host_cgroup.as_deref());
+    let found = args.pods_cgroup.clone();
+    let found = found.or_else(|| is_cluster.then(kubelets).flatten());
+    if is_cluster && found.is_none() {
+        warn!(
+            "the kubelet's cgroup is not found: pods that use the node's network may probe pods as the kubelet does"
+        );
+    }
+    found
+}
+
+/// Where pods are looked for that do not say themselves where they run.
+fn processes(args: &AgentArgs) -> Option<Processes> {
+    let is_found = args.pod_netns() == PodNetns::Found;
+    is_found.then(|| Processes::new(args.host_proc.clone()))
 }
 
 /// Tells the capture thread of a listener that stopped working.
@@ -286,6 +326,7 @@ impl Agent {
             asking,
             dns,
             mut registry,
+            runtime,
         } = self;
         let shown: Arc<dyn admin::AdminState> = Arc::<State>::clone(&state);
         admin::register(&mut registry, Arc::clone(&shown));
@@ -317,6 +358,11 @@ impl Agent {
             tokio::time::sleep(SETTLING).await;
             capture::release_free_memory();
         });
+        let runtime = tokio::spawn(async move {
+            if let Some(runtime) = runtime {
+                runtime.serve().await;
+            }
+        });
 
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -326,6 +372,7 @@ impl Agent {
             _ = interrupt.recv() => {}
         }
         drop(source);
+        runtime.abort();
         info!("agent stopping: connections may end by themselves for a while");
         workers.iter().for_each(|worker| worker.drain(args.drain()));
         enrolment.stop();
@@ -390,8 +437,10 @@ impl Mesh {
             changed
         });
         let pods = self.compiler.local_pods().values();
-        self.orders
-            .want(pods.map(|pod| LocalPod::clone(pod)).collect());
+        self.orders.want(
+            pods.map(|pod| LocalPod::clone(pod)).collect(),
+            self.compiler.bystanders().cloned().collect(),
+        );
         self.report(input);
         // Last: nobody's traffic waits for it.
         self.state.tell(self.compiler.object_statuses());

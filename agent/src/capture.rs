@@ -39,7 +39,7 @@ use std::{
     fs, io, iter,
     net::IpAddr,
     num::NonZeroUsize,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -49,6 +49,7 @@ use culvert_ebpf::Control;
 
 pub(crate) use self::{
     answers::Answer,
+    control::find_kubepods,
     direct::{DirectPath, FlowEvents},
     error::{CaptureError, Operation},
     listeners::{DnsSockets, WorkerListeners},
@@ -77,6 +78,8 @@ pub(crate) struct Settings {
     pub(crate) workers: NonZeroUsize,
     /// How long after the last [`Capture::beat`] applications' connections are refused.
     pub(crate) heartbeat_lease: Duration,
+    /// Where the node's cgroup2 hierarchy is mounted, or above that; `None` where the first one found is the node's.
+    pub(crate) cgroup: Option<PathBuf>,
     /// The cgroup under which all pods run. A process in it is never taken for kubelet; `None` on a
     /// machine whose pods have no cgroup of their own.
     pub(crate) pods_cgroup: Option<PathBuf>,
@@ -150,7 +153,8 @@ impl Capture {
     /// When the kernel lacks something, or the process a capability; `culvert doctor` says what.
     pub(crate) fn load(settings: &Settings) -> Result<Self, CaptureError> {
         let node = |operation| move |source| CaptureError::Node { operation, source };
-        let cgroup_path = control::find_cgroup2().map_err(node(Operation::FindCgroup))?;
+        let cgroup_path = control::find_cgroup2(settings.cgroup.as_deref())
+            .map_err(node(Operation::FindCgroup))?;
         let cgroup = fs::File::open(&cgroup_path).map_err(node(Operation::FindCgroup))?;
         let pins = pins::prepare(&settings.run_dir).map_err(node(Operation::PrepareBpffs))?;
         let records =
@@ -254,6 +258,26 @@ impl Capture {
     /// Names the step that failed. The pod is then not captured, unless an earlier agent's capture of
     /// it could not be replaced: that stays in place, closed.
     pub(crate) fn enrol(&mut self, pod: Pod) -> Result<Enrolled, CaptureError> {
+        let netns = Netns::open(&pod.netns);
+        self.enrol_in(netns, pod)
+    }
+
+    /// As [`Capture::enrol`], for a pod whose network namespace is open already; its path is for an agent that comes
+    /// later.
+    ///
+    /// # Errors
+    ///
+    /// As [`Capture::enrol`].
+    pub(crate) fn enrol_opened(
+        &mut self,
+        netns: BorrowedFd<'_>,
+        pod: Pod,
+    ) -> Result<Enrolled, CaptureError> {
+        let netns = netns.try_clone_to_owned().and_then(Netns::of);
+        self.enrol_in(netns, pod)
+    }
+
+    fn enrol_in(&mut self, netns: io::Result<Netns>, pod: Pod) -> Result<Enrolled, CaptureError> {
         let uid = pod.uid.clone();
         let failed = |operation| {
             let pod = uid.clone();
@@ -263,7 +287,7 @@ impl Capture {
                 source,
             }
         };
-        let netns = Netns::open(&pod.netns).map_err(failed(Operation::OpenNetns))?;
+        let netns = netns.map_err(failed(Operation::OpenNetns))?;
         if netns.cookie() == self.control.node_netns_cookie {
             return Err(CaptureError::HostNetwork { pod: uid });
         }
@@ -342,13 +366,16 @@ impl Capture {
         self.records.remove(cookie).map_err(failed)
     }
 
-    /// Releases pods that an earlier agent with the same run directory enrolled and this one has not:
-    /// to be called once all pods that are to be captured are enrolled. Returns their UIDs.
+    /// Releases pods that an earlier agent with the same run directory enrolled and this one has not, but for those
+    /// that are `awaited`: they stay as they are, closed, until they are enrolled. Returns the UIDs of the released.
     ///
     /// # Errors
     ///
     /// When something cannot be undone.
-    pub(crate) fn release_unclaimed(&mut self) -> Result<Vec<String>, CaptureError> {
+    pub(crate) fn release_unclaimed(
+        &mut self,
+        awaited: impl Fn(&str) -> bool,
+    ) -> Result<Vec<String>, CaptureError> {
         let node = |source| CaptureError::Node {
             operation: Operation::Disarm,
             source,
@@ -359,7 +386,7 @@ impl Capture {
                 .pods
                 .values()
                 .any(|pod| pod.netns.cookie() == record.cookie);
-            if claimed {
+            if claimed || awaited(&record.uid) {
                 continue;
             }
             let failed = |source| CaptureError::Pod {
@@ -436,7 +463,7 @@ impl Capture {
         for uid in enrolled {
             self.release(&uid)?;
         }
-        self.release_unclaimed()?;
+        self.release_unclaimed(|_| false)?;
         let node = |source| CaptureError::Node {
             operation: Operation::Remove,
             source,
@@ -460,12 +487,13 @@ impl Capture {
 /// # Errors
 ///
 /// When something cannot be undone; what comes after it is then still in place.
-pub(crate) fn uninstall(run_dir: &Path) -> Result<(), CaptureError> {
+pub(crate) fn uninstall(run_dir: &Path, cgroup: Option<&Path>) -> Result<(), CaptureError> {
     // Taking over what is there is the only way to know all of it.
     let settings = Settings {
         run_dir: run_dir.to_owned(),
         workers: NonZeroUsize::MIN,
         heartbeat_lease: Duration::from_secs(1),
+        cgroup: cgroup.map(Path::to_owned),
         pods_cgroup: None,
     };
     Capture::load(&settings)?.remove_everything()

@@ -5,11 +5,13 @@
 
 pub mod bench;
 mod client;
+pub mod cni;
 mod describe;
 mod explain;
 mod get;
 mod output;
 mod status;
+mod stay;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -25,6 +27,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 pub use bench::BenchCommand;
+pub use cni::{CniCommand, InstallArgs, PlaceArgs};
 pub use describe::{DescribeArgs, DescribeCommand};
 pub use explain::ExplainArgs;
 pub use get::{
@@ -35,6 +38,7 @@ pub use output::{Format, OutputArgs};
 pub use waypoint::{WaypointCommand, WaypointError};
 
 use crate::admin::VersionDump;
+use crate::cni::InstallationError;
 use crate::{capture, doctor};
 
 /// Commands that talk to a running agent. The program adds those that start one.
@@ -57,9 +61,12 @@ pub enum Command {
     Log(LogArgs),
     /// Stop the agent, with `--unenrol` leaving nothing behind.
     Stop(StopArgs),
-    /// Remove what an agent that no longer runs has left in the kernel: rules, routes, programs, pins. Its
-    /// pods run without the mesh afterwards.
+    /// Remove what an agent that no longer runs has left on the node: rules, routes, programs, pins, and the CNI
+    /// plugin. Its pods run without the mesh afterwards.
     Uninstall(UninstallArgs),
+    /// Put the CNI plugin in place, which keeps pods from starting before they are captured, or take it out.
+    #[command(subcommand)]
+    Cni(CniCommand),
     /// Say what this node has of what the agent needs, and what it costs to lack the rest. Exits with 1 if
     /// the agent could not run here.
     Doctor(OutputArgs),
@@ -121,6 +128,19 @@ pub struct UninstallArgs {
     /// The run directory that the agent was started with.
     #[arg(long, value_name = "DIR", default_value = "/run/culvert")]
     pub run_dir: PathBuf,
+    /// Where the node's cgroup2 hierarchy is mounted, if the agent was told.
+    #[arg(long, value_name = "DIR")]
+    pub host_cgroup: Option<PathBuf>,
+    /// Directory of the container runtime's network configurations, if the agent kept a plugin there.
+    #[arg(long, value_name = "DIR", requires = "cni_bin_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Directory of the container runtime's plugins, if the agent kept one there.
+    #[arg(long, value_name = "DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Afterwards go on until told to stop, answering 200 at /healthz/ready on port 15021: in place of the agent of
+    /// a `DaemonSet`.
+    #[arg(long)]
+    pub stay: bool,
 }
 
 /// What stood in the way of removal: a step of capture, in its own words.
@@ -193,6 +213,15 @@ pub enum CliError {
         origin: String,
         /// Why.
         source: serde_json::Error,
+    },
+    /// The CNI plugin cannot be put in or taken out.
+    #[error(transparent)]
+    Cni(#[from] InstallationError),
+    /// There is nothing to chain to.
+    #[error("{} holds no network's configuration: install the cluster's network first", directory.display())]
+    NoNetwork {
+        /// The runtime's directory.
+        directory: PathBuf,
     },
     /// A waypoint could not be written, read or removed.
     #[error(transparent)]
@@ -289,10 +318,8 @@ impl Command {
                 let done = client::stop(args)?;
                 out.write_all(done.as_bytes()).map_err(CliError::Write)?;
             }
-            Self::Uninstall(args) => {
-                capture::uninstall(&args.run_dir)
-                    .map_err(|error| CliError::Uninstall(UninstallError(error)))?;
-            }
+            Self::Uninstall(args) => uninstall(args)?,
+            Self::Cni(command) => command.run(out)?,
             Self::Doctor(output) => {
                 let findings = doctor::examine(&doctor::REQUIREMENTS);
                 output.print(out, &findings, |_wide| doctor::table(&findings))?;
@@ -307,6 +334,21 @@ impl Command {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The plugin first: a pod that starts then waits for nobody.
+fn uninstall(args: &UninstallArgs) -> Result<(), CliError> {
+    let directories = args.cni_conf_dir.clone().zip(args.cni_bin_dir.clone());
+    if let Some((cni_conf_dir, cni_bin_dir)) = directories {
+        let place = PlaceArgs {
+            cni_conf_dir,
+            cni_bin_dir,
+        };
+        place.uninstall()?;
+    }
+    capture::uninstall(&args.run_dir, args.host_cgroup.as_deref())
+        .map_err(|error| CliError::Uninstall(UninstallError(error)))?;
+    if args.stay { stay::run() } else { Ok(()) }
 }
 
 fn version(output: &OutputArgs, out: &mut impl Write) -> Result<(), CliError> {

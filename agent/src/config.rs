@@ -10,8 +10,9 @@ use clap::{Args, ValueEnum};
 use userspace_l7::model::{MeshSettings, TrustDomain};
 
 use crate::admin::logging;
+use crate::cni::{self, Installation};
 use crate::keys::Pace;
-use crate::mesh::IstioDuration;
+use crate::mesh::{IstioDuration, PodNetns};
 use crate::spans::ResourceAttributes;
 
 /// The shortest pause between two fetches of one key set.
@@ -80,8 +81,40 @@ pub struct AgentArgs {
     #[arg(long, default_value = "istio-system", value_name = "NAMESPACE")]
     pub root_namespace: String,
 
+    /// In a cluster, take each pod's network namespace from its annotation `culvert.dev/netns` rather than find it: for
+    /// test labs, because whoever may annotate pods then names what the agent enters as root
+    #[arg(long, requires = "kubernetes")]
+    pub trust_netns_annotation: bool,
+
+    /// The node's /proc, where pods' processes are looked for with --kubernetes
+    #[arg(long, value_name = "DIR", default_value = "/proc")]
+    pub host_proc: PathBuf,
+
+    /// Directory of the container runtime's network configurations, to keep the CNI plugin in; with --cni-bin-dir
+    #[arg(long, value_name = "DIR", requires_all = ["kubernetes", "cni_bin_dir"])]
+    pub cni_conf_dir: Option<PathBuf>,
+
+    /// Directory of the container runtime's plugins, to put the CNI plugin into; with --cni-conf-dir
+    #[arg(long, value_name = "DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
+
+    /// Namespaces whose pods start while no agent answers the CNI plugin, separated by commas: what the cluster needs
+    /// before it can run an agent
+    #[arg(
+        long,
+        value_name = "NAMESPACES",
+        default_value = "kube-system",
+        value_delimiter = ','
+    )]
+    pub cni_start_without_agent: Vec<String>,
+
+    /// Where the node's cgroup2 hierarchy is mounted, or a directory above that [default: the first hierarchy there is;
+    /// that may be a container's own]
+    #[arg(long, value_name = "DIR")]
+    pub host_cgroup: Option<PathBuf>,
+
     /// cgroup2 directory that all pods of this node live under; host processes outside it may probe pods
-    /// that demand mTLS, as the kubelet does
+    /// that demand mTLS, as the kubelet does [default with --kubernetes: the kubelet's]
     #[arg(long, value_name = "DIR")]
     pub pods_cgroup: Option<PathBuf>,
 
@@ -175,6 +208,28 @@ impl AgentArgs {
         match &self.manifests {
             Some(directory) => Source::Manifests(directory),
             None => Source::Kubernetes(self.kubeconfig.as_deref()),
+        }
+    }
+
+    /// Where the CNI plugin is kept, if it is.
+    pub fn cni(&self) -> Option<Installation> {
+        let (conf_dir, bin_dir) = self.cni_conf_dir.clone().zip(self.cni_bin_dir.clone())?;
+        let without = self.cni_start_without_agent.iter();
+        let without = without.filter(|name| !name.is_empty());
+        Some(Installation {
+            conf_dir,
+            bin_dir,
+            socket: self.run_dir.join(cni::SOCKET),
+            start_without_agent: without.cloned().collect(),
+        })
+    }
+
+    /// How the network namespaces of this node's pods are known.
+    pub fn pod_netns(&self) -> PodNetns {
+        if self.kubernetes && !self.trust_netns_annotation {
+            PodNetns::Found
+        } else {
+            PodNetns::Annotated
         }
     }
 

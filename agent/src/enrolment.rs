@@ -6,10 +6,15 @@
 //!  each tick   ─▶ beat, reconcile ─▶ listeners that had to be opened anew ─▶ workers
 //! ```
 
+mod arrivals;
+mod ledger;
 mod network;
+mod orders;
+mod whereabouts;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -21,11 +26,20 @@ use userspace_l7::model::WorkloadUid;
 use userspace_l7::pod::TakeDns;
 use userspace_l7::worker::{Attachment, Worker};
 
-use crate::admin::{PodState, PodStatus, Released};
+use crate::admin::Released;
 use crate::capture::{self, Capture, CaptureError, DnsSockets, Enrolled, Sockets, WorkerListeners};
 use crate::direct::Direct;
-use crate::mesh::{LocalPod, SameNode};
+use crate::discovery::Processes;
+use crate::mesh::{LocalPod, ObjectName};
+use arrivals::{Arrivals, Standing};
+use ledger::{Entry, Pending};
 use network::Network;
+use orders::Order;
+use whereabouts::{Namespace, Place, Whereabouts};
+
+pub(crate) use arrivals::{Admission, Arrival};
+pub(crate) use ledger::Ledger;
+pub(crate) use orders::{Inbox, Orders, channel};
 
 /// How often the kernel's state is compared with what it should be, and the heartbeat renewed.
 const TICK: Duration = Duration::from_secs(1);
@@ -42,100 +56,12 @@ pub(crate) trait DnsPods: Send {
     fn forget(&self, uid: &WorkloadUid);
 }
 
-enum Order {
-    Wanted(Vec<LocalPod>),
-    ListenerLost(WorkloadUid),
-    ReleaseAll(oneshot::Sender<Released>),
-    Stop,
-}
-
 /// The thread that enrols pods. Dropping it leaves pods as they are: captured, and closed once the heartbeat is
 /// missed.
 pub(crate) struct Enrolment {
     orders: Orders,
     ledger: Arc<Mutex<Ledger>>,
     thread: thread::JoinHandle<()>,
-}
-
-/// Gives orders to the thread from anywhere.
-#[derive(Clone)]
-pub(crate) struct Orders(mpsc::Sender<Order>);
-
-impl Orders {
-    /// The pods that are to be captured from now on, all of them.
-    pub(crate) fn want(&self, pods: Vec<LocalPod>) {
-        self.give(Order::Wanted(pods));
-    }
-
-    /// A worker's listener of this pod stopped working.
-    pub(crate) fn listener_lost(&self, uid: &WorkloadUid) {
-        self.give(Order::ListenerLost(uid.clone()));
-    }
-
-    /// Releases every pod and removes all that was put into the kernel. Nothing is enrolled after that.
-    pub(crate) fn release_all(&self) -> oneshot::Receiver<Released> {
-        let (done, released) = oneshot::channel();
-        self.give(Order::ReleaseAll(done));
-        released
-    }
-
-    fn give(&self, order: Order) {
-        // The thread ends only when the agent stops: then no order matters any more.
-        let _stopped = self.0.send(order);
-    }
-}
-
-/// What is known about this node's pods, for operators.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Ledger {
-    pods: BTreeMap<WorkloadUid, Entry>,
-    /// Whether the first list of pods has come.
-    told: bool,
-    /// Repairs since the start, by kind.
-    pub(crate) repairs: BTreeMap<String, u64>,
-    /// Pods armed since the start.
-    pub(crate) started: u64,
-    /// Pods released since the start.
-    pub(crate) stopped: u64,
-}
-
-#[derive(Clone, Debug)]
-struct Entry {
-    pod: LocalPod,
-    /// Why it is not captured; `None` if it is.
-    pending: Option<String>,
-}
-
-impl Ledger {
-    /// This node's pods, in the order of their names.
-    pub(crate) fn pods(&self) -> Vec<PodStatus> {
-        let status = |(uid, entry): (&WorkloadUid, &Entry)| PodStatus {
-            uid: uid.to_string(),
-            name: entry.pod.name.name.to_string(),
-            namespace: entry.pod.name.namespace.to_string(),
-            service_account: entry.pod.identity.service_account().to_owned(),
-            state: if entry.pending.is_some() {
-                PodState::Pending
-            } else {
-                PodState::Up
-            },
-            reason: entry.pending.clone(),
-            encrypted_within_node: entry.pod.same_node == SameNode::Encrypted,
-        };
-        self.pods.iter().map(status).collect()
-    }
-
-    /// What has to happen before every known pod is armed.
-    pub(crate) fn pending(&self) -> Vec<String> {
-        if !self.told {
-            return vec!["the first list of pods".to_owned()];
-        }
-        let waiting = self
-            .pods
-            .iter()
-            .filter(|(_, entry)| entry.pending.is_some());
-        waiting.map(|(uid, _)| format!("pod {uid}")).collect()
-    }
 }
 
 impl Enrolment {
@@ -147,6 +73,7 @@ impl Enrolment {
         capture: Capture,
         workers: Arc<[Worker]>,
         (dns, direct): (Box<dyn DnsPods>, Option<Direct>),
+        processes: Option<Processes>,
         channel: (Orders, Inbox),
     ) -> io::Result<Self> {
         let (orders, Inbox(inbox)) = channel;
@@ -159,6 +86,10 @@ impl Enrolment {
             ledger: Arc::clone(&ledger),
             wanted: BTreeMap::new(),
             enrolled: BTreeMap::new(),
+            whereabouts: processes.map(Whereabouts::new),
+            arrivals: Arrivals::default(),
+            bystanders: BTreeSet::new(),
+            inherited: true,
         };
         let thread = thread::Builder::new()
             .name("culvert-capture".to_owned())
@@ -189,15 +120,6 @@ impl Enrolment {
     }
 }
 
-/// Where the thread gets its orders from.
-pub(crate) struct Inbox(mpsc::Receiver<Order>);
-
-/// Orders and where they arrive: made before the thread, because workers give orders too.
-pub(crate) fn channel() -> (Orders, Inbox) {
-    let (orders, inbox) = mpsc::channel();
-    (Orders(orders), Inbox(inbox))
-}
-
 /// Reads the ledger. It is whole even if a thread panicked while it held the lock: every change is one insert.
 pub(crate) fn read(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
     ledger.lock().unwrap_or_else(PoisonError::into_inner)
@@ -212,7 +134,23 @@ struct Office {
     ledger: Arc<Mutex<Ledger>>,
     wanted: BTreeMap<WorkloadUid, LocalPod>,
     /// What is captured, as it was wanted then.
-    enrolled: BTreeMap<WorkloadUid, LocalPod>,
+    enrolled: BTreeMap<WorkloadUid, Captured>,
+    /// Where pods run; `None` where they say it themselves.
+    whereabouts: Option<Whereabouts>,
+    arrivals: Arrivals,
+    /// Pods of this node that are not for the mesh. Both have to agree: a name is used again, and a UID can be claimed by
+    /// an annotation.
+    bystanders: BTreeSet<(ObjectName, Arc<str>)>,
+    /// Whether there may be pods of an earlier agent that have not been enrolled again.
+    inherited: bool,
+}
+
+/// A pod as it is captured: with the addresses that the runtime has given it where the API server shows none yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Captured {
+    pod: LocalPod,
+    /// The namespace that was found; `None` where the pod names it.
+    namespace: Option<Namespace>,
 }
 
 impl Office {
@@ -220,7 +158,20 @@ impl Office {
         let mut next_tick = Instant::now();
         loop {
             match inbox.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
-                Ok(Order::Wanted(pods)) => self.want(pods),
+                Ok(Order::Wanted(pods, bystanders)) => {
+                    let pairs = bystanders.into_iter().map(|one| (one.name, one.pod_uid));
+                    self.bystanders = pairs.collect();
+                    self.want(pods);
+                }
+                Ok(Order::Arrival(arrival, answer)) => self.arrive(arrival, answer),
+                Ok(Order::Check(arrival, answer)) => {
+                    let _given_up = answer.send(self.check(&arrival));
+                }
+                Ok(Order::Departure(container)) => {
+                    self.leave_places(|one| *one == container);
+                }
+                Ok(Order::Repaired(kind)) => self.count_repair(kind),
+                Ok(Order::Containers(all)) => self.leave_places(|one| !all.contains(one)),
                 Ok(Order::ListenerLost(uid)) => {
                     // The reconciler sees which listener it is; it only has to look now.
                     warn!(workload = %uid, "a listener is lost");
@@ -243,7 +194,10 @@ impl Office {
         if self.capture.is_none() {
             return;
         }
-        self.wanted = pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
+        let before = std::mem::replace(
+            &mut self.wanted,
+            pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect(),
+        );
         let gone: Vec<_> = self
             .enrolled
             .keys()
@@ -256,72 +210,136 @@ impl Office {
         read(&self.ledger)
             .pods
             .retain(|uid, _| self.wanted.contains_key(uid));
-        self.enrol_missing();
-        let first = !std::mem::replace(&mut read(&self.ledger).told, true);
-        if first && let Some(capture) = &mut self.capture {
-            // Only now is it known which pods of an earlier agent are no longer wanted.
-            match capture.release_unclaimed() {
-                Ok(released) if released.is_empty() => {}
-                Ok(released) => info!(pods = ?released, "released pods of an earlier agent"),
-                Err(error) => {
-                    warn!(error = %chain(&error), "cannot release pods of an earlier agent");
-                }
-            }
+        if let Some(whereabouts) = self.whereabouts.as_mut().filter(|_| before != self.wanted) {
+            whereabouts.look_again();
         }
+        let is_complete = self.enrol_missing();
+        read(&self.ledger).told = true;
+        self.release_inherited(is_complete);
+        self.settle_arrivals();
     }
 
-    fn enrol_missing(&mut self) {
-        let missing: Vec<_> = self
-            .wanted
-            .values()
-            .filter(|pod| self.enrolled.get(&pod.uid) != Some(*pod))
-            .cloned()
-            .collect();
-        if missing.is_empty() {
+    /// Releases what an earlier agent has captured and nobody wants any more. Only those are sure to be such that are
+    /// wanted no more; once all that is wanted is captured, the others are, too.
+    fn release_inherited(&mut self, is_complete: bool) {
+        let Some(capture) = self.capture.as_mut().filter(|_| self.inherited) else {
             return;
+        };
+        let awaited = |uid: &str| !is_complete && self.wanted.contains_key(&WorkloadUid::new(uid));
+        match capture.release_unclaimed(awaited) {
+            Ok(released) if released.is_empty() => {}
+            Ok(released) => info!(pods = ?released, "released pods of an earlier agent"),
+            Err(error) => {
+                warn!(error = %chain(&error), "cannot release pods of an earlier agent");
+            }
         }
-        for pod in missing {
+        self.inherited = !is_complete;
+    }
+
+    /// Captures what is to be captured and is not. Gives whether all is.
+    fn enrol_missing(&mut self) -> bool {
+        if let Some(whereabouts) = &mut self.whereabouts {
+            let arrivals = &self.arrivals;
+            let uids: BTreeSet<_> = self.wanted.values().map(|pod| &*pod.pod_uid).collect();
+            whereabouts.keep(|pod| uids.contains(pod) || arrivals.is_awaited(pod));
+            whereabouts.look(self.wanted.values().map(|pod| Arc::clone(&pod.pod_uid)));
+        }
+        let mut is_complete = true;
+        let mut any = false;
+        for pod in self.wanted.values().cloned().collect::<Vec<_>>() {
+            let captured = self.as_captured(&pod);
+            if let (Ok(wanted), Some(there)) = (&captured, self.enrolled.get(&pod.uid))
+                && wanted == there
+            {
+                // It may have been lost sight of, and stayed captured.
+                if let Some(entry) = read(&self.ledger).pods.get_mut(&pod.uid) {
+                    entry.pending = None;
+                }
+                continue;
+            }
             self.beat();
-            let pending = self.enrol(&pod).err();
-            let fresh = pending.is_none() && !self.enrolled.contains_key(&pod.uid);
-            let mut ledger = read(&self.ledger);
-            ledger.started += u64::from(fresh);
+            let pending = captured.and_then(|captured| {
+                let fresh = !self.enrolled.contains_key(&pod.uid);
+                self.enrol(&captured.pod).map_err(Pending::Hindered)?;
+                self.enrolled.insert(pod.uid.clone(), captured);
+                info!(workload = %pod.uid, "pod captured");
+                read(&self.ledger).started += u64::from(fresh);
+                Ok(())
+            });
+            let pending = pending.err();
+            is_complete &= pending.is_none();
+            any |= pending != Some(Pending::NotStarted);
             let entry = Entry {
                 pod: pod.clone(),
                 pending: pending.clone(),
             };
-            let before = ledger.pods.insert(pod.uid.clone(), entry);
-            drop(ledger);
-            match pending {
-                None => {
-                    info!(workload = %pod.uid, "pod captured");
-                    self.enrolled.insert(pod.uid.clone(), pod);
-                }
-                // It is tried again each tick: said once, not each time.
-                Some(reason) if before.and_then(|entry| entry.pending) != Some(reason.clone()) => {
-                    error!(workload = %pod.uid, %reason, "pod not captured");
-                }
-                Some(_) => {}
+            let before = read(&self.ledger).pods.insert(pod.uid.clone(), entry);
+            // It is tried again each tick: said once, not each time.
+            if let Some(Pending::Hindered(reason)) = &pending
+                && before.and_then(|entry| entry.pending) != pending
+            {
+                error!(workload = %pod.uid, %reason, "pod not captured");
             }
         }
-        capture::release_free_memory();
+        if any {
+            capture::release_free_memory();
+        }
+        is_complete
+    }
+
+    /// The pod as it is to be captured.
+    fn as_captured(&self, pod: &LocalPod) -> Result<Captured, Pending> {
+        let mut pod = pod.clone();
+        let mut namespace = None;
+        if pod.netns.is_none() {
+            let place = self.place(&pod)?;
+            let known = place.namespace().map_err(|error| {
+                Pending::Hindered(format!("its network namespace cannot be told: {error}"))
+            })?;
+            namespace = Some(known);
+            if pod.addresses.is_empty() {
+                pod.addresses = place.addresses.iter().copied().collect();
+            }
+        }
+        if pod.addresses.is_empty() {
+            return Err(Pending::Hindered("it has no address yet".to_owned()));
+        }
+        Ok(Captured { pod, namespace })
+    }
+
+    /// Where a pod runs that does not say it itself.
+    fn place(&self, pod: &LocalPod) -> Result<&Place, Pending> {
+        let whereabouts = self.whereabouts.as_ref();
+        if let Some(place) = whereabouts.and_then(|known| known.of(&pod.pod_uid)) {
+            return Ok(place);
+        }
+        let hindrance = whereabouts.and_then(|known| known.hindrance(&pod.pod_uid));
+        Err(hindrance.map_or(Pending::NotStarted, |why| Pending::Hindered(why.clone())))
     }
 
     fn enrol(&mut self, pod: &LocalPod) -> Result<(), String> {
-        if pod.addresses.is_empty() {
-            return Err("it has no address yet".to_owned());
-        }
+        let spec = |netns| capture::Pod {
+            uid: pod.uid.to_string(),
+            netns,
+            addresses: pod.addresses.to_vec(),
+            dns: pod.dns_capture,
+            inbound: !pod.bypass_inbound,
+        };
+        let place = self
+            .whereabouts
+            .as_ref()
+            .and_then(|known| known.of(&pod.pod_uid));
         let capture = self
             .capture
             .as_mut()
             .ok_or("everything was released on request")?;
-        let enrolled = capture.enrol(capture::Pod {
-            uid: pod.uid.to_string(),
-            netns: pod.netns.clone(),
-            addresses: pod.addresses.to_vec(),
-            dns: pod.dns_capture,
-            inbound: !pod.bypass_inbound,
-        });
+        let enrolled = match (&pod.netns, place) {
+            (Some(path), _) => capture.enrol(spec(path.clone())),
+            (None, Some(place)) => {
+                capture.enrol_opened(place.netns().as_fd(), spec(place.path.clone()))
+            }
+            (None, None) => return Err("its network namespace is not known".to_owned()),
+        };
         let Enrolled {
             listeners,
             dns,
@@ -341,6 +359,95 @@ impl Office {
             None => self.dns.forget(&pod.uid),
         }
         Ok(())
+    }
+
+    /// A pod is about to start.
+    fn arrive(&mut self, arrival: Arrival, answer: oneshot::Sender<Admission>) {
+        let Arrival {
+            name,
+            pod_uid,
+            container,
+            netns,
+            addresses,
+        } = arrival;
+        let refusal = if self.capture.is_none() {
+            Some("everything was released on request".to_owned())
+        } else if let Some(whereabouts) = &mut self.whereabouts {
+            let shown = netns.display().to_string();
+            match Place::told(container, netns, addresses) {
+                Ok(place) => {
+                    whereabouts.tell(Arc::clone(&pod_uid), place);
+                    None
+                }
+                Err(error) => Some(format!(
+                    "the agent cannot open the network namespace {shown} ({error}): is /var/run/netns mounted into it, with propagation?"
+                )),
+            }
+        } else {
+            Some("this agent's pods name their network namespaces themselves".to_owned())
+        };
+        if let Some(why) = refusal {
+            let _given_up = answer.send(Admission::Refused(why));
+            return;
+        }
+        self.arrivals.wait(name, pod_uid, answer);
+        self.enrol_missing();
+        self.settle_arrivals();
+    }
+
+    fn check(&self, arrival: &Arrival) -> Admission {
+        match self.standing(&arrival.name, &arrival.pod_uid) {
+            Standing::Captured => Admission::Captured,
+            Standing::NotInMesh => Admission::NotInMesh,
+            Standing::Hindered(why) => Admission::Refused(why),
+            Standing::Unknown => Admission::Refused("the agent knows no such pod".to_owned()),
+        }
+    }
+
+    /// The runtime has ended sandboxes. Only its word opens a pod's namespace again before the pod is deleted: that no
+    /// process of a pod is found leaves the pod captured.
+    fn leave_places(&mut self, is_gone: impl Fn(&String) -> bool) {
+        let Some(whereabouts) = &mut self.whereabouts else {
+            return;
+        };
+        let left = whereabouts.leave(is_gone);
+        let captured = self.enrolled.iter();
+        let captured = captured.filter(|(_, captured)| left.contains(&captured.pod.pod_uid));
+        for uid in captured.map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
+            self.release(&uid);
+        }
+        self.enrol_missing();
+    }
+
+    fn settle_arrivals(&mut self) {
+        let mut arrivals = std::mem::take(&mut self.arrivals);
+        arrivals.settle(|name, pod_uid| self.standing(name, pod_uid));
+        self.arrivals = arrivals;
+    }
+
+    fn standing(&self, name: &ObjectName, pod_uid: &Arc<str>) -> Standing {
+        let mut wanted = self.wanted.values();
+        let Some(pod) = wanted.find(|pod| pod.pod_uid == *pod_uid && pod.name == *name) else {
+            let key = (name.clone(), Arc::clone(pod_uid));
+            return if self.bystanders.contains(&key) {
+                Standing::NotInMesh
+            } else {
+                Standing::Unknown
+            };
+        };
+        let is_captured = self
+            .as_captured(pod)
+            .is_ok_and(|as_wanted| self.enrolled.get(&pod.uid) == Some(&as_wanted));
+        if is_captured {
+            return Standing::Captured;
+        }
+        let ledger = read(&self.ledger);
+        let entry = ledger.pods.get(&pod.uid);
+        let pending = entry.and_then(|entry| entry.pending.as_ref());
+        Standing::Hindered(pending.map_or_else(
+            || "its capture has not begun".to_owned(),
+            ToString::to_string,
+        ))
     }
 
     fn attach(&self, pod: &LocalPod, listeners: Vec<WorkerListeners>, sockets: &Arc<Sockets>) {
@@ -425,22 +532,28 @@ impl Office {
                 .capture
                 .as_ref()
                 .and_then(|capture| capture.sockets(&uid));
-            let pod = self.enrolled.get(&WorkloadUid::new(uid));
-            if let (Some(sockets), Some(pod)) = (sockets, pod) {
-                self.attach(pod, listeners, &sockets);
+            let captured = self.enrolled.get(&WorkloadUid::new(uid));
+            if let (Some(sockets), Some(captured)) = (sockets, captured) {
+                self.attach(&captured.pod, listeners, &sockets);
             }
         }
         for kind in report.repairs {
             warn!(kind, "capture had been changed from outside: repaired");
-            *read(&self.ledger)
-                .repairs
-                .entry(kind.to_owned())
-                .or_default() += 1;
+            self.count_repair(kind);
         }
         for failure in &report.failures {
             error!(error = %chain(failure), "capture is not as it should be");
         }
-        self.enrol_missing();
+        if read(&self.ledger).told {
+            let is_complete = self.enrol_missing();
+            self.release_inherited(is_complete);
+        }
+        self.settle_arrivals();
+    }
+
+    fn count_repair(&self, kind: &str) {
+        let mut ledger = read(&self.ledger);
+        *ledger.repairs.entry(kind.to_owned()).or_default() += 1;
     }
 
     fn beat(&mut self) {

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use agent::cli;
 use agent::config::AgentArgs;
+use agent::{cli, cni};
 use clap::{Parser, Subcommand};
 
 /// A node agent for service meshes: eBPF capture, HBONE on `io_uring`, Istio's objects.
@@ -23,6 +23,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if cni::is_name_of_plugin(std::env::args_os().next().as_ref()) {
+        let (mut input, mut out) = (std::io::stdin().lock(), std::io::stdout().lock());
+        return cni::run(|name| std::env::var_os(name), &mut input, &mut out);
+    }
     match Program::parse().command {
         Command::Agent(args) => match agent::app::run(&args) {
             Ok(()) => ExitCode::SUCCESS,

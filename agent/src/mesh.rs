@@ -44,7 +44,9 @@ pub use authorization::{
     AuthorizationPolicy, AuthorizationPolicySpec, Condition, From, Operation, PolicyAction,
     PolicyRule, Provider, Source, To,
 };
-pub use compile::{Compiler, LocalPod, MeshOptions, Notice, PolicyStatus, SameNode};
+pub use compile::{
+    Bystander, Compiler, LocalPod, MeshOptions, Notice, PodNetns, PolicyStatus, SameNode,
+};
 pub use decode::{Decoded, Standing, closed, decode, decode_served};
 pub use destination_rule::{
     ConnectionPool, ConsistentHash, DestinationRule, DestinationRuleSpec, Distribute, Failover,

@@ -28,6 +28,17 @@ pub const KEPT: [(Capability, &str); 5] = [
     ),
 ];
 
+/// What it needs besides where it finds pods by their processes.
+pub const KEPT_IN_CLUSTERS: (Capability, &str) = (
+    Capability::CAP_SYS_PTRACE,
+    "open the network namespaces of processes of pods that run already (in a cluster only)",
+);
+
+fn kept(in_cluster: bool) -> impl Iterator<Item = (Capability, &'static str)> {
+    KEPT.into_iter()
+        .chain(in_cluster.then_some(KEPT_IN_CLUSTERS))
+}
+
 /// The names of those of [`KEPT`] that this process cannot use now.
 ///
 /// # Errors
@@ -47,26 +58,27 @@ pub(crate) fn held() -> Vec<String> {
     names
 }
 
-/// Drops every capability but [`KEPT`], for this thread and all that it will start.
+/// Drops every capability but [`KEPT`] and, in a cluster, [`KEPT_IN_CLUSTERS`], for this thread and all that it will
+/// start.
 ///
 /// # Errors
 /// A kept capability is missing to begin with, or the kernel refused the change.
-pub fn drop_to_kept() -> anyhow::Result<()> {
-    let kept: CapsHashSet = KEPT.iter().map(|(capability, _)| *capability).collect();
+pub fn drop_to_kept(in_cluster: bool) -> anyhow::Result<()> {
+    let capabilities: CapsHashSet = kept(in_cluster).map(|(capability, _)| capability).collect();
     let permitted = caps::read(None, CapSet::Permitted)?;
-    if let Some((missing, why)) = KEPT.iter().find(|(one, _)| !permitted.contains(one)) {
+    if let Some((missing, why)) = kept(in_cluster).find(|(one, _)| !permitted.contains(one)) {
         anyhow::bail!(
             "the agent needs {missing} to {why}: run it as root, or grant that capability"
         );
     }
     // The bounding set needs CAP_SETPCAP, so it goes first.
-    for capability in caps::read(None, CapSet::Bounding)?.difference(&kept) {
+    for capability in caps::read(None, CapSet::Bounding)?.difference(&capabilities) {
         caps::drop(None, CapSet::Bounding, *capability)?;
     }
     caps::clear(None, CapSet::Ambient)?;
     caps::clear(None, CapSet::Inheritable)?;
-    caps::set(None, CapSet::Effective, &kept)?;
-    caps::set(None, CapSet::Permitted, &kept)?;
+    caps::set(None, CapSet::Effective, &capabilities)?;
+    caps::set(None, CapSet::Permitted, &capabilities)?;
     // A core dump would hold private keys.
     nix::sys::prctl::set_dumpable(false)?;
     nix::sys::prctl::set_no_new_privs()?;

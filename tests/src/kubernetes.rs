@@ -17,7 +17,7 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 
 use crate::bookinfo::cluster::repository;
-use crate::lab::{Lab, Netns, Node, eventually, tool};
+use crate::lab::{Lab, Netns, Node, ServiceAccount, eventually, tool};
 use crate::net::http;
 use credentials::Credentials;
 use process::Process;
@@ -192,6 +192,25 @@ impl ApiServer {
         ])?;
         self.write_kubeconfig(account, &json!({ "token": token.trim() }))?;
         Ok(self.kubeconfig(account))
+    }
+
+    /// Writes what the kubelet mounts into pods of a service account.
+    ///
+    /// # Errors
+    /// If there is no such account.
+    pub fn service_account(&self, namespace: &str, account: &str) -> Result<ServiceAccount> {
+        let token = self.kubectl(&["create", "token", account, "-n", namespace])?;
+        let directory = self.directory.join(format!("account-{account}"));
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
+        fs::write(directory.join("token"), token.trim()).context("cannot write a token")?;
+        fs::write(directory.join("namespace"), namespace).context("cannot write a namespace")?;
+        fs::copy(&self.credentials.authority, directory.join("ca.crt"))
+            .context("cannot write an authority")?;
+        Ok(ServiceAccount {
+            directory,
+            server: self.place.address,
+        })
     }
 
     fn kubeconfig(&self, user: &str) -> PathBuf {

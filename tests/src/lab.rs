@@ -19,6 +19,7 @@ mod manifests;
 mod netns;
 mod node;
 mod pod;
+mod sandbox;
 mod sniffer;
 mod sweep;
 
@@ -33,11 +34,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 pub(crate) use agent::tool;
-pub use agent::{Agent, culvert};
+pub use agent::{Agent, ServiceAccount, culvert, helm};
 pub use manifests::Manifests;
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::{Pod, PodSpec};
+pub use sandbox::{Driver, Sandbox};
 pub use sniffer::{Flow, Sniffer, Traffic};
 pub use sweep::remove_on_interrupt;
 
@@ -61,6 +63,7 @@ pub struct Lab {
     agent_options: Vec<String>,
     /// Where agents get the mesh's objects from.
     agent_source: Vec<OsString>,
+    service_account: Option<ServiceAccount>,
 }
 
 impl Lab {
@@ -96,6 +99,7 @@ impl Lab {
             directory,
             name,
             agent_options: Vec::new(),
+            service_account: None,
         })
     }
 
@@ -168,6 +172,11 @@ impl Lab {
         self.directory.join("ca")
     }
 
+    /// What names of its own begin with.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Everything of this lab that is a file.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -178,13 +187,35 @@ impl Lab {
         self.agent_options = options.iter().map(|&option| option.to_owned()).collect();
     }
 
-    /// Agents started from now on follow a cluster's API rather than the directory.
+    /// Agents started from now on follow a cluster's API rather than the directory. They take pods' network namespaces
+    /// from an annotation as ever: no runtime runs these pods.
     pub fn follow_cluster(&mut self, kubeconfig: &Path) {
-        self.agent_source = vec![
-            "--kubernetes".into(),
-            "--kubeconfig".into(),
-            kubeconfig.into(),
-        ];
+        self.agent_source = follow(kubeconfig);
+        self.agent_source.push("--trust-netns-annotation".into());
+    }
+
+    /// Agents started from now on follow a cluster's API and find their pods by themselves, as they are installed.
+    ///
+    /// # Errors
+    /// If there is no cgroup2 hierarchy.
+    pub fn follow_cluster_as_installed(&mut self, kubeconfig: &Path) -> Result<()> {
+        self.agent_source = follow(kubeconfig);
+        // Theirs rather than that of whichever lab is found first.
+        let pods = sandbox::lab_cgroup(&self.name)?;
+        self.agent_source
+            .extend(["--pods-cgroup".into(), pods.into()]);
+        Ok(())
+    }
+
+    /// Agents started from now on follow the cluster that they are pods of.
+    ///
+    /// # Errors
+    /// If there is no cgroup2 hierarchy.
+    pub fn follow_own_cluster(&mut self, account: ServiceAccount) -> Result<()> {
+        let pods = sandbox::lab_cgroup(&self.name)?;
+        self.agent_source = vec!["--kubernetes".into(), "--pods-cgroup".into(), pods.into()];
+        self.service_account = Some(account);
+        Ok(())
     }
 
     /// Starts one agent per node and waits until both have armed all their pods.
@@ -204,6 +235,7 @@ impl Lab {
     /// If it cannot be started.
     pub fn start_agent(&mut self, node: &str) -> Result<()> {
         let (source, options) = (&self.agent_source, &self.agent_options);
+        let source = (source.as_slice(), self.service_account.as_ref());
         let started = Agent::start(self.node(node)?, &self.directory, source, options)?;
         self.agents.retain(|agent| agent.node() != node);
         self.agents.push(started);
@@ -252,8 +284,18 @@ impl Drop for Lab {
             }
         }
         self.agents.clear();
+        sweep::remove_cgroup(&self.name);
         sweep::remove_directory(&self.directory);
     }
+}
+
+/// The arguments of an agent that follows a cluster.
+fn follow(kubeconfig: &Path) -> Vec<OsString> {
+    vec![
+        "--kubernetes".into(),
+        "--kubeconfig".into(),
+        kubeconfig.into(),
+    ]
 }
 
 /// Tries until it succeeds or the time is up, and then says what the last attempt said.

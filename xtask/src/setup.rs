@@ -3,6 +3,7 @@
 //! The eBPF programs need a compiler that may build `core` for the bpf target and a bpf-linker of the same LLVM.
 //! A rustup nightly with rust-src serves if it is there; otherwise Debian's own packages do.
 
+mod helm;
 mod kubernetes;
 
 use std::env;
@@ -73,12 +74,13 @@ pub(crate) fn run() -> Result<Tools> {
 }
 
 /// Installs what only the tests need: a real Envoy, for the interoperation scenarios to speak with, the rate limit
-/// service that users of Envoy run, and a Kubernetes API server.
+/// service that users of Envoy run, a Kubernetes API server, and Helm.
 pub(crate) fn for_tests() -> Result<()> {
     let tools = tools_directory()?;
     envoy(&tools)?;
     rate_limiter(&tools)?;
-    kubernetes::install(&tools)
+    kubernetes::install(&tools)?;
+    helm::install(&tools)
 }
 
 /// Installs a Kubernetes API server.

@@ -17,6 +17,7 @@ use crate::admin::{
     CertificateStatus, ClusterStatus, ClusterTrouble, KeySetStatus, LiveConnection,
     ManifestProblem, Released,
 };
+use crate::cni::Keeper;
 use crate::config::AgentArgs;
 use crate::direct::Direct;
 use crate::enrolment::{self, Enrolment, Ledger, Orders};
@@ -38,6 +39,8 @@ pub(super) struct State {
     problems: Mutex<Arc<Problems>>,
     objects: watch::Sender<Arc<[ObjectStatus]>>,
     stop: Notify,
+    /// Keeps the CNI plugin in place.
+    plugin: Option<Keeper>,
 }
 
 /// What others keep current.
@@ -70,7 +73,14 @@ impl State {
             problems: Mutex::default(),
             objects: watch::Sender::new(Arc::default()),
             stop: Notify::new(),
+            plugin: None,
         }
+    }
+
+    /// With the keeper of the CNI plugin.
+    pub(super) fn with_plugin(mut self, plugin: Option<Keeper>) -> Self {
+        self.plugin = plugin;
+        self
     }
 
     /// Takes over what is wrong with the manifests now. Gives back what was wrong before.
@@ -184,6 +194,12 @@ impl AdminState for State {
             "clusterDomain": args.cluster_domain,
             "rootNamespace": args.root_namespace,
             "podsCgroup": args.pods_cgroup,
+            "hostCgroup": args.host_cgroup,
+            "trustNetnsAnnotation": args.trust_netns_annotation,
+            "hostProc": args.host_proc,
+            "cniConfDir": args.cni_conf_dir,
+            "cniBinDir": args.cni_bin_dir,
+            "cniStartWithoutAgent": args.cni_start_without_agent,
             "leaseSeconds": args.lease,
             "svidTtlSeconds": args.svid_ttl,
             "drainSeconds": args.drain,
@@ -197,12 +213,15 @@ impl AdminState for State {
     }
 
     fn unenrol(&self) -> BoxFuture<'_, Released> {
+        // First, so that the next pod that starts does not wait for an agent that is not there any more.
+        let left_behind = self.plugin.as_ref().and_then(Keeper::uninstall);
         let released = self.orders.release_all();
         Box::pin(async {
-            let released = released.await.unwrap_or_else(|_stopped| Released {
+            let mut released = released.await.unwrap_or_else(|_stopped| Released {
                 pods: Vec::new(),
                 failures: vec!["the capture thread has stopped".to_owned()],
             });
+            released.failures.extend(left_behind);
             self.stop.notify_one();
             released
         })

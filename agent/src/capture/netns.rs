@@ -28,7 +28,11 @@ pub(crate) struct Netns {
 impl Netns {
     /// Opens the namespace that a path names, `/var/run/netns/NAME` or `/proc/PID/ns/net`.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let file = OwnedFd::from(File::open(path)?);
+        Self::of(OwnedFd::from(File::open(path)?))
+    }
+
+    /// Takes a namespace that is open already.
+    pub(crate) fn of(file: OwnedFd) -> io::Result<Self> {
         let cookie = run_in(file.as_fd(), current_cookie)??;
         Ok(Self { file, cookie })
     }

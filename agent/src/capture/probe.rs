@@ -32,7 +32,7 @@ pub(crate) fn btf() -> Result<(), Reason> {
 
 /// A mounted cgroup2 hierarchy, for the programs to be attached to.
 pub(crate) fn cgroup2() -> Result<(), Reason> {
-    fs::File::open(find_cgroup2()?)?;
+    fs::File::open(find_cgroup2(None)?)?;
     Ok(())
 }
 

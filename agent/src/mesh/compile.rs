@@ -54,7 +54,7 @@ use self::routes::CompiledRoute;
 use self::services::{Claims, Output};
 use self::store::{Owner, Store};
 use self::vips::Wanting;
-pub use self::workloads::{LocalPod, SameNode};
+pub use self::workloads::{Bystander, LocalPod, SameNode};
 use super::meta::{Labels, ObjectName};
 use super::object::{Change, Kind, ObjectKey};
 
@@ -67,6 +67,17 @@ pub struct MeshOptions {
     pub node: Arc<str>,
     /// Namespace whose policies hold for the whole mesh.
     pub root_namespace: Arc<str>,
+    /// How the agent knows where its pods run.
+    pub pod_netns: PodNetns,
+}
+
+/// How an agent knows the network namespaces of its node's pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodNetns {
+    /// By the annotation `culvert.dev/netns`; a pod without it cannot be captured.
+    Annotated,
+    /// The runtime tells it, or its processes do.
+    Found,
 }
 
 /// Something about an object that is worth saying, though the object is valid.
@@ -113,6 +124,7 @@ impl Notices {
 enum Unit {
     Owner(Owner),
     Pod(ObjectName),
+    Enrolment(ObjectName),
     Entry(ObjectName),
     Policy(ObjectName),
     Namespace(Arc<str>),
@@ -135,6 +147,8 @@ pub struct Compiler {
     selecting_policies: SelectingPolicies,
     peer_rules: HashMap<Arc<str>, PeerRules>,
     local: BTreeMap<WorkloadUid, Arc<LocalPod>>,
+    /// Pods of this node that are not to be captured.
+    bystanders: BTreeMap<WorkloadUid, Bystander>,
     /// Waypoints of workloads.
     bindings: HashMap<WorkloadUid, ObjectName>,
     routes: HashMap<ObjectKey, Arc<CompiledRoute>>,
@@ -164,6 +178,7 @@ impl Compiler {
             selecting_policies: HashMap::new(),
             peer_rules: HashMap::new(),
             local: BTreeMap::new(),
+            bystanders: BTreeMap::new(),
             bindings: HashMap::new(),
             routes: HashMap::new(),
             http_policies: HashMap::new(),
@@ -208,6 +223,11 @@ impl Compiler {
     /// Pods of this node that are to be captured.
     pub fn local_pods(&self) -> &BTreeMap<WorkloadUid, Arc<LocalPod>> {
         &self.local
+    }
+
+    /// Pods of this node that are not to be captured.
+    pub fn bystanders(&self) -> impl Iterator<Item = &Bystander> {
+        self.bystanders.values()
     }
 
     /// Identities that this node needs SVIDs for.

@@ -10,14 +10,23 @@ use super::field::{Faults, at};
 use super::meta::{Interner, Meta};
 use super::syntax::{is_dns_name, read_address, read_port};
 
-/// Names the pod's network namespace, and thereby says that this node can capture it (design: contracts).
+/// Names the pod's network namespace, and thereby says that this node can capture it (design: contracts). Only where
+/// whoever writes Pods may say so: in a directory of manifests.
 pub(crate) const NETNS: &str = "culvert.dev/netns";
+/// On what the kubelet shows of a pod that it runs from a file of the node; the value is the UID that it has given it.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+/// On the pods that `KubeVirt` runs machines in.
+const VIRTUAL_MACHINE: (&str, &str) = ("kubevirt.io", "virt-launcher");
 
 /// A Pod, reduced to what the mesh depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// Name, labels, annotations.
     pub meta: Meta,
+    /// The UID that an API server has given it; empty in a directory.
+    pub uid: Arc<str>,
+    /// Which of the node's container runtimes runs it, if not the usual one.
+    pub runtime_class: Option<Arc<str>>,
     /// Its node; empty while it is not scheduled.
     pub node: Arc<str>,
     /// Service account, `default` if it names none.
@@ -40,6 +49,7 @@ impl Pod {
     pub(crate) fn read(pod: v1::Pod, texts: &mut Interner, faults: &mut Faults) -> Self {
         let controller = read_controller(&pod, texts);
         let deleted = pod.metadata.deletion_timestamp.is_some();
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default().into();
         let meta = Meta::read(pod.metadata, texts, faults);
         if meta
             .annotations
@@ -67,6 +77,11 @@ impl Pod {
             faults.add(at!["spec", "serviceAccountName"], problem);
         }
         Self {
+            uid,
+            runtime_class: spec
+                .runtime_class_name
+                .as_deref()
+                .map(|name| texts.intern(name)),
             node: texts.intern(spec.node_name.as_deref().unwrap_or_default()),
             service_account: texts.intern(account),
             host_network: spec.host_network == Some(true),
@@ -77,6 +92,22 @@ impl Pod {
             controller,
             meta,
         }
+    }
+
+    /// Whether its applications' sockets are the node's kernel's, where capture can see them. Runtimes that put a pod into
+    /// a machine of its own, or a kernel of their own before it, are known by the names that their installers give the
+    /// `RuntimeClass` (kata-deploy: `kata-qemu` and others; gVisor and GKE Sandbox: `gvisor`).
+    pub(crate) fn shares_kernel(&self) -> bool {
+        let class = self.runtime_class.as_deref().unwrap_or_default();
+        let (label, value) = VIRTUAL_MACHINE;
+        !class.starts_with("kata")
+            && !matches!(class, "gvisor" | "runsc")
+            && self.meta.labels.get(label) != Some(value)
+    }
+
+    /// The UID under which the kubelet runs it, if it runs it from a file of its own: not the Pod's.
+    pub(crate) fn static_uid(&self) -> Option<&Arc<str>> {
+        self.meta.annotations.shared(MIRROR)
     }
 
     /// The container port called `name`.

@@ -3,6 +3,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,15 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 /// How long an orderly stop may take.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
+/// What the kubelet gives a pod for it to be known to the API server.
+#[derive(Clone, Debug)]
+pub struct ServiceAccount {
+    /// With `token`, `ca.crt` and `namespace`.
+    pub directory: PathBuf,
+    /// Where the server is.
+    pub server: SocketAddr,
+}
+
 /// A running agent. Killed when dropped.
 pub struct Agent {
     node: String,
@@ -37,7 +47,7 @@ impl Agent {
     pub(crate) fn start(
         node: &Node,
         directory: &Path,
-        source: &[OsString],
+        (source, account): (&[OsString], Option<&ServiceAccount>),
         options: &[String],
     ) -> Result<Self> {
         let log = directory.join(format!("agent-{}.log", node.name()));
@@ -59,11 +69,17 @@ impl Agent {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output);
-        let child = node
-            .netns()
-            .enter(&mut command)?
-            .spawn()
-            .context("the agent cannot be started")?;
+        let command = match account {
+            Some(account) => {
+                command
+                    .env("KUBERNETES_SERVICE_HOST", account.server.ip().to_string())
+                    .env("KUBERNETES_SERVICE_PORT", account.server.port().to_string());
+                node.netns()
+                    .enter_with_service_account(&mut command, &account.directory)?
+            }
+            None => node.netns().enter(&mut command)?,
+        };
+        let child = command.spawn().context("the agent cannot be started")?;
         let pid = child.id();
         let child = std::sync::Mutex::new(child);
         let netns = Arc::clone(node.netns());
@@ -379,6 +395,14 @@ pub fn culvert() -> Result<PathBuf> {
         .map(|directory| directory.join("culvert"));
     let found = candidates.into_iter().find(|path| path.is_file());
     found.context("the culvert program is not built: run `cargo xtask build`")
+}
+
+/// Helm, as set-up has built it.
+///
+/// # Errors
+/// If it is not there.
+pub fn helm() -> Result<PathBuf> {
+    tool("helm")
 }
 
 /// A server of others that set-up has fetched or built: in cargo's target directory.

@@ -18,6 +18,9 @@ use nix::sys::signal::{SigSet, Signal};
 /// Where `ip netns` keeps its handles.
 pub(crate) const DIRECTORY: &str = "/run/netns";
 
+/// Where a pod finds its service account's token and whom to trust.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
 /// A named network namespace that we made; it goes with the value.
 #[derive(Debug)]
 pub struct Netns {
@@ -98,8 +101,18 @@ impl Netns {
         command: &'a mut Command,
         resolv_conf: &Path,
     ) -> Result<&'a mut Command> {
-        let source = CString::new(resolv_conf.as_os_str().as_bytes())
-            .context("a path without zero bytes")?;
+        self.enter_with_bind(command, resolv_conf, c"/etc/resolv.conf".to_owned())
+    }
+
+    /// As [`Netns::enter`], with a file or directory of its own in the place of another one.
+    fn enter_with_bind<'a>(
+        &self,
+        command: &'a mut Command,
+        source: &Path,
+        place: CString,
+    ) -> Result<&'a mut Command> {
+        let source =
+            CString::new(source.as_os_str().as_bytes()).context("a path without zero bytes")?;
         let before_exec = move || {
             unshare(CloneFlags::CLONE_NEWNS)?;
             // Nothing that is mounted here may show elsewhere.
@@ -112,7 +125,7 @@ impl Netns {
             )?;
             mount(
                 Some(source.as_c_str()),
-                c"/etc/resolv.conf",
+                place.as_c_str(),
                 None::<&CStr>,
                 MsFlags::MS_BIND,
                 None::<&CStr>,
@@ -123,6 +136,21 @@ impl Netns {
         // calls with strings made before the fork, and neither allocates nor locks.
         let command = unsafe { command.pre_exec(before_exec) };
         self.enter(command)
+    }
+
+    /// As [`Netns::enter`], with a directory in the place where a pod finds its service account's token.
+    ///
+    /// # Errors
+    /// If the namespace is gone, or that place cannot be made.
+    pub fn enter_with_service_account<'a>(
+        &self,
+        command: &'a mut Command,
+        account: &Path,
+    ) -> Result<&'a mut Command> {
+        fs::create_dir_all(SERVICE_ACCOUNT)
+            .with_context(|| format!("cannot create {SERVICE_ACCOUNT}"))?;
+        let place = CString::new(SERVICE_ACCOUNT).context("a path without zero bytes")?;
+        self.enter_with_bind(command, account, place)
     }
 
     /// Feeds commands to `ip` inside the namespace, one per line.

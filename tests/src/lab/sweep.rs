@@ -6,7 +6,7 @@ use std::{env, fs, process};
 
 use nix::sys::signal::{SigSet, Signal};
 
-use super::{PREFIX, agent, netns};
+use super::{PREFIX, agent, netns, sandbox};
 
 static SWEEP: Once = Once::new();
 
@@ -18,6 +18,7 @@ pub(crate) fn once() {
             drop(netns::ip(&["netns", "del", &name]));
         }
         remove_directories(is_gone);
+        remove_cgroups(is_gone);
     });
 }
 
@@ -43,6 +44,7 @@ pub fn remove_on_interrupt() -> nix::Result<()> {
             drop(netns::ip(&["netns", "del", &name]));
         }
         remove_directories(|pid| pid == own);
+        remove_cgroups(|pid| pid == own);
         let code = signal.map_or(1, |signal| 128 + signal as i32);
         end(code);
     });
@@ -71,6 +73,20 @@ fn remove_directories(of: impl Fn(&str) -> bool) {
     let directory = env::temp_dir();
     for name in labs_of(&directory, of) {
         remove_directory(&directory.join(name));
+    }
+}
+
+/// Removes a lab's cgroups.
+pub(crate) fn remove_cgroup(lab: &str) {
+    if let Some(top) = sandbox::top() {
+        sandbox::remove(&top.join(lab));
+    }
+}
+
+fn remove_cgroups(of: impl Fn(&str) -> bool) {
+    let Some(top) = sandbox::top() else { return };
+    for name in labs_of(&top, of) {
+        sandbox::remove(&top.join(name));
     }
 }
 

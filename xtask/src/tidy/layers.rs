@@ -24,7 +24,7 @@ const PROXY_LAYERS: [&[&str]; 16] = [
 
 /// What each part of the agent may name of the others. `app` and `main` put the parts together and may
 /// name all; the parts do not know each other beyond this.
-const AGENT_EDGES: [(&str, &[&str]); 16] = [
+const AGENT_EDGES: [(&str, &[&str]); 18] = [
     // Serves what the mesh says of each object, as the mesh's own value.
     ("admin", &["mesh"]),
     ("bench", &[]),
@@ -32,20 +32,27 @@ const AGENT_EDGES: [(&str, &[&str]); 16] = [
     // What it prints is what the admin server serves; some commands work without a running agent.
     (
         "cli",
-        &["admin", "bench", "capture", "doctor", "mesh", "sources"],
+        &[
+            "admin", "bench", "capture", "cni", "doctor", "mesh", "sources",
+        ],
     ),
+    ("cni", &[]),
     (
         "config",
         &[
-            "admin", "capture", "dns", "identity", "keys", "mesh", "sources", "spans",
+            "admin", "capture", "cni", "dns", "identity", "keys", "mesh", "sources", "spans",
         ],
     ),
     // Decides by the mesh what capture lets go straight, and shows it to the admin server.
     ("direct", &["admin", "capture", "mesh"]),
+    ("discovery", &[]),
     ("dns", &[]),
     ("doctor", &["capture", "privilege"]),
     // Brings pods from what the mesh wants to what capture does, and tells the admin server.
-    ("enrolment", &["admin", "capture", "direct", "mesh"]),
+    (
+        "enrolment",
+        &["admin", "capture", "direct", "discovery", "mesh"],
+    ),
     // Names of the mesh are read as the DNS proxy reads them.
     ("fetch", &["dns"]),
     ("identity", &[]),

@@ -242,6 +242,7 @@ impl Bench {
             run_dir: std::env::temp_dir().join(name("run")),
             workers: 2.try_into().unwrap(),
             heartbeat_lease,
+            cgroup: None,
             pods_cgroup: None,
         };
         let mut bench = Self {

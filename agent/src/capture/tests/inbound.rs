@@ -181,7 +181,7 @@ fn probe_of_a_closed_port_is_refused() {
 fn host_network_pod_is_not_taken_for_kubelet() {
     let mut bench = Bench::new();
     let name = format!("cvcap{}", std::process::id());
-    let pods = TestCgroup::new(find_cgroup2().unwrap().join(&name));
+    let pods = TestCgroup::new(find_cgroup2(None).unwrap().join(&name));
     let pod = TestCgroup::new(pods.0.join("pod"));
     bench.settings.pods_cgroup = Some(pods.0.clone());
     bench.load();

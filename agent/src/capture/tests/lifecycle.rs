@@ -274,8 +274,14 @@ fn restarted_agent_takes_over_what_it_finds() {
     let answered = bench.a.run(|| call(at(FOREIGN, 443))).unwrap();
     assert_eq!(answered.greeting.from, "outbound");
     let forgotten = bench.b.name.clone();
-    assert_eq!(bench.capture().release_unclaimed().unwrap(), [forgotten]);
-    assert_eq!(bench.capture().release_unclaimed().unwrap(), [""; 0]);
+    assert_eq!(
+        bench.capture().release_unclaimed(|_| false).unwrap(),
+        [forgotten]
+    );
+    assert_eq!(
+        bench.capture().release_unclaimed(|_| false).unwrap(),
+        [""; 0]
+    );
     let _app = bench.node.serve(8080);
     let to = at(bench.node.v4, 8080);
     assert_eq!(bench.b.run(|| call(to)).unwrap().greeting.from, "app");
@@ -296,7 +302,7 @@ fn pod_whose_namespace_is_gone_is_forgotten() {
     fs::write(&record, text.replace("/run/netns/", "/run/netns/gone-")).unwrap();
     bench.load();
     assert_eq!(
-        bench.capture().release_unclaimed().unwrap(),
+        bench.capture().release_unclaimed(|_| false).unwrap(),
         [bench.a.name.clone()]
     );
     assert_eq!(bench.capture().shared.maps.pod(cookie).unwrap(), None);

@@ -26,10 +26,16 @@ impl Compiler {
             let uid = self.pod_uid(&name);
             let local = pod.as_ref().zip(workload.as_ref());
             let local = local.and_then(|(pod, workload)| self.local_pod(pod, workload));
+            let bystander = pod.as_ref().filter(|_| local.is_none());
+            match bystander.and_then(|pod| self.bystander(pod)) {
+                Some(bystander) => self.bystanders.insert(uid.clone(), bystander),
+                None => self.bystanders.remove(&uid),
+            };
             match local {
                 Some(local) => self.local.insert(uid.clone(), Arc::new(local)),
                 None => self.local.remove(&uid),
             };
+            self.say_enrolment(pod.as_deref(), &name);
             let meta = pod.as_ref().map(|pod| &pod.meta);
             self.say_binding(Kind::Pod, meta, Unit::Pod(name.clone()));
             self.bind(&uid, meta.filter(|_| workload.is_some()), marks);

@@ -21,7 +21,7 @@ use userspace_l7::model::{
     MeshSettings, NamespacedHostname, Service, Snapshot, TrustDomain, Workload, WorkloadUid,
 };
 
-use super::{Compiler, MeshOptions};
+use super::{Compiler, MeshOptions, PodNetns};
 use crate::mesh::{Change, Interner, Object, decode};
 use crate::sources::for_test::documents;
 
@@ -35,6 +35,7 @@ fn options() -> MeshOptions {
         },
         node: "n1".into(),
         root_namespace: "istio-system".into(),
+        pod_netns: PodNetns::Annotated,
     }
 }
 

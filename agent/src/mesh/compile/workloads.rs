@@ -12,9 +12,10 @@ use userspace_l7::model::{
 
 use super::store::{Member, Owner};
 use super::waypoint::Traffic;
-use super::{Compiler, owner_names};
+use super::{Compiler, Notices, PodNetns, Unit, owner_names};
 use crate::mesh::external::{WorkloadEntry, WorkloadEntrySpec};
 use crate::mesh::meta::{Labels, Meta, ObjectName};
+use crate::mesh::object::Kind;
 use crate::mesh::pod::{NETNS, Pod};
 
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
@@ -32,8 +33,10 @@ pub struct LocalPod {
     pub uid: WorkloadUid,
     /// Namespace and name.
     pub name: ObjectName,
-    /// Its network namespace.
-    pub netns: PathBuf,
+    /// The UID that the API server has given it, by which the node's runtime knows it; empty in a directory.
+    pub pod_uid: Arc<str>,
+    /// Its network namespace, where the Pod itself says it; else it has to be found.
+    pub netns: Option<PathBuf>,
     /// Its addresses; empty until it has one.
     pub addresses: SmallVec<[std::net::IpAddr; 2]>,
     /// Whether its DNS queries are answered by the agent.
@@ -44,6 +47,15 @@ pub struct LocalPod {
     pub same_node: SameNode,
     /// Who it is.
     pub identity: SpiffeId,
+}
+
+/// A pod of this node that is not to be captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bystander {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// The UID by which the node's runtime knows it.
+    pub pod_uid: Arc<str>,
 }
 
 /// How traffic between two captured pods of one node travels (`culvert.dev/same-node`).
@@ -136,21 +148,23 @@ impl Compiler {
         if pod.host_network {
             return plain;
         }
-        if speaks_hbone_itself(&pod.meta.labels) || is_marked_ztunnel(&pod.meta) {
+        if speaks_hbone_itself(&pod.meta.labels) || dataplane(&pod.meta) == Some("ztunnel") {
             return ztunnel;
         }
         if !self.is_enrolled(pod) {
             return plain;
         }
-        if self
+        match self
             .store
             .nodes
             .get(&pod.node)
-            .is_some_and(|node| is_marked_ztunnel(node))
+            .and_then(|node| dataplane(node))
         {
-            return ztunnel;
+            Some("ztunnel") => return ztunnel,
+            Some("none") => return plain,
+            _ => {}
         }
-        if pod.meta.annotations.get(NETNS).is_some() {
+        if self.can_be_captured(pod) {
             Part {
                 protocol: TunnelProtocol::Hbone,
                 peer: Peer::Culvert,
@@ -160,13 +174,76 @@ impl Compiler {
         }
     }
 
+    fn can_be_captured(&self, pod: &Pod) -> bool {
+        match self.options.pod_netns {
+            PodNetns::Annotated => pod.meta.annotations.get(NETNS).is_some(),
+            PodNetns::Found => pod.shares_kernel() && pod.static_uid().is_none(),
+        }
+    }
+
+    /// Says of a pod of this node that is labelled for the mesh why it is not in it.
+    pub(super) fn say_enrolment(&mut self, pod: Option<&Pod>, name: &ObjectName) {
+        let mut notices = Notices::default();
+        if let Some(pod) = pod.filter(|pod| pod.node == self.options.node && !pod.finished) {
+            if let Some(why) = self.left_alone(pod) {
+                let what = format!(
+                    "is labelled for the mesh and left alone: {why}; its traffic is plain text, and it has no identity"
+                );
+                notices.warn(Kind::Pod, name, what);
+            }
+            let is_annotated = pod.meta.annotations.get(NETNS).is_some();
+            if is_annotated && self.options.pod_netns == PodNetns::Found {
+                let what = format!(
+                    "names its network namespace by {NETNS}, which says nothing in a cluster: remove the annotation"
+                );
+                notices.warn(Kind::Pod, name, what);
+            }
+        }
+        self.say(Unit::Enrolment(name.clone()), notices.0);
+    }
+
+    /// Why a pod is not captured whose labels ask for that.
+    fn left_alone(&self, pod: &Pod) -> Option<&'static str> {
+        if self.dataplane_mode(pod) != Some("ambient") {
+            return None;
+        }
+        if pod.host_network {
+            Some("it uses its node's network (hostNetwork)")
+        } else if pod.meta.annotations.get(SIDECAR).is_some() {
+            Some("it has a sidecar")
+        } else if self.options.pod_netns == PodNetns::Annotated {
+            None
+        } else if !pod.shares_kernel() {
+            Some(
+                "its runtime puts it into a machine or a kernel of its own, which capture cannot see into",
+            )
+        } else if pod.static_uid().is_some() {
+            Some("its node runs it from a file, so the API server does not know it by its own UID")
+        } else {
+            None
+        }
+    }
+
+    /// A pod of this node that is not captured.
+    pub(super) fn bystander(&self, pod: &Pod) -> Option<Bystander> {
+        let pod_uid = pod.static_uid().unwrap_or(&pod.uid);
+        let is_here = pod.node == self.options.node && !pod.finished;
+        is_here.then(|| Bystander {
+            name: pod.meta.name.clone(),
+            pod_uid: Arc::clone(pod_uid),
+        })
+    }
+
     /// Whether the pod is in the mesh: its own label, else its namespace's. A pod with a sidecar has one
     /// already.
     fn is_enrolled(&self, pod: &Pod) -> bool {
+        self.dataplane_mode(pod) == Some("ambient") && pod.meta.annotations.get(SIDECAR).is_none()
+    }
+
+    fn dataplane_mode<'a>(&'a self, pod: &'a Pod) -> Option<&'a str> {
         let namespace = self.store.namespaces.get(&pod.meta.name.namespace);
         let inherited = namespace.and_then(|meta| meta.labels.get(DATAPLANE_MODE));
-        let mode = pod.meta.labels.get(DATAPLANE_MODE).or(inherited);
-        mode == Some("ambient") && pod.meta.annotations.get(SIDECAR).is_none()
+        pod.meta.labels.get(DATAPLANE_MODE).or(inherited)
     }
 
     /// The pod as capture needs it, if this node captures it.
@@ -185,7 +262,11 @@ impl Compiler {
         Some(LocalPod {
             uid: workload.uid.clone(),
             name: meta.name.clone(),
-            netns: PathBuf::from(meta.annotations.get(NETNS)?),
+            pod_uid: Arc::clone(&pod.uid),
+            netns: match self.options.pod_netns {
+                PodNetns::Annotated => Some(PathBuf::from(meta.annotations.get(NETNS)?)),
+                PodNetns::Found => None,
+            },
             addresses: pod.addresses.clone(),
             dns_capture: meta.annotations.get(DNS_CAPTURE) != Some("false"),
             bypass_inbound: meta.annotations.get(BYPASS_INBOUND) == Some("true"),
@@ -346,12 +427,10 @@ fn speaks_hbone_itself(labels: &Labels) -> bool {
         .is_some_and(|tunnels| tunnels.split(',').any(|one| one.trim() == "http"))
 }
 
-fn is_marked_ztunnel(meta: &Meta) -> bool {
-    let mark = meta
-        .labels
-        .get(DATAPLANE)
-        .or_else(|| meta.annotations.get(DATAPLANE));
-    mark == Some("ztunnel")
+/// Who serves a node or a pod, if not this mesh's agents: `ztunnel`, or, on a node, `none`.
+fn dataplane(meta: &Meta) -> Option<&str> {
+    let own = meta.labels.get(DATAPLANE);
+    own.or_else(|| meta.annotations.get(DATAPLANE))
 }
 
 fn canonical_name(labels: &Labels, workload_name: &Arc<str>) -> Arc<str> {

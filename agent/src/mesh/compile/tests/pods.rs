@@ -2,8 +2,8 @@
 
 use userspace_l7::model::{Health, NetworkMode, Peer, TunnelProtocol};
 
-use super::{AMBIENT, NETNS, compile, compiler, pod, pod_yaml};
-use crate::mesh::SameNode;
+use super::{AMBIENT, NETNS, compile, compiler, options, pod, pod_yaml, upserts};
+use crate::mesh::{Compiler, MeshOptions, PodNetns, SameNode};
 
 #[track_caller]
 fn part(yaml: &str, expected: (TunnelProtocol, Peer), local: bool) {
@@ -42,6 +42,78 @@ fn a_pod_is_captured_if_it_is_enrolled_and_has_a_netns() {
     part(&format!("{AMBIENT}{}", p("n2", "", NETNS)), HBONE, false);
     let sidecar = "  annotations: {culvert.dev/netns: /n, sidecar.istio.io/status: '{}'}";
     part(&format!("{AMBIENT}{}", p("n1", "", sidecar)), PLAIN, false);
+}
+
+/// What an agent says that finds its pods' namespaces by itself.
+#[track_caller]
+fn in_cluster(yaml: &str, expected: (TunnelProtocol, Peer), says: &[&str]) {
+    let mut compiler = Compiler::new(MeshOptions {
+        pod_netns: PodNetns::Found,
+        ..options()
+    });
+    compiler.apply(upserts(yaml));
+    let found = pod(&compiler.snapshot(), "a/p");
+    assert_eq!((found.protocol, found.peer), expected, "{yaml}");
+    let said: Vec<_> = compiler.notices().map(|one| one.message.as_str()).collect();
+    assert_eq!(said.len(), says.len(), "{said:?}");
+    for (said, part) in said.iter().zip(says) {
+        assert!(said.contains(part), "{said}");
+    }
+    let here = found.node == options().node;
+    let captured = here && expected == HBONE;
+    assert_eq!(compiler.local_pods().len(), usize::from(captured), "{yaml}");
+    let bystanders = usize::from(here && !captured);
+    assert_eq!(compiler.bystanders().count(), bystanders, "{yaml}");
+    for local in compiler.local_pods().values() {
+        assert_eq!((&*local.pod_uid, &local.netns), ("u-1", &None));
+    }
+    compiler.apply(upserts(
+        &yaml.replace("  conditions", "  phase: Failed\n  conditions"),
+    ));
+    assert_eq!(
+        compiler.notices().count() + compiler.bystanders().count(),
+        0
+    );
+}
+
+#[test]
+fn in_a_cluster_the_label_is_enough_and_the_annotation_says_nothing() {
+    let q = |node: &str, labels: &str, more: &str| {
+        format!(
+            "{AMBIENT}{}",
+            p(node, labels, &format!("  uid: u-1\n{more}"))
+        )
+    };
+    in_cluster(&q("n1", "", ""), HBONE, &[]);
+    in_cluster(&q("n2", "", ""), HBONE, &[]);
+    in_cluster(&q("n1", "", NETNS), HBONE, &["remove the annotation"]);
+    in_cluster(&q("n2", "", NETNS), HBONE, &[]);
+    in_cluster(&q("n1", "istio.io/dataplane-mode: none", ""), PLAIN, &[]);
+    let nobody = "---\napiVersion: v1\nkind: Node\nmetadata: {name: n2, labels: {culvert.dev/dataplane: none}}\n";
+    in_cluster(&format!("{nobody}{}", q("n2", "", "")), PLAIN, &[]);
+}
+
+#[test]
+fn in_a_cluster_what_cannot_be_captured_is_left_alone_and_said() {
+    let q = |labels: &str, more: &str| format!("{AMBIENT}{}", p("n1", labels, more));
+    let sidecar = "  annotations: {sidecar.istio.io/status: '{}'}";
+    in_cluster(&q("", sidecar), PLAIN, &["it has a sidecar"]);
+    let mirror = "  annotations: {kubernetes.io/config.mirror: hash}";
+    in_cluster(&q("", mirror), PLAIN, &["its node runs it from a file"]);
+    let machine = "kubevirt.io: virt-launcher";
+    in_cluster(
+        &q(machine, ""),
+        PLAIN,
+        &["a machine or a kernel of its own"],
+    );
+    for class in ["kata", "kata-clh", "gvisor", "runsc"] {
+        let yaml = q("", "").replace("spec:\n", &format!("spec:\n  runtimeClassName: {class}\n"));
+        in_cluster(&yaml, PLAIN, &["a machine or a kernel of its own"]);
+    }
+    let host = q("", "").replace("spec:\n", "spec:\n  hostNetwork: true\n");
+    in_cluster(&host, PLAIN, &["hostNetwork"]);
+    // Not labelled, nothing to say.
+    in_cluster(&host.replace(AMBIENT, ""), PLAIN, &[]);
 }
 
 #[test]
@@ -114,7 +186,8 @@ fn a_local_pod_carries_what_capture_needs() {
     let compiler = compiler(&format!("{AMBIENT}{}", p("n1", "", extra)));
     let local = compiler.local_pods().values().next().unwrap();
     assert_eq!(local.uid.as_str(), "Kubernetes//Pod/a/p");
-    assert_eq!(local.netns.to_str(), Some("/run/netns/p"));
+    let netns = local.netns.as_ref().and_then(|path| path.to_str());
+    assert_eq!(netns, Some("/run/netns/p"));
     assert_eq!(
         local.addresses.as_slice(),
         ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]
