@@ -9,7 +9,7 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 
 use crate::model::{NamespacedHostname, Snapshot, SpiffeId, WorkloadUid};
-use crate::policy::{self, Denial};
+use crate::policy::{self, BytesClaim, Denial};
 
 /// Which way a connection runs, as the workload sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +87,22 @@ pub(crate) struct WorkloadGone;
 struct Entry {
     shown: LiveConnection,
     claim: Option<Claim>,
+    /// What it has to meet besides, if it is carried as bytes.
+    bytes: Option<BytesClaim>,
     ended: Rc<Ended>,
+}
+
+impl Entry {
+    /// Why the mesh would refuse it now. A workload that disappears takes its connections with it by its sockets;
+    /// cutting them here would also cut the last answers of a pod that is terminating.
+    fn denial(&self, snapshot: &Snapshot) -> Option<Denial> {
+        let verdict = self.claim.as_ref().map(|claim| claim.judge(snapshot));
+        let own = verdict.and_then(|verdict| verdict.ok()?.decision.err());
+        own.or_else(|| {
+            let judged = self.bytes.as_ref()?.judge(snapshot);
+            judged.err().map(Denial::Demanded)
+        })
+    }
 }
 
 #[derive(Default)]
@@ -114,6 +129,7 @@ impl Connections {
         let entry = Entry {
             shown,
             claim,
+            bytes: None,
             ended: Rc::clone(&ended),
         };
         self.entries.borrow_mut().insert(number, entry);
@@ -127,17 +143,9 @@ impl Connections {
     /// Ends every connection that the mesh would refuse now. Returns how many those are.
     pub(crate) fn judge_again(&self, snapshot: &Snapshot) -> usize {
         let entries = self.entries.borrow();
-        let claimed = entries
-            .values()
-            .filter_map(|entry| Some((entry, entry.claim.as_ref()?)));
         let mut refused = 0;
-        for (entry, claim) in claimed {
-            // A workload that disappears takes its connections with it by its sockets; cutting them here
-            // would also cut the last answers of a pod that is terminating.
-            let Ok(verdict) = claim.judge(snapshot) else {
-                continue;
-            };
-            if let Err(denial) = verdict.decision {
+        for entry in entries.values() {
+            if let Some(denial) = entry.denial(snapshot) {
                 entry.ended.reason.replace(Some(denial));
                 entry.ended.notify.notify_one();
                 refused += 1;
@@ -176,6 +184,14 @@ pub(crate) struct Tracked {
 }
 
 impl Tracked {
+    /// From now on the connection is carried as bytes, and judged again by this as well.
+    pub(crate) fn meet(&self, claim: BytesClaim) {
+        let mut entries = self.connections.entries.borrow_mut();
+        if let Some(entry) = entries.get_mut(&self.number) {
+            entry.bytes = Some(claim);
+        }
+    }
+
     /// Resolves once the connection has lost its right to exist.
     ///
     /// # Cancel safety

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::dormant::Dormant;
 use crate::hbone::Stream;
-use crate::io::{Preceded, TcpSink, TcpSource, carry, is_ordinary_end};
+use crate::io::{Preceded, Sink, Source, TcpSink, TcpSource, carry, is_ordinary_end};
 use crate::policy::{Allowed, Denial};
 use crate::ring::{RecvBuf, Tcp};
 use crate::telemetry::{OpenFlow, Outcome, ResponseFlags};
@@ -138,6 +138,64 @@ pub(crate) fn run<'a>(
             }
         }
     }
+}
+
+/// As [`run`], between a stream of a tunnel that is served, whose client has sent `early` already, and the far side.
+///
+/// # Cancel safety
+/// As [`run`].
+pub(crate) async fn pass_on(
+    _pass: Pass,
+    (client, early): (Stream, RecvBuf),
+    far: Far,
+    flow: &OpenFlow,
+    refused: impl Future<Output = Denial>,
+) -> Ending {
+    let (from_client, to_client) = client.split();
+    let up = |bytes| flow.to_server(bytes);
+    let down = |bytes| flow.to_client(bytes);
+    let carried = async {
+        match far {
+            Far::Plain(tcp) => {
+                tcp.reset_when_dropped(true);
+                let sink = TcpSink(tcp.clone());
+                let up = carry_after(early, from_client, sink, up);
+                let down = carry(TcpSource(tcp.clone()), to_client, down);
+                tokio::try_join!(up, down)?;
+                tcp.reset_when_dropped(false);
+            }
+            Far::Tunnel(stream) => {
+                let (source, sink) = stream.split();
+                let up = carry_after(early, from_client, sink, up);
+                let down = carry(source, to_client, down);
+                tokio::try_join!(up, down)?;
+            }
+        }
+        Ok(())
+    };
+    tokio::select! {
+        carried = carried => carried.map_or_else(Ending::of_error, |()| Ending::Complete),
+        denial = refused => Ending::Refused(denial),
+    }
+}
+
+/// As [`carry`], with what has been received already before the rest.
+async fn carry_after<S, K>(
+    early: RecvBuf,
+    from: S,
+    mut to: K,
+    count: impl Fn(u64),
+) -> io::Result<()>
+where
+    S: Source,
+    K: Sink<S::Chunk> + Sink<RecvBuf>,
+{
+    if !early.is_empty() {
+        let size = early.len() as u64;
+        to.put(early).await?;
+        count(size);
+    }
+    carry(from, to, count).await
 }
 
 impl Ending {
