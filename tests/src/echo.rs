@@ -24,7 +24,7 @@ use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderV
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
-pub use mesh::EchoMesh;
+pub use mesh::{EchoMesh, destination_rule};
 pub use seen::Seen;
 pub(crate) use wish::HEADER as WISH_HEADER;
 pub use wish::Wish;

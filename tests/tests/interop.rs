@@ -276,7 +276,13 @@ fn culvert_as_waypoint_serves_names_workloads_and_ports_without_http() -> Result
         mesh.soon("bytes are carried", carried)
             .with_context(|| envoy.log())?;
         envoy_pod.run(|| echoes_a_pattern(local))?;
+        let live = envoy_pod.run(|| Ok(net::connect(local)?))?;
+        echoes(&live, "before")?;
         mesh.apply("policy.yaml", &deny(""))?;
+        mesh.soon("what is carried ends", || {
+            ensure!(echoes(&live, "after").is_err(), "{to} is still carried");
+            Ok(())
+        })?;
         mesh.soon("they are refused", || {
             ensure!(carried().is_err(), "they are carried");
             Ok(())

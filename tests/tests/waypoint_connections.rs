@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use e2e::echo::{EchoMesh, Seen};
+use e2e::echo::{EchoMesh, Seen, destination_rule};
 use e2e::lab::eventually;
 use e2e::net::http::{Ask, Conversation};
 
@@ -16,17 +16,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A shop with a DestinationRule about `host`, and where that is.
 fn shop_with(host: &str, policy: &str) -> Result<(EchoMesh, SocketAddr)> {
     let mesh = EchoMesh::shop()?;
-    mesh.apply("traffic.yaml", &rule(host, policy))?;
+    mesh.apply("traffic.yaml", &destination_rule(host, policy))?;
     let to = mesh.at(host, 80)?;
     mesh.soon_at_layer7("client", to, true)?;
     Ok((mesh, to))
-}
-
-fn rule(host: &str, policy: &str) -> String {
-    format!(
-        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata:\n  name: rule\n  namespace: shop\nspec:\n  \
-         host: {host}.shop.svc.cluster.local\n  trafficPolicy:\n    {policy}\n"
-    )
 }
 
 /// How many connections the application accepts for a request that comes after a pause.
@@ -100,7 +93,7 @@ fn an_idle_connection_is_given_up_in_time() -> Result<()> {
         Ok(())
     })?;
     let policy = "connectionPool: {http: {idleTimeout: 1s}}";
-    mesh.apply("traffic.yaml", &rule("echo-v1", policy))?;
+    mesh.apply("traffic.yaml", &destination_rule("echo-v1", policy))?;
     eventually("an idle connection is given up", PATIENCE, || {
         let opened = opened_after(&mesh, to, pause)?;
         ensure!(opened == 1, "{opened} new ones");
@@ -144,7 +137,7 @@ fn http2_is_spoken_to_applications_where_the_policy_says_so() -> Result<()> {
     };
     speaks("HTTP/1.1")?;
     let policy = "connectionPool: {http: {h2UpgradePolicy: UPGRADE}}";
-    mesh.apply("traffic.yaml", &rule("echo-v1", policy))?;
+    mesh.apply("traffic.yaml", &destination_rule("echo-v1", policy))?;
     speaks("HTTP/2.0")
 }
 

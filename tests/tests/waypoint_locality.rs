@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use e2e::echo::{EchoMesh, Seen};
+use e2e::echo::{EchoMesh, Seen, destination_rule};
 use e2e::net::http::{Ask, Conversation};
 
 /// A shop with a DestinationRule about `echo`.
@@ -18,11 +18,9 @@ fn shop_with(policy: &str) -> Result<(EchoMesh, SocketAddr)> {
     Ok((mesh, to))
 }
 
+/// A DestinationRule about `echo`.
 fn rule(policy: &str) -> String {
-    format!(
-        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata:\n  name: echo\n  namespace: shop\nspec:\n  \
-         host: echo.shop.svc.cluster.local\n  trafficPolicy:\n    {policy}\n"
-    )
+    destination_rule("echo", policy)
 }
 
 /// How often each pod answers requests of one connection of the client.
@@ -108,6 +106,20 @@ fn priorities_prefer_the_zone_that_they_name() -> Result<()> {
          [\"topology.kubernetes.io/zone=zone-b\"]}}}",
     )?;
     only(&mesh, to, "echo-v1")
+}
+
+#[test]
+fn priorities_prefer_endpoints_by_labels_of_their_own() -> Result<()> {
+    let priorities = |labels: &str| {
+        format!(
+            "{{outlierDetection: {{}}, loadBalancer: {{localityLbSetting: {{failoverPriority: [{labels}]}}}}}}"
+        )
+    };
+    // In the other zone, and preferred all the same.
+    let (mesh, to) = shop_with(&priorities("version=v1"))?;
+    only(&mesh, to, "echo-v1")?;
+    mesh.apply("traffic.yaml", &rule(&priorities("version=v2, app")))?;
+    only(&mesh, to, "echo-v2")
 }
 
 #[test]

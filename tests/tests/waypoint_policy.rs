@@ -2,13 +2,15 @@
 //!
 //! Names follow Istio's ambient integration tests where there is one.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::echo::{EchoMesh, Seen};
 use e2e::jwt::Issuer;
-use e2e::net::h2c;
-use e2e::net::http::Ask;
+use e2e::net::http::{Ask, Conversation};
+use e2e::net::serve::{Server, echo};
+use e2e::net::{self, h2c};
+use e2e::scenario::echoes;
 use serde_json::json;
 
 /// A policy of namespace `shop`, unless its name says another; `body` is its spec, indented by two.
@@ -290,7 +292,7 @@ fn a_policy_change_holds_for_requests_of_live_connections() -> Result<()> {
     let to = mesh.at("echo", 80)?;
     mesh.soon_at_layer7("client", to, true)?;
     mesh.pod("client")?.run(|| {
-        let mut conversation = e2e::net::http::Conversation::open(to)?;
+        let mut conversation = Conversation::open(to)?;
         ensure!(conversation.ask(&Ask::get("/"))?.status == 200);
         let deny = format!("{TO_SERVICE}  action: DENY\n  rules: [{{}}]\n");
         mesh.apply("policy.yaml", &policy("nobody", "shop", &deny))?;
@@ -302,6 +304,38 @@ fn a_policy_change_holds_for_requests_of_live_connections() -> Result<()> {
         // The connection lives: what is refused is the request.
         let answer = conversation.ask(&Ask::get("/"))?;
         ensure!(answer.status == 403, "{}", answer.status);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_policy_change_ends_connections_of_bytes_that_it_refuses() -> Result<()> {
+    let mesh = EchoMesh::shop()?;
+    let _bytes = Server::start(mesh.pod("echo-v1")?, Ipv6Addr::UNSPECIFIED, 9090, echo)?;
+    let to = mesh.at("echo-v1", 9090)?;
+    let about = "  targetRefs: [{kind: Service, group: \"\", name: echo-v1}]\n";
+    mesh.pod("client")?.run(|| {
+        let carried = || echoes(&net::connect(to)?, "bytes");
+        mesh.soon("bytes are carried", carried)?;
+        let live = net::connect(to)?;
+        echoes(&live, "before")?;
+        let allow =
+            format!("{about}  rules: [{{from: [{{source: {{principals: [{CLIENT}]}}}}]}}]\n");
+        mesh.apply("policy.yaml", &policy("who", "shop", &allow))?;
+        mesh.soon("a stranger is refused", || {
+            let stranger = mesh.pod("stranger")?;
+            let carried = stranger.run(|| echoes(&net::connect(to)?, "bytes"));
+            ensure!(carried.is_err(), "its bytes are carried");
+            Ok(())
+        })?;
+        echoes(&live, "allowed")?;
+        let deny = format!("{about}  action: DENY\n  rules: [{{}}]\n");
+        mesh.apply("policy.yaml", &policy("who", "shop", &deny))?;
+        mesh.soon("the live connection ends", || {
+            ensure!(echoes(&live, "after").is_err(), "it lives");
+            Ok(())
+        })?;
+        ensure!(carried().is_err(), "another one is let in");
         Ok(())
     })
 }

@@ -1,4 +1,4 @@
-//! How requests are spread and limited: subsets, DestinationRule, sessions, RateLimitPolicy.
+//! How requests are spread and limited: subsets, DestinationRule, sessions.
 //!
 //! Names follow Istio's ambient integration tests, or the Gateway API's, where there is one.
 
@@ -8,7 +8,7 @@ use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use e2e::echo::{EchoMesh, Seen};
+use e2e::echo::{EchoMesh, Seen, destination_rule};
 use e2e::net::http::{Ask, Conversation, Response};
 use e2e::net::serve::Server;
 use e2e::net::{self, h2c};
@@ -21,12 +21,9 @@ fn shop_with(manifests: &str) -> Result<(EchoMesh, SocketAddr)> {
     Ok((mesh, to))
 }
 
-/// A DestinationRule about `echo` with this policy.
+/// A DestinationRule about `echo`.
 fn rule(policy: &str) -> String {
-    format!(
-        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata:\n  name: echo\n  namespace: shop\nspec:\n  \
-         host: echo.shop.svc.cluster.local\n  trafficPolicy:\n    {policy}\n"
-    )
+    destination_rule("echo", policy)
 }
 
 /// A VirtualService and a DestinationRule with one subset for each version, and one that nobody is in.
@@ -37,14 +34,6 @@ fn virtual_service(http: &str) -> String {
          DestinationRule\nmetadata:\n  name: echo\n  namespace: shop\nspec:\n  host: echo.shop.svc.cluster.local\n  \
          subsets:\n  - {{name: v1, labels: {{version: v1}}}}\n  - {{name: v2, labels: {{version: v2}}}}\n  - {{name: \
          v3, labels: {{version: v3}}}}\n"
-    )
-}
-
-/// A RateLimitPolicy about `echo` with these limits.
-fn limits(limits: &str) -> String {
-    format!(
-        "apiVersion: culvert.dev/v1alpha1\nkind: RateLimitPolicy\nmetadata:\n  name: few\n  namespace: shop\nspec:\n  \
-         targetRefs: [{{group: \"\", kind: Service, name: echo}}]\n  limits:\n{limits}"
     )
 }
 
@@ -311,27 +300,9 @@ fn destination_rule_limits_requests() -> Result<()> {
         ensure!(refused.iter().all(overloaded), "{refused:?}");
         Ok(())
     })?;
-    counted(&mesh, "503", "UO")?;
+    mesh.counts("503", "UO")?;
     // What was in use is free again.
     mesh.seen("client", to, &Ask::get("/")).map(drop)
-}
-
-/// Waits until the client's node has counted requests that ended with this status and flag.
-fn counted(mesh: &EchoMesh, status: &str, flag: &str) -> Result<()> {
-    let labels = [
-        "reporter=\"waypoint\"".to_owned(),
-        format!("response_code=\"{status}\""),
-        format!("response_flags=\"{flag}\""),
-    ];
-    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-    mesh.soon(&format!("requests are counted with {flag}"), || {
-        let count = mesh
-            .lab
-            .agent("a")?
-            .metric("istio_requests_total", &labels)?;
-        ensure!(count > 0.0, "{count}");
-        Ok(())
-    })
 }
 
 #[test]
@@ -463,66 +434,13 @@ fn few_retries(policy: &str) -> Result<()> {
         ensure!((7..24).contains(&tries), "{tries} tries");
         Ok(())
     })?;
-    counted(&mesh, "503", "UO")
+    mesh.counts("503", "UO")
 }
 
 /// How many requests the shop's endpoints have got.
 fn requests(mesh: &EchoMesh) -> Result<usize> {
     let (one, two) = (mesh.workload("echo-v1")?, mesh.workload("echo-v2")?);
     Ok(one.requests() + two.requests())
-}
-
-#[test]
-fn local_rate_limits_are_kept() -> Result<()> {
-    let (mesh, to) = shop_with(&limits(
-        "  - {requests: 5, period: 60s, burst: 5, per: [clientIdentity]}\n",
-    ))?;
-    mesh.soon("the sixth request is too many", || {
-        let answer = mesh.ask("client", to, &Ask::get("/"))?;
-        ensure!(answer.status == 429, "{}", answer.status);
-        ensure!(answer.text() == "local_rate_limited", "{}", answer.text());
-        ensure!(answer.header("retry-after").is_some(), "{answer:?}");
-        ensure!(
-            answer.header("x-ratelimit-limit") == Some("5"),
-            "{answer:?}"
-        );
-        ensure!(
-            answer.header("x-ratelimit-remaining") == Some("0"),
-            "{answer:?}"
-        );
-        Ok(())
-    })?;
-    counted(&mesh, "429", "RL")?;
-    // Everybody has a bucket of their own.
-    let other = mesh.ask("stranger", to, &Ask::get("/"))?;
-    ensure!(other.status == 200, "{other:?}");
-    ensure!(
-        other.header("x-ratelimit-remaining") == Some("4"),
-        "{other:?}"
-    );
-    Ok(())
-}
-
-#[test]
-fn local_rate_limits_tell_headers_apart_and_fill_again() -> Result<()> {
-    let (mesh, to) = shop_with(&limits(
-        "  - {requests: 2, period: 1s, burst: 2, per: [{header: x-user}]}\n",
-    ))?;
-    let by = |user: &str| Ask::get("/").with("x-user", user);
-    let statuses = |user: &str, times| -> Result<Vec<u16>> {
-        let answers = answers(&mesh, to, &by(user), times)?;
-        Ok(answers.iter().map(|answer| answer.status).collect())
-    };
-    mesh.soon("a burst of two", || {
-        let burst = statuses("first", 4)?;
-        ensure!(burst.contains(&429), "{burst:?}");
-        Ok(())
-    })?;
-    ensure!(statuses("second", 2)? == [200, 200]);
-    // One token comes every half second.
-    e2e::lab::eventually("tokens come again", Duration::from_secs(5), || {
-        mesh.seen("client", to, &by("first")).map(drop)
-    })
 }
 
 #[test]
@@ -578,22 +496,6 @@ fn destination_rule_holds_for_bytes() -> Result<()> {
         drop(held);
         Ok(())
     })
-}
-
-#[test]
-fn local_rate_limits_hold_for_the_rule_that_they_name() -> Result<()> {
-    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: parts\n  namespace: \
-                 shop\nspec:\n  parentRefs: [{group: \"\", kind: Service, name: echo}]\n  rules:\n  - name: dear\n    \
-                 matches: [{path: {value: /dear}}]\n    backendRefs: [{name: echo, port: 80}]\n  - backendRefs: \
-                 [{name: echo, port: 80}]\n---\n";
-    let few = limits("  - {route: dear, requests: 1, period: 60s}\n");
-    let (mesh, to) = shop_with(&[route, &few].concat())?;
-    mesh.soon_answers("client", to, &Ask::get("/dear"), 429)?;
-    // The client's node keeps one bucket for all, as the limit tells nobody apart.
-    mesh.soon_answers("stranger", to, &Ask::get("/dear"), 429)?;
-    let cheap = answers(&mesh, to, &Ask::get("/cheap"), 20)?;
-    ensure!(cheap.iter().all(|answer| answer.status == 200), "{cheap:?}");
-    Ok(())
 }
 
 #[test]

@@ -23,7 +23,7 @@ use userspace_l7::model::{
     Action, AuthorizationPolicy, Clause, HeaderModifier, Health, HttpAction, HttpMatch,
     HttpRouteEntry, HttpRouteTable, HttpRule, Locality, Match, MeshSettings, NetworkMode,
     PathMatch, Peer, PolicyKey, RequestHead, RetryPolicy, Rule, Scope, Snapshot, SpiffeId,
-    StringMatch, TrustDomain, TunnelProtocol, Workload, WorkloadUid,
+    StringMatch, TrustDomain, TunnelProtocol, Workload, WorkloadLabels, WorkloadUid,
 };
 use userspace_l7::policy::{Connection, judge};
 use userspace_l7::route::http::select;
@@ -60,6 +60,7 @@ fn workload() -> Workload {
         health: Health::Healthy,
         capacity: 1,
         services: vec![],
+        labels: WorkloadLabels::default(),
         authorization_policies: vec![],
         waypoint: None,
     }
@@ -133,10 +134,10 @@ fn prefixes(size: usize) -> (HttpRouteTable, String, HeaderMap) {
         is_usable: true,
     });
     let entries = (0..size).map(|number| HttpRouteEntry {
-        matches: HttpMatch {
+        matches: Arc::new(HttpMatch {
             path: PathMatch::Prefix(path(number).into()),
             ..HttpMatch::default()
-        },
+        }),
         rule: Arc::clone(&rule),
     });
     let headers = [

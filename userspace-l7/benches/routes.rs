@@ -78,7 +78,7 @@ fn rule() -> Arc<HttpRule> {
 fn table(by: By, size: usize) -> HttpRouteTable {
     let rule = rule();
     let entries = (0..size).map(|number| HttpRouteEntry {
-        matches: by.matches(number),
+        matches: by.matches(number).into(),
         rule: Arc::clone(&rule),
     });
     HttpRouteTable::new(entries.collect(), false)

@@ -9,7 +9,7 @@ use slab::Slab;
 use tokio::sync::Notify;
 
 use crate::model::{NamespacedHostname, Snapshot, SpiffeId, WorkloadUid};
-use crate::policy::{self, Denial};
+use crate::policy::{self, BytesClaim, Denial};
 
 /// Which way a connection runs, as the workload sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,8 +88,23 @@ struct Entry {
     shown: LiveConnection,
     /// Boxed, as half of all connections have none.
     claim: Option<Box<Claim>>,
+    /// What it has to meet besides, if it is carried as bytes.
+    bytes: RefCell<Option<Box<BytesClaim>>>,
     reason: RefCell<Option<Denial>>,
     ended: Notify,
+}
+
+impl Entry {
+    /// Why the mesh would refuse it now. A workload that disappears takes its connections with it by its sockets;
+    /// cutting them here would also cut the last answers of a pod that is terminating.
+    fn denial(&self, snapshot: &Snapshot) -> Option<Denial> {
+        let verdict = self.claim.as_ref().map(|claim| claim.judge(snapshot));
+        let own = verdict.and_then(|verdict| verdict.ok()?.decision.err());
+        own.or_else(|| {
+            let judged = self.bytes.borrow().as_ref()?.judge(snapshot);
+            judged.err().map(Denial::Demanded)
+        })
+    }
 }
 
 /// Every connection of a worker.
@@ -107,6 +122,7 @@ impl Connections {
         let entry = Rc::new(Entry {
             shown,
             claim: claim.map(Box::new),
+            bytes: RefCell::default(),
             reason: RefCell::default(),
             ended: Notify::default(),
         });
@@ -121,17 +137,9 @@ impl Connections {
     /// Ends every connection that the mesh would refuse now. Returns how many those are.
     pub(crate) fn judge_again(&self, snapshot: &Snapshot) -> usize {
         let entries = self.entries.borrow();
-        let claimed = entries
-            .iter()
-            .filter_map(|(_, entry)| Some((entry, entry.claim.as_ref()?)));
         let mut refused = 0;
-        for (entry, claim) in claimed {
-            // A workload that disappears takes its connections with it by its sockets; cutting them here
-            // would also cut the last answers of a pod that is terminating.
-            let Ok(verdict) = claim.judge(snapshot) else {
-                continue;
-            };
-            if let Err(denial) = verdict.decision {
+        for (_, entry) in entries.iter() {
+            if let Some(denial) = entry.denial(snapshot) {
                 entry.reason.replace(Some(denial));
                 entry.ended.notify_one();
                 refused += 1;
@@ -170,6 +178,11 @@ pub(crate) struct Tracked {
 }
 
 impl Tracked {
+    /// From now on the connection is carried as bytes, and judged again by this as well.
+    pub(crate) fn meet(&self, claim: BytesClaim) {
+        self.entry.bytes.replace(Some(Box::new(claim)));
+    }
+
     /// Resolves once the connection has lost its right to exist.
     ///
     /// # Cancel safety

@@ -161,11 +161,6 @@ async fn open_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) -> Option<Fulfilment>
         let service = claim::from_outside(&snapshot, &workload, to, |bound| hub.choose(bound));
         let demands =
             service.map(|one| Demanded::of_outsider(&snapshot, &workload, to, (&caller, one)));
-        if let Some(demands) = &demands
-            && demands.protocol() == Protocol::Bytes
-        {
-            demands.judge_bytes(&snapshot, &caller, to)?;
-        }
         let admitted = admit(hub, pod, workload, &caller, (to, demands.as_ref())).await?;
         Ok::<_, InboundError>((admitted, demands))
     };
@@ -250,9 +245,6 @@ async fn open_stream(
         let claim = request.service.as_ref();
         let believed = claim.and_then(|claim| claim::believe(&snapshot, &workload, to, claim));
         let demands = Demanded::of(&snapshot, &workload, to, (&caller, believed));
-        if demands.protocol() == Protocol::Bytes {
-            demands.judge_bytes(&snapshot, &caller, to)?;
-        }
         let admitted = admit(hub, pod, workload, &caller, (to, Some(&demands))).await?;
         Ok::<_, InboundError>((admitted, demands))
     };
@@ -301,7 +293,13 @@ async fn admit(
         },
         Some(claim.clone()),
     );
-    let verdict = claim.judge(&hub.snapshot())?;
+    let snapshot = hub.snapshot();
+    let bytes = demands.filter(|demands| demands.protocol() == Protocol::Bytes);
+    if let Some(bytes) = bytes.and_then(|demands| demands.bytes(caller, to)) {
+        bytes.judge(&snapshot).map_err(InboundError::Demanded)?;
+        tracked.meet(bytes);
+    }
+    let verdict = claim.judge(&snapshot)?;
     for observed in &verdict.dry_run {
         info!(workload = %workload.uid, source = %caller.address, policy = %observed, "dry run");
     }

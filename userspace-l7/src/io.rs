@@ -6,7 +6,6 @@
 //! What is here is polled and not awaited: a connection is idle for most of its life, and an `async fn` that may have to
 //! wait in the middle of a send has room for all that such a wait needs from its beginning to its end.
 
-use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -37,12 +36,6 @@ pub(crate) trait Sink<C>: Unpin {
 
     /// Ends the stream in order. Everything put before arrives first.
     fn finish(&mut self) -> io::Result<()>;
-
-    /// Puts a chunk and waits until it is on its way.
-    async fn pass(&mut self, chunk: C) -> io::Result<()> {
-        self.put(chunk, Followed::No)?;
-        poll_fn(|cx| self.poll_through(cx)).await
-    }
 }
 
 /// What comes right behind a chunk.
@@ -66,30 +59,32 @@ impl Source for TcpSource {
     }
 }
 
-/// The receiving half of a TCP connection of which a part has been received already.
-pub(crate) struct Preceded {
-    early: Option<RecvBuf>,
-    rest: TcpSource,
+/// A stream of which a part has been received already.
+pub(crate) struct Preceded<S: Source> {
+    early: Option<S::Chunk>,
+    rest: S,
 }
 
-impl Preceded {
+impl<S: Source> Preceded<S> {
     /// `early` comes first; it may be empty.
-    pub(crate) fn new(early: RecvBuf, tcp: Tcp) -> Self {
-        Self {
-            early: (!early.is_empty()).then_some(early),
-            rest: TcpSource(tcp),
-        }
+    pub(crate) fn new(early: S::Chunk, rest: S) -> Self {
+        let early = Some(early).filter(|early| !early.as_ref().is_empty());
+        Self { early, rest }
     }
 }
 
-impl Source for Preceded {
-    type Chunk = RecvBuf;
+impl<S: Source> Source for Preceded<S> {
+    type Chunk = S::Chunk;
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<RecvBuf>>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<S::Chunk>>> {
         match self.early.take() {
             Some(early) => Poll::Ready(Ok(Some(early))),
             None => self.rest.poll_next(cx),
         }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.early.is_none() && self.rest.has_ended()
     }
 }
 

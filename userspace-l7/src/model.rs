@@ -37,7 +37,7 @@ pub use layer7::{
     WaypointKey, WorkloadLayer7,
 };
 pub use nearness::{
-    LocalityPattern, LocalityShares, Nearness, PriorityLabel, Tiering, TopologyLabel,
+    ComparedLabel, LocalityPattern, LocalityShares, Nearness, PriorityLabel, Tiering,
 };
 pub use policy::{
     Action, AuthorizationPolicy, Clause, Match, PolicyKey, Rule, Scope, ServiceAccountMatch,
@@ -60,5 +60,5 @@ pub use traffic::{
 };
 pub use workload::{
     Health, Locality, Network, NetworkMode, Peer, TunnelProtocol, WaypointReference, Workload,
-    WorkloadUid,
+    WorkloadLabels, WorkloadUid,
 };

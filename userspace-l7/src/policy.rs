@@ -2,6 +2,7 @@
 //! [`Verdict`] comes out. Forwarding demands the [`Allowed`] that only this module makes. Who may make a
 //! request is [`http`]'s, what an authorizer that is asked says of it [`ext_authz`]'s.
 
+mod bytes;
 pub mod ext_authz;
 pub mod http;
 pub mod jwt;
@@ -11,6 +12,7 @@ pub mod path;
 mod pattern;
 mod strict;
 
+pub use bytes::{BytesClaim, CalledPort};
 pub use layer4::without_requests;
 pub use strict::{circumvented, is_waypoint};
 
@@ -51,6 +53,8 @@ pub enum Denial {
     NotAllowed,
     /// The workload's namespace is strict, and this service's waypoint was gone around.
     Around(NamespacedHostname),
+    /// The waypoint of the service that was called refuses it, or the workload's own.
+    Demanded(http::HttpDenial),
 }
 
 impl fmt::Display for Denial {
@@ -62,6 +66,7 @@ impl fmt::Display for Denial {
             ),
             Self::Explicit(policy) => write!(f, "explicitly denied by: {policy}"),
             Self::NotAllowed => f.write_str("allow policies exist, but none allowed"),
+            Self::Demanded(denial) => write!(f, "{denial}"),
         }
     }
 }

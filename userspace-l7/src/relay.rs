@@ -104,7 +104,10 @@ pub(crate) fn run<'a>(
         Application::Client => flow.to_client(bytes),
         Application::Server => flow.to_server(bytes),
     };
-    let (reader, writer) = (Preceded::new(early, app.clone()), TcpSink::new(app.clone()));
+    let (reader, writer) = (
+        Preceded::new(early, TcpSource(app.clone())),
+        TcpSink::new(app.clone()),
+    );
     let mut carried = match far {
         Far::Plain(tcp) => {
             tcp.reset_when_dropped(true);
@@ -166,6 +169,47 @@ where
             Self::Plain(_, both) => Pin::new(both).poll(cx),
             Self::Tunnelled(both) => Pin::new(both).poll(cx),
         }
+    }
+}
+
+/// As [`run`], between a stream of a tunnel that is served, whose client has sent `early` already, and the far side.
+///
+/// # Cancel safety
+/// As [`run`].
+pub(crate) async fn pass_on(
+    _pass: Pass,
+    (client, early): (Stream, RecvBuf),
+    far: Far,
+    flow: &OpenFlow,
+    refused: impl Future<Output = Denial>,
+) -> Ending {
+    let (from_client, to_client) = client.split();
+    let from_client = Preceded::new(early.to_vec(), from_client);
+    let up = |bytes| flow.to_server(bytes);
+    let down = |bytes| flow.to_client(bytes);
+    let mut carried = match far {
+        Far::Plain(tcp) => {
+            tcp.reset_when_dropped(true);
+            let up = carry(from_client, TcpSink::new(tcp.clone()), up);
+            let down = carry(TcpSource(tcp.clone()), StreamSink::new(to_client), down);
+            Carried::Plain(tcp, BothWays::new(up, down))
+        }
+        Far::Tunnel(stream) => {
+            let (source, sink) = stream.split();
+            let up = carry(from_client, StreamSink::new(sink), up);
+            let down = carry(source, StreamSink::new(to_client), down);
+            Carried::Tunnelled(BothWays::new(up, down))
+        }
+    };
+    tokio::select! {
+        ended = &mut carried => match ended {
+            Ok(()) => {
+                carried.is_over();
+                Ending::Complete
+            }
+            Err(error) => Ending::of_error(error),
+        },
+        denial = refused => Ending::Refused(denial),
     }
 }
 

@@ -9,7 +9,8 @@ use userspace_l7::model::{
     Action, AuthorizationPolicy, Clause, Endpoint, Health, IpFamilies, LoadBalancer,
     LoadBalancerMode, Locality, Match, MeshSettings, NamespacedHostname, NetworkMode, Peer,
     PolicyKey, RoutingScope, Rule, Scope, Service, ServiceAccountMatch, ServicePort, Snapshot,
-    StringMatch, TrustDomain, TunnelProtocol, WaypointReference, Workload, WorkloadUid,
+    StringMatch, TrustDomain, TunnelProtocol, WaypointReference, Workload, WorkloadLabels,
+    WorkloadUid,
 };
 
 pub(crate) fn empty() -> Snapshot {
@@ -51,6 +52,7 @@ pub(crate) fn workload(namespace: &str, name: &str, addresses: &[&str]) -> Workl
         health: Health::Healthy,
         capacity: 1,
         services: Vec::new(),
+        labels: WorkloadLabels::default(),
         authorization_policies: Vec::new(),
         waypoint: None,
     }

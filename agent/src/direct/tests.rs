@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use culvert_ebpf::{Address, FLOW_CLIENT, FLOW_SERVER, FlowEntry};
 use userspace_l7::model::{
     Action, AuthorizationPolicy, Health, Locality, MeshSettings, NetworkMode, Peer, PolicyKey,
-    Rule, Scope, Snapshot, TrustDomain, TunnelProtocol, Workload, WorkloadUid,
+    Rule, Scope, Snapshot, TrustDomain, TunnelProtocol, Workload, WorkloadLabels, WorkloadUid,
 };
 
 use super::book::{Book, Change, End, Ruling, Wrong};
@@ -43,6 +43,7 @@ fn workload(name: &str, address: &str) -> Workload {
         health: Health::Healthy,
         capacity: 1,
         services: vec![],
+        labels: WorkloadLabels::default(),
         authorization_policies: vec![],
         waypoint: None,
     }

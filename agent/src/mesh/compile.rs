@@ -52,7 +52,7 @@ use self::peers::PeerRules;
 pub use self::policies::PolicyStatus;
 use self::routes::CompiledRoute;
 use self::services::{Claims, Output};
-use self::store::{Owner, Store};
+use self::store::{ByName, Owner, Store};
 use self::vips::Wanting;
 pub use self::workloads::{Bystander, LocalPod, SameNode};
 use super::meta::{Labels, ObjectName};
@@ -151,7 +151,7 @@ pub struct Compiler {
     bystanders: BTreeMap<WorkloadUid, Bystander>,
     /// Waypoints of workloads.
     bindings: HashMap<WorkloadUid, ObjectName>,
-    routes: HashMap<ObjectKey, Arc<CompiledRoute>>,
+    routes: ByName<ObjectKey, Arc<CompiledRoute>>,
     /// Policies with targets.
     http_policies: HashMap<ObjectName, Arc<HttpPolicy>>,
     /// Rules of RequestAuthentications with targets.
@@ -180,7 +180,7 @@ impl Compiler {
             local: BTreeMap::new(),
             bystanders: BTreeMap::new(),
             bindings: HashMap::new(),
-            routes: HashMap::new(),
+            routes: ByName::new(),
             http_policies: HashMap::new(),
             jwt_rules: HashMap::new(),
             statuses: BTreeMap::new(),

@@ -127,7 +127,7 @@ impl GrpcRouteRule {
         check_length(self.backend_refs.len(), MAX_ITEMS, &backends, faults);
         for (index, backend) in self.backend_refs.iter().enumerate() {
             let place = backends.join(index);
-            backend.plain().check(&place, faults);
+            backend.backend().check(&place, faults);
             check(&backend.filters, &place.join("filters"), faults);
         }
         if let Some(session) = &self.session_persistence {

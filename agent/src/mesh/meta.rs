@@ -1,22 +1,42 @@
 //! What every object has: a name, labels, annotations, an age. Compact, because there may be 100,000 of them.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use userspace_l7::model::WorkloadLabels;
 
 use super::field::{Faults, at};
 use super::syntax;
 
 /// `<namespace>/<name>` of an object; the namespace is empty for cluster-wide kinds.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectName {
     /// Kubernetes namespace, or empty.
     pub namespace: Arc<str>,
     /// Object name.
     pub name: Arc<str>,
+}
+
+/// By namespace, then by name. Objects of one namespace share its text ([`Interner`]), which needs no reading then.
+impl Ord for ObjectName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let namespace = if Arc::ptr_eq(&self.namespace, &other.namespace) {
+            Ordering::Equal
+        } else {
+            self.namespace.cmp(&other.namespace)
+        };
+        namespace.then_with(|| self.name.cmp(&other.name))
+    }
+}
+
+impl PartialOrd for ObjectName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl fmt::Display for ObjectName {
@@ -31,7 +51,7 @@ impl fmt::Display for ObjectName {
 
 /// A sorted map of short texts.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Labels(Box<[(Arc<str>, Arc<str>)]>);
+pub struct Labels(Arc<[(Arc<str>, Arc<str>)]>);
 
 impl Labels {
     pub(crate) fn new(map: Option<BTreeMap<String, String>>, texts: &mut Interner) -> Self {
@@ -41,6 +61,11 @@ impl Labels {
                 .map(|(key, value)| (texts.intern(&key), texts.intern(&value)))
                 .collect(),
         )
+    }
+
+    /// As a workload has them.
+    pub(crate) fn of_workload(&self) -> WorkloadLabels {
+        WorkloadLabels::new(Arc::clone(&self.0))
     }
 
     /// The value under a key.

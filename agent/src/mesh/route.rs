@@ -12,6 +12,8 @@ pub(crate) const MAX_PARENTS: usize = 32;
 pub(crate) const MAX_ITEMS: usize = 16;
 /// Its limit on a weight.
 const MAX_WEIGHT: i64 = 1_000_000;
+/// The kind of a backend that says nothing.
+const SERVICE: &str = "Service";
 
 /// `parentRefs[]`: what a route is attached to.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -100,18 +102,38 @@ pub struct BackendReference {
     pub weight: Option<i64>,
 }
 
-impl BackendReference {
-    pub(crate) fn kind(&self) -> &str {
-        self.kind.as_deref().unwrap_or("Service")
-    }
+/// A backend as its reference names it, whatever else stands there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Backend<'r> {
+    pub(crate) group: &'r str,
+    pub(crate) kind: &'r str,
+    pub(crate) namespace: Option<&'r str>,
+    pub(crate) name: &'r str,
+    pub(crate) port: Option<i64>,
+    weight: Option<i64>,
+}
 
+impl BackendReference {
+    pub(crate) fn backend(&self) -> Backend<'_> {
+        Backend {
+            group: &self.group,
+            kind: self.kind.as_deref().unwrap_or(SERVICE),
+            namespace: self.namespace.as_deref(),
+            name: &self.name,
+            port: self.port,
+            weight: self.weight,
+        }
+    }
+}
+
+impl Backend<'_> {
     /// The share, which was checked.
-    pub(crate) fn weight(&self) -> u32 {
+    pub(crate) fn weight(self) -> u32 {
         let weight = self.weight.map(u32::try_from);
         weight.map_or(1, Result::unwrap_or_default)
     }
 
-    pub(crate) fn check(&self, place: &FieldPath, faults: &mut Faults) {
+    pub(crate) fn check(self, place: &FieldPath, faults: &mut Faults) {
         if self.name.is_empty() {
             faults.add(place.join("name"), "is missing: name the backend");
         }
@@ -152,12 +174,12 @@ pub struct FilteredBackend<F> {
 
 impl<F> FilteredBackend<F> {
     /// The backend without its filters.
-    pub(crate) fn plain(&self) -> BackendReference {
-        BackendReference {
-            group: self.group.clone(),
-            kind: self.kind.clone(),
-            namespace: self.namespace.clone(),
-            name: self.name.clone(),
+    pub(crate) fn backend(&self) -> Backend<'_> {
+        Backend {
+            group: &self.group,
+            kind: self.kind.as_deref().unwrap_or(SERVICE),
+            namespace: self.namespace.as_deref(),
+            name: &self.name,
             port: self.port,
             weight: self.weight,
         }
@@ -286,7 +308,9 @@ impl MirrorFilter {
     }
 
     pub(crate) fn check(&self, place: &FieldPath, faults: &mut Faults) {
-        self.backend_ref.check(&place.join("backendRef"), faults);
+        self.backend_ref
+            .backend()
+            .check(&place.join("backendRef"), faults);
         if self.percent.is_some() && self.fraction.is_some() {
             let rule = "percent and fraction say the same: keep one";
             faults.add(place.join("fraction"), rule);

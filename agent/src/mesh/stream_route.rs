@@ -65,7 +65,7 @@ impl StreamRoute {
             let place = place.join(index).join("backendRefs");
             check_length(rule.backend_refs.len(), MAX_ITEMS, &place, faults);
             for (index, backend) in rule.backend_refs.iter().enumerate() {
-                backend.check(&place.join(index), faults);
+                backend.backend().check(&place.join(index), faults);
             }
         }
     }

@@ -37,6 +37,14 @@ pub struct EchoMesh {
     pub lab: Lab,
 }
 
+/// A DestinationRule about a service of the shop, with this `trafficPolicy`.
+pub fn destination_rule(service: &str, policy: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata:\n  name: {service}\n  namespace: \
+         shop\nspec:\n  host: {service}.shop.svc.cluster.local\n  trafficPolicy:\n    {policy}\n"
+    )
+}
+
 impl EchoMesh {
     /// A lab without pods.
     ///
@@ -362,6 +370,25 @@ impl EchoMesh {
             })
         })?;
         last.context("no answer")
+    }
+
+    /// Waits until node a, the client's, has counted requests that ended with this status and flag.
+    ///
+    /// # Errors
+    /// If it does not in time.
+    pub fn counts(&self, status: &str, flag: &str) -> Result<()> {
+        let labels = [
+            "reporter=\"waypoint\"".to_owned(),
+            format!("response_code=\"{status}\""),
+            format!("response_flags=\"{flag}\""),
+        ];
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        self.soon(&format!("requests are counted with {flag}"), || {
+            let agent = self.lab.agent("a")?;
+            let count = agent.metric("istio_requests_total", &labels)?;
+            ensure!(count > 0.0, "{count}");
+            Ok(())
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use crate::model::{
     Action, AuthorizationPolicy, Clause, Endpoint, Health, IpFamilies, LoadBalancer,
     LoadBalancerMode, Locality, Match, MeshSettings, NamespacedHostname, NetworkMode, Peer,
     PolicyKey, Rule, Scope, Service, ServicePort, Snapshot, StringMatch, TrustDomain,
-    TunnelProtocol, WaypointReference, Workload, WorkloadUid,
+    TunnelProtocol, WaypointReference, Workload, WorkloadLabels, WorkloadUid,
 };
 use crate::policy::Denial;
 
@@ -39,6 +39,7 @@ fn workload(name: &str, address: &str) -> Workload {
         health: Health::Healthy,
         capacity: 1,
         services: vec![],
+        labels: WorkloadLabels::default(),
         authorization_policies: vec![],
         waypoint: None,
     }

@@ -52,10 +52,12 @@ async fn converse(
 ) {
     let (version, early) = http::listen(async || receive(&mut far).await, protocol).await;
     let Some(version) = version else {
-        let judged = demands.judge_bytes(&hub.snapshot(), &caller, admitted.to);
-        if let Err(error) = judged {
-            refuse(&hub, &caller, &error);
-            return give_up(far);
+        if let Some(bytes) = demands.bytes(&caller, admitted.to) {
+            if let Err(denial) = bytes.judge(&hub.snapshot()) {
+                refuse(&hub, &caller, &InboundError::Demanded(denial));
+                return give_up(far);
+            }
+            admitted.tracked.meet(bytes);
         }
         return carry_after(&hub, caller, admitted, early, far).await;
     };

@@ -3,17 +3,12 @@
 
 use std::net::SocketAddr;
 
-use ::http::{HeaderMap, Method};
-
+use super::Caller;
 use super::claim::Believed;
-use super::{Caller, InboundError};
 use crate::model::{
-    AppProtocol, Demands, NamespacedHostname, PathNormalization, RequestHead, Snapshot, SpiffeId,
-    Workload, WorkloadUid,
+    AppProtocol, Demands, NamespacedHostname, Snapshot, SpiffeId, Workload, WorkloadUid,
 };
-use crate::policy;
-use crate::policy::http::{HttpDecision, HttpRequest, judge_http};
-use crate::policy::without_requests;
+use crate::policy::{self, BytesClaim, CalledPort};
 
 /// Where a connection's demands are from.
 pub(super) struct Demanded {
@@ -101,48 +96,22 @@ impl Demanded {
         self.called.as_ref().map(|called| &called.service)
     }
 
-    /// Judges a connection whose requests cannot be seen.
-    pub(super) fn judge_bytes(
-        &self,
-        snapshot: &Snapshot,
-        caller: &Caller,
-        to: SocketAddr,
-    ) -> Result<(), InboundError> {
-        let demands = demands(snapshot, self.called.as_ref(), &self.workload);
-        let asks = |demands: &&Demands| !demands.is_empty() && !self.is_judged;
-        let Some(demands) = demands.filter(asks) else {
-            return Ok(());
-        };
-        let headers = HeaderMap::new();
-        let verdict = judge_http(
-            &without_requests(demands),
-            &HttpRequest {
-                head: RequestHead {
-                    method: &Method::CONNECT,
-                    scheme: "",
-                    authority: "",
-                    path: "",
-                    query: None,
-                    headers: &headers,
-                },
-                normalization: PathNormalization::None,
-                identity: caller.identity.as_ref(),
-                source: caller.address.ip(),
-                remote: caller.address.ip(),
-                destination: to,
-                service_port: self
-                    .called
-                    .as_ref()
-                    .map_or_else(|| to.port(), |called| called.port),
-                token: None,
-                waypoint_identity: self.waypoint.as_ref(),
-            },
-        );
-        match verdict.decision {
-            // Nobody is asked about bytes.
-            HttpDecision::Allowed(_) | HttpDecision::Ask(_) => Ok(()),
-            HttpDecision::Denied(denial) => Err(InboundError::Demanded(denial)),
-        }
+    /// What the connection of a client to `to` has to meet if it is carried as bytes; nothing if its waypoint, whose
+    /// connection it is, has judged it.
+    pub(super) fn bytes(&self, caller: &Caller, to: SocketAddr) -> Option<BytesClaim> {
+        let claimed = self.called.as_ref();
+        (!self.is_judged).then(|| BytesClaim {
+            called: claimed.map(|one| CalledPort {
+                service: one.service.clone(),
+                side: one.side,
+                port: one.port,
+            }),
+            workload: self.workload.clone(),
+            waypoint: self.waypoint.clone(),
+            identity: caller.identity.clone(),
+            source: caller.address.ip(),
+            destination: to,
+        })
     }
 }
 

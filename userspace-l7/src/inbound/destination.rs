@@ -106,7 +106,7 @@ mod tests {
     use crate::model::{
         Endpoint, Health, IpFamilies, LoadBalancer, Locality, MeshSettings, NamespacedHostname,
         NetworkMode, Peer, Service, ServicePort, Snapshot, TrustDomain, TunnelProtocol, Workload,
-        WorkloadUid,
+        WorkloadLabels, WorkloadUid,
     };
 
     fn workload() -> Workload {
@@ -134,6 +134,7 @@ mod tests {
             health: Health::Healthy,
             capacity: 1,
             services: vec![],
+            labels: WorkloadLabels::default(),
             authorization_policies: vec![],
             waypoint: None,
         }

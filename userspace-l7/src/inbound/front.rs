@@ -1,7 +1,6 @@
 //! L6: streams whose client takes the pod for its waypoint: for them, the pod's agent does what a waypoint does. It
 //! judges by what the client proved to be, and reaches what was asked for in the pod's own name.
 
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,18 +15,16 @@ use crate::connections::{Carriage, Direction, LiveConnection};
 use crate::dial;
 use crate::endpoints;
 use crate::error::Retry;
-use crate::hbone::{
-    Baggage, ConnectRequest, ConnectResponse, ErrorCode, Incoming, Stream, StreamSink,
-};
+use crate::hbone::{Baggage, ConnectRequest, ConnectResponse, ErrorCode, Incoming, Stream};
 use crate::http::{self, Wire};
 use crate::hub::Hub;
-use crate::io::{BothWays, Sink as _, TcpSink, TcpSource, carry, is_ordinary_end};
 use crate::model::{AppProtocol, Service, Snapshot, Workload};
 use crate::pod::Pod;
-use crate::relay::{Ending, Far, Pass};
+use crate::policy::BytesClaim;
+use crate::relay::{self, Ending, Far, Pass};
 use crate::ring::RecvBuf;
 use crate::route::{self, Meaning, Refusal, Target, Transport};
-use crate::telemetry::{Flow, OpenFlow, Reporter, Security};
+use crate::telemetry::{Flow, Reporter, Security};
 use crate::traffic::Wish;
 use crate::waypoint::{self, Another, Behind, Fronted};
 
@@ -133,8 +130,7 @@ impl Front<'_> {
             layer7: Arc::clone(layer7.at(side)),
         });
         let demands = Demanded::of(snapshot, &self.own, self.dialled, (&self.caller, called));
-        self.carry(snapshot, (demands, Some(service)), (stream, early))
-            .await;
+        self.carry((demands, Some(service)), (stream, early)).await;
     }
 
     async fn serve_workload(
@@ -152,8 +148,7 @@ impl Front<'_> {
         let (version, early) = http::listen(async || receive(&mut far).await, spoken).await;
         let Far::Tunnel(stream) = far else { return };
         let Some(version) = version else {
-            let to = (demands, None);
-            return self.carry(snapshot, to, (stream, early)).await;
+            return self.carry((demands, None), (stream, early)).await;
         };
         let Some(target) = self
             .targets(snapshot)
@@ -187,34 +182,38 @@ impl Front<'_> {
     /// Carries a stream as bytes to one of the endpoints.
     async fn carry(
         self,
-        snapshot: &Arc<Snapshot>,
         (demands, service): (Demanded, Option<Arc<Service>>),
         (stream, early): (Stream, RecvBuf),
     ) {
         let reached = async {
-            let targets = self.targets(snapshot)?;
+            let snapshot = self.hub.snapshot();
+            let targets = self.targets(&snapshot)?;
             let to = targets
                 .first()
                 .map_or(self.dialled, |target| target.destination);
-            demands.judge_bytes(snapshot, &self.caller, to)?;
-            self.reach(&targets, service.as_deref()).await
+            let bytes = demands.bytes(&self.caller, to);
+            judge(bytes.as_ref(), &snapshot)?;
+            let (target, far) = self.reach(&targets, service.as_deref()).await?;
+            let tracked = self.track(&target, service.as_deref());
+            let bytes = demands.bytes(&self.caller, target.destination);
+            // Again, now that it is known for which endpoint, and that every later change is noticed.
+            judge(bytes.as_ref(), &self.hub.snapshot())?;
+            if let Some(bytes) = bytes {
+                tracked.meet(bytes);
+            }
+            Ok::<_, InboundError>((target, far, tracked))
         };
-        let (target, far) = match reached.await {
+        let (target, far, tracked) = match reached.await {
             Ok(reached) => reached,
             Err(error) => {
                 refuse(self.hub, &self.caller, &error);
                 return stream.reset(ErrorCode::CONNECT_ERROR);
             }
         };
-        let tracked = self.track(&target, service.as_deref());
         let flow = self.hub.metrics.open(self.flow(&target, service));
-        let ending = match join(stream, early, far, &flow).await {
-            Ok(()) => Ending::Complete,
-            Err(error) if is_ordinary_end(&error) => Ending::Complete,
-            Err(error) => Ending::Broken(error),
-        };
-        drop(tracked);
-        ending.settle(flow);
+        let near = (stream, early);
+        let carried = relay::pass_on(Pass::JudgedElsewhere, near, far, &flow, tracked.refused());
+        carried.await.settle(flow);
     }
 
     /// Where bytes may go, in the order to try: never empty.
@@ -269,7 +268,7 @@ impl Front<'_> {
             peer: None,
             carriage: Carriage::Hbone,
         };
-        // Whether bytes may pass is asked once, as it is where they arrive.
+        // The workload's own policies are asked where it runs.
         self.hub.connections.track(shown, None)
     }
 
@@ -300,31 +299,7 @@ impl Front<'_> {
     }
 }
 
-/// Carries both directions until each has ended, or until an error, which reaches both sides as a reset.
-async fn join(client: Stream, early: RecvBuf, far: Far, flow: &OpenFlow) -> io::Result<()> {
-    let (from_client, to_client) = client.split();
-    let up = |bytes| flow.to_server(bytes);
-    let down = |bytes| flow.to_client(bytes);
-    up(early.len() as u64);
-    match far {
-        Far::Plain(tcp) => {
-            tcp.reset_when_dropped(true);
-            let mut sink = TcpSink::new(tcp.clone());
-            if !early.is_empty() {
-                sink.pass(early).await?;
-            }
-            let up = carry(from_client, sink, up);
-            let down = carry(TcpSource(tcp.clone()), StreamSink::new(to_client), down);
-            BothWays::new(up, down).await?;
-            tcp.reset_when_dropped(false);
-        }
-        Far::Tunnel(stream) => {
-            let (source, mut writer) = stream.split();
-            writer.send(&early).await?;
-            let up = carry(from_client, StreamSink::new(writer), up);
-            let down = carry(source, StreamSink::new(to_client), down);
-            BothWays::new(up, down).await?;
-        }
-    }
-    Ok(())
+fn judge(bytes: Option<&BytesClaim>, snapshot: &Snapshot) -> Result<(), InboundError> {
+    let judged = bytes.map_or(Ok(()), |bytes| bytes.judge(snapshot));
+    judged.map_err(InboundError::Demanded)
 }

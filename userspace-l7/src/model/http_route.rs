@@ -58,16 +58,24 @@ impl HttpRouteTable {
 }
 
 /// One match, and what to do then.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct HttpRouteEntry {
-    /// When.
-    pub matches: HttpMatch,
+    /// When. The tables that a match stands in share it.
+    pub matches: Arc<HttpMatch>,
     /// What. Matches of one rule share it.
     pub rule: Arc<HttpRule>,
 }
 
+/// What is shared is equal: thousands of entries stay as they are when one changes.
+impl PartialEq for HttpRouteEntry {
+    fn eq(&self, other: &Self) -> bool {
+        (Arc::ptr_eq(&self.matches, &other.matches) || self.matches == other.matches)
+            && (Arc::ptr_eq(&self.rule, &other.rule) || self.rule == other.rule)
+    }
+}
+
 /// AND of its fields.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub struct HttpMatch {
     /// Path, without the query.
     pub path: PathMatch,
@@ -83,18 +91,6 @@ pub struct HttpMatch {
     pub without_headers: Vec<HeaderMatch>,
     /// AND. The first value of a repeated parameter counts.
     pub query: Vec<QueryMatch>,
-}
-
-impl PartialEq for HttpMatch {
-    fn eq(&self, other: &Self) -> bool {
-        self.path == other.path
-            && self.ignore_path_case == other.ignore_path_case
-            && self.method == other.method
-            && self.authority == other.authority
-            && self.headers == other.headers
-            && self.without_headers == other.without_headers
-            && self.query == other.query
-    }
 }
 
 /// How a path is matched.

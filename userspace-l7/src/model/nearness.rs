@@ -59,14 +59,14 @@ pub enum Tiering {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PriorityLabel {
     /// Which.
-    pub label: TopologyLabel,
+    pub label: ComparedLabel,
     /// The value to prefer, in place of the client's own.
     pub value: Option<Arc<str>>,
 }
 
-/// The labels that say where a workload is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TopologyLabel {
+/// A label that workloads are compared by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ComparedLabel {
     /// `topology.istio.io/network`.
     Network,
     /// `topology.kubernetes.io/region`.
@@ -79,19 +79,21 @@ pub enum TopologyLabel {
     Cluster,
     /// `kubernetes.io/hostname`.
     Node,
+    /// Any other, as the workload has it itself.
+    Own(Arc<str>),
 }
 
-impl TopologyLabel {
-    /// By its name.
-    pub fn named(name: &str) -> Option<Self> {
-        Some(match name {
+impl ComparedLabel {
+    /// By its name. What says where a workload is comes from its node, as in Istio.
+    pub fn named(name: &str) -> Self {
+        match name {
             "topology.istio.io/network" => Self::Network,
             "topology.kubernetes.io/region" => Self::Region,
             "topology.kubernetes.io/zone" => Self::Zone,
             "topology.istio.io/subzone" => Self::Subzone,
             "topology.istio.io/cluster" => Self::Cluster,
             "kubernetes.io/hostname" => Self::Node,
-            _ => return None,
-        })
+            other => Self::Own(other.into()),
+        }
     }
 }

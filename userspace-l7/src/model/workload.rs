@@ -86,6 +86,23 @@ pub struct Locality {
     pub subzone: Arc<str>,
 }
 
+/// What somebody wrote on a workload, sorted by name. Shared with the object that it is from.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct WorkloadLabels(Arc<[(Arc<str>, Arc<str>)]>);
+
+impl WorkloadLabels {
+    /// Pairs that are sorted by name, each name once.
+    pub fn new(sorted: Arc<[(Arc<str>, Arc<str>)]>) -> Self {
+        Self(sorted)
+    }
+
+    /// The value under a name.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let found = self.0.binary_search_by(|(own, _)| (**own).cmp(name)).ok()?;
+        self.0.get(found).map(|(_, value)| &**value)
+    }
+}
+
 /// The waypoint an object is bound to, by the waypoint's own service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WaypointReference {
@@ -135,6 +152,8 @@ pub struct Workload {
     pub workload_name: Arc<str>,
     /// `deployment`, `cronjob`, `job` or `pod`.
     pub workload_type: Arc<str>,
+    /// Its labels.
+    pub labels: WorkloadLabels,
     /// Region, zone, subzone.
     pub locality: Locality,
     /// Takes traffic or not.

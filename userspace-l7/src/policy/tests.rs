@@ -8,7 +8,7 @@ use super::{Connection, Denial, DryRun, judge};
 use crate::model::{
     Action, AuthorizationPolicy, Clause, Health, Locality, Match, MeshSettings, NetworkMode, Peer,
     PolicyKey, Rule, Scope, ServiceAccountMatch, Snapshot, SpiffeId, StringMatch, TrustDomain,
-    TunnelProtocol, Workload, WorkloadUid,
+    TunnelProtocol, Workload, WorkloadLabels, WorkloadUid,
 };
 
 fn exact(text: &str) -> StringMatch {
@@ -61,6 +61,7 @@ fn workload() -> Workload {
         health: Health::Healthy,
         capacity: 1,
         services: vec![],
+        labels: WorkloadLabels::default(),
         authorization_policies: vec![],
         waypoint: None,
     }

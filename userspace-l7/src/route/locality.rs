@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::Choose;
 use super::balance::Candidate;
-use crate::model::{LocalityShares, Nearness, PriorityLabel, Tiering, TopologyLabel, Workload};
+use crate::model::{ComparedLabel, LocalityShares, Nearness, PriorityLabel, Tiering, Workload};
 
 /// A tier's share is more than its part of healthy endpoints, in hundredths (Envoy's overprovisioning factor): as
 /// long as 72 of a hundred are well, none of its requests goes farther.
@@ -80,7 +80,7 @@ fn tier(by: &Tiering, source: &Workload, other: &Workload) -> u8 {
         Tiering::Labels(labels) => {
             let is_like = |label: &&PriorityLabel| {
                 let wanted = label.value.as_deref();
-                value(label.label, other) == wanted.unwrap_or_else(|| value(label.label, source))
+                value(&label.label, other) == wanted.unwrap_or_else(|| value(&label.label, source))
             };
             let alike = labels.iter().take_while(is_like).count();
             u8::try_from(labels.len() - alike).unwrap_or(u8::MAX)
@@ -88,14 +88,16 @@ fn tier(by: &Tiering, source: &Workload, other: &Workload) -> u8 {
     }
 }
 
-fn value(label: TopologyLabel, workload: &Workload) -> &str {
+/// Empty where there is none: two workloads without a label are alike in it (Istio).
+fn value<'w>(label: &ComparedLabel, workload: &'w Workload) -> &'w str {
     match label {
-        TopologyLabel::Network => &workload.network,
-        TopologyLabel::Region => &workload.locality.region,
-        TopologyLabel::Zone => &workload.locality.zone,
-        TopologyLabel::Subzone => &workload.locality.subzone,
-        TopologyLabel::Cluster => &workload.cluster,
-        TopologyLabel::Node => &workload.node,
+        ComparedLabel::Network => &workload.network,
+        ComparedLabel::Region => &workload.locality.region,
+        ComparedLabel::Zone => &workload.locality.zone,
+        ComparedLabel::Subzone => &workload.locality.subzone,
+        ComparedLabel::Cluster => &workload.cluster,
+        ComparedLabel::Node => &workload.node,
+        ComparedLabel::Own(name) => workload.labels.get(name).unwrap_or_default(),
     }
 }
 

@@ -8,7 +8,8 @@ use super::{HBONE_PORT, Refusal, Target, Transport, plan};
 use crate::model::{
     Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode, Locality,
     MeshSettings, NamespacedHostname, NetworkMode, Peer, RoutingScope, Service, ServicePort,
-    Snapshot, TrustDomain, TunnelProtocol, WaypointReference, Workload, WorkloadUid,
+    Snapshot, TrustDomain, TunnelProtocol, WaypointReference, Workload, WorkloadLabels,
+    WorkloadUid,
 };
 
 pub(super) fn workload(name: &str, address: &str) -> Workload {
@@ -41,6 +42,7 @@ pub(super) fn workload(name: &str, address: &str) -> Workload {
         health: Health::Healthy,
         capacity: 1,
         services: vec![],
+        labels: WorkloadLabels::default(),
         authorization_policies: vec![],
         waypoint: None,
     }

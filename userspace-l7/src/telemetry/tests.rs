@@ -14,7 +14,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use super::{Flow, Metrics, Outcome, Reporter, ResponseFlags, Security};
 use crate::model::{
     Health, IpFamilies, LoadBalancer, Locality, NamespacedHostname, NetworkMode, Peer, Service,
-    SpiffeId, TrustDomain, TunnelProtocol, Workload, WorkloadUid,
+    SpiffeId, TrustDomain, TunnelProtocol, Workload, WorkloadLabels, WorkloadUid,
 };
 
 pub(super) fn workload(name: &str, region: &str) -> Arc<Workload> {
@@ -44,6 +44,7 @@ pub(super) fn workload(name: &str, region: &str) -> Arc<Workload> {
         health: Health::Healthy,
         capacity: 1,
         services: Vec::new(),
+        labels: WorkloadLabels::default(),
         authorization_policies: Vec::new(),
         waypoint: None,
     })

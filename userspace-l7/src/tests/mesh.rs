@@ -21,7 +21,8 @@ use crate::model::{
     HttpPolicy, HttpPolicyAction, HttpPolicyRule, HttpRouteEntry, HttpRouteTable, HttpRule,
     IpFamilies, LoadBalancer, Locality, MeshSettings, NamespacedHostname, NetworkMode, Peer,
     PolicyKey, PortLayer7, PortRoutes, RetryPolicy, Service, ServiceLayer7, ServicePort, Snapshot,
-    SpiffeId, TrustDomain, TunnelProtocol, WaypointKey, WeightedBackend, Workload, WorkloadUid,
+    SpiffeId, TrustDomain, TunnelProtocol, WaypointKey, WeightedBackend, Workload, WorkloadLabels,
+    WorkloadUid,
 };
 use crate::pod::{Answer, Family, Opening, Pod, PodSockets};
 use crate::ring::Tcp;
@@ -152,6 +153,7 @@ impl Mesh {
             health: Health::Healthy,
             capacity: 1,
             services: vec![],
+            labels: WorkloadLabels::default(),
             authorization_policies: vec![],
             waypoint: None,
         };
@@ -321,7 +323,7 @@ pub(super) fn key(name: &str) -> NamespacedHostname {
 /// Routes with one rule for each of these matches.
 pub(super) fn routes(rules: Vec<(HttpMatch, HttpRule)>) -> PortRoutes {
     let entries = rules.into_iter().map(|(matches, rule)| HttpRouteEntry {
-        matches,
+        matches: matches.into(),
         rule: Arc::new(rule),
     });
     PortRoutes::Http(Arc::new(HttpRouteTable::new(entries.collect(), false)))

@@ -10,7 +10,7 @@ use super::{Group, GroupKey, Traffic, Wish};
 use crate::model::{
     Balance, ConnectionLimits, HashAlgorithm, HashKey, Health, Locality, MeshSettings,
     NamespacedHostname, Network, NetworkMode, OutlierDetection, Peer, RateLimit, RateLimiter,
-    Snapshot, TrafficPolicy, TrustDomain, TunnelProtocol, Workload, WorkloadUid,
+    Snapshot, TrafficPolicy, TrustDomain, TunnelProtocol, Workload, WorkloadLabels, WorkloadUid,
 };
 use crate::route::Candidate;
 use crate::route::outlier::Outcome;
@@ -44,6 +44,7 @@ fn candidate(number: u8) -> Candidate {
         health: Health::Healthy,
         capacity: 1,
         services: vec![],
+        labels: WorkloadLabels::default(),
         authorization_policies: vec![],
         waypoint: None,
     };

@@ -42,10 +42,10 @@ fn forward(weights: &[(&str, u32)]) -> HttpAction {
 
 fn entry(path: &str, action: HttpAction) -> HttpRouteEntry {
     HttpRouteEntry {
-        matches: HttpMatch {
+        matches: Arc::new(HttpMatch {
             path: PathMatch::Prefix(path.into()),
             ..HttpMatch::default()
-        },
+        }),
         rule: Arc::new(HttpRule {
             name: format!("bookinfo.reviews.{}", path.trim_start_matches('/')).into(),
             origin: "HTTPRoute bookinfo/reviews".into(),

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use userspace_l7::model::{BackendTarget, NamespacedHostname};
 
 use super::Compiler;
+use super::store::Owner;
 use crate::mesh::meta::ObjectName;
-use crate::mesh::route::BackendReference;
+use crate::mesh::route::Backend;
 
 /// Why a reference of a route does not resolve, in the manner of its condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,12 +39,13 @@ impl Compiler {
     pub(super) fn backend_hostname(
         &self,
         namespace: &Arc<str>,
-        reference: &BackendReference,
+        reference: Backend<'_>,
     ) -> Option<Arc<str>> {
-        match (reference.group.as_str(), reference.kind()) {
+        match (reference.group, reference.kind) {
             ("" | "core", "Service") => {
-                let name = backend_name(namespace, reference);
-                Some(self.service_key(&name).hostname)
+                let known = self.known_service(namespace, reference);
+                let unknown = || self.service_key(&backend_name(namespace, reference));
+                Some(known.unwrap_or_else(unknown).hostname)
             }
             (ISTIO, "Hostname") => Some(reference.name.to_ascii_lowercase().into()),
             _ => None,
@@ -54,9 +56,9 @@ impl Compiler {
     pub(super) fn backend(
         &self,
         namespace: &Arc<str>,
-        reference: &BackendReference,
+        reference: Backend<'_>,
     ) -> Result<(NamespacedHostname, u16), Unresolved> {
-        let key = match (reference.group.as_str(), reference.kind()) {
+        let key = match (reference.group, reference.kind) {
             ("" | "core", "Service") => self.service_backend(namespace, reference)?,
             (ISTIO, "Hostname") => self.hostname_backend(namespace, reference)?,
             (group, kind) => {
@@ -78,11 +80,29 @@ impl Compiler {
         Ok((key, port))
     }
 
+    /// The key of a Service that is there and was compiled: what the reference names, without writing it anew.
+    fn known_service(
+        &self,
+        namespace: &Arc<str>,
+        reference: Backend<'_>,
+    ) -> Option<NamespacedHostname> {
+        let space = reference.namespace.unwrap_or(namespace);
+        let service = self.store.services.named(space, reference.name)?;
+        let output = self
+            .outputs
+            .get(&Owner::Service(service.meta.name.clone()))?;
+        let (compiled, _) = output.services.first()?;
+        Some(compiled.key.clone())
+    }
+
     fn service_backend(
         &self,
         namespace: &Arc<str>,
-        reference: &BackendReference,
+        reference: Backend<'_>,
     ) -> Result<NamespacedHostname, Unresolved> {
+        if let Some(key) = self.known_service(namespace, reference) {
+            return Ok(key);
+        }
         if reference.name.contains('.') {
             let message = format!(
                 "backend name {} is a hostname: write the Service's name",
@@ -103,7 +123,7 @@ impl Compiler {
     fn hostname_backend(
         &self,
         namespace: &Arc<str>,
-        reference: &BackendReference,
+        reference: Backend<'_>,
     ) -> Result<NamespacedHostname, Unresolved> {
         if reference.namespace.is_some() {
             let message = "a backend of kind Hostname has no namespace".to_owned();
@@ -118,10 +138,10 @@ impl Compiler {
     }
 }
 
-fn backend_name(namespace: &Arc<str>, reference: &BackendReference) -> ObjectName {
-    let other = reference.namespace.as_deref().map(Arc::from);
+fn backend_name(namespace: &Arc<str>, reference: Backend<'_>) -> ObjectName {
+    let other = reference.namespace.map(Arc::from);
     ObjectName {
         namespace: other.unwrap_or_else(|| Arc::clone(namespace)),
-        name: reference.name.as_str().into(),
+        name: reference.name.into(),
     }
 }

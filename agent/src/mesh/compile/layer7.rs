@@ -11,7 +11,8 @@ use userspace_l7::model::{
 
 use super::Compiler;
 use super::mark::Marks;
-use super::routes::{RouteBody, RouteKind, route_kind};
+use super::precedence::Precedence;
+use super::routes::{CompiledRoute, RouteBody, RouteKind, route_kind};
 use super::store::Owner;
 use super::targets::Target;
 use crate::mesh::gateway::Gateway;
@@ -26,6 +27,9 @@ const NAMES_CLIENTS: &str = "ambient.istio.io/xfcc-include-client-identity";
 
 /// Tables that were put together for one service, so that ports with the same routes share one.
 type Tables<'a> = BTreeMap<Vec<&'a ObjectKey>, PortRoutes>;
+
+/// A route and what it comes to.
+type Attached<'a> = (&'a ObjectKey, &'a CompiledRoute);
 
 impl Compiler {
     /// Compiles marked routes, then puts together what is marked or follows from them.
@@ -136,20 +140,24 @@ impl Compiler {
         old: Option<&ServiceLayer7>,
     ) -> Option<ServiceLayer7> {
         let key = &service.key;
-        let attached = self.store.routes_of_parent.get(owner);
+        let attached = self.store.routes_of_parent.get(owner).iter();
+        let compiled = |route| Some((route, &**self.routes.get(route)?));
+        let attached: Vec<Attached<'_>> = attached.filter_map(compiled).collect();
         let mut ports = BTreeMap::new();
         for (number, port) in &service.ports {
-            let mut by_space: BTreeMap<Arc<str>, Vec<&ObjectKey>> = BTreeMap::new();
-            for route in attached
-                .iter()
-                .filter(|route| self.is_attached(route, owner, *number))
-            {
-                let space = Arc::clone(&route.name.namespace);
-                by_space.entry(space).or_default().push(route);
+            let of_port = attached.iter().copied();
+            let of_port = of_port.filter(|(_, route)| route.is_attached(owner, *number));
+            let mut own = Vec::new();
+            let mut by_space: BTreeMap<Arc<str>, Vec<Attached<'_>>> = BTreeMap::new();
+            for route in of_port.clone() {
+                let space = &route.0.name.namespace;
+                if *space == key.namespace {
+                    own.push(route);
+                } else {
+                    by_space.entry(Arc::clone(space)).or_default().push(route);
+                }
             }
-            let all: Vec<_> = by_space.values().flatten().copied().collect();
-            let own = by_space.remove(&key.namespace).unwrap_or_default();
-            let routes = match self.port_routes(own, tables) {
+            let routes = match self.port_routes(&own, tables) {
                 PortRoutes::None => self.virtual_routes_of(key, *number),
                 found => found,
             };
@@ -158,9 +166,11 @@ impl Compiler {
                 routes,
                 consumer_routes: by_space
                     .into_iter()
-                    .map(|(space, routes)| (space, self.port_routes(routes, tables)))
+                    .map(|(space, routes)| (space, self.port_routes(&routes, tables)))
                     .collect(),
-                rate_limits: self.rate_limits(gateway, owner, &all).into(),
+                rate_limits: self
+                    .rate_limits(gateway, owner, of_port.map(|(route, _)| route))
+                    .into(),
             };
             let before = old.and_then(|old| old.ports.get(number));
             ports.insert(*number, kept(before, compiled));
@@ -199,61 +209,35 @@ impl Compiler {
 
     pub(super) fn is_attached(&self, route: &ObjectKey, owner: &Owner, port: u16) -> bool {
         let compiled = self.routes.get(route);
-        compiled.is_some_and(|route| {
-            let mut attachments = route.attachments.iter();
-            attachments.any(|one| one.parent == *owner && one.port.is_none_or(|own| own == port))
-        })
+        compiled.is_some_and(|route| route.is_attached(owner, port))
     }
 
     /// The routes that apply among these, all of one service port and one side.
-    fn port_routes<'a>(
-        &'a self,
-        routes: Vec<&'a ObjectKey>,
-        tables: &mut Tables<'a>,
-    ) -> PortRoutes {
-        if let Some(known) = tables.get(&routes) {
+    fn port_routes<'a>(&'a self, routes: &[Attached<'a>], tables: &mut Tables<'a>) -> PortRoutes {
+        let keys: Vec<_> = routes.iter().map(|(key, _)| *key).collect();
+        if let Some(known) = tables.get(&keys) {
             return known.clone();
         }
-        let kind = routes
-            .iter()
-            .filter_map(|route| route_kind(&route.kind))
-            .min();
-        let applying = routes
-            .iter()
-            .filter(|route| route_kind(&route.kind) == kind);
-        let compiled = applying.filter_map(|route| self.routes.get(*route));
+        let kinds = keys.iter().filter_map(|key| route_kind(&key.kind));
+        let kind = kinds.min();
+        let routes = routes.iter().copied();
+        let applying = routes.filter(|(key, _)| route_kind(&key.kind) == kind);
         let found = match kind {
             None => PortRoutes::None,
             Some(kind @ (RouteKind::Grpc | RouteKind::Http)) => {
-                let mut entries = Vec::new();
-                for route in compiled {
-                    if let RouteBody::Requests(own) = &route.body {
-                        entries.extend(own.iter());
-                    }
-                }
-                entries.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-                let entries = entries.into_iter().map(|(_, entry)| entry.clone());
-                let is_grpc = kind == RouteKind::Grpc;
-                PortRoutes::Http(Arc::new(HttpRouteTable::new(entries.collect(), is_grpc)))
+                let bodies = applying.map(|(_, route)| &route.body);
+                PortRoutes::Http(Arc::new(table(bodies, kind == RouteKind::Grpc)))
             }
             Some(RouteKind::Tls | RouteKind::Tcp) => {
-                let oldest = routes
-                    .iter()
-                    .filter(|route| route_kind(&route.kind) == kind)
-                    .min_by_key(|route| {
-                        self.store
-                            .routes
-                            .get(**route)
-                            .map(|one| one.meta().age_order())
-                    });
-                let body = oldest.and_then(|route| self.routes.get(*route));
-                match body.map(|route| &route.body) {
+                let age = |key| Some(self.store.routes.get(key)?.meta().age_order());
+                let oldest = applying.min_by_key(|(key, _)| age(*key));
+                match oldest.map(|(_, route)| &route.body) {
                     Some(RouteBody::Connections(backends)) => PortRoutes::Tcp(Arc::clone(backends)),
                     _ => PortRoutes::None,
                 }
             }
         };
-        tables.insert(routes, found.clone());
+        tables.insert(keys, found.clone());
         found
     }
 
@@ -330,6 +314,22 @@ impl Compiler {
         let identity = format!("spiffe://{domain}/ns/{namespace}/sa/{account}");
         identity.parse().ok()
     }
+}
+
+/// The matches of these routes in their order of precedence.
+fn table<'a>(bodies: impl Iterator<Item = &'a RouteBody>, is_grpc: bool) -> HttpRouteTable {
+    let mut sorted = Vec::new();
+    for body in bodies {
+        if let RouteBody::Requests { age, entries } = body {
+            let entries = entries.iter();
+            sorted.extend(entries.map(|(precedence, entry)| (*precedence, age, entry)));
+        }
+    }
+    sorted.sort_unstable_by(|(one, age, _), (other, older, _)| {
+        Precedence::order((one, age), (other, older))
+    });
+    let entries = sorted.into_iter().map(|(.., entry)| entry.clone());
+    HttpRouteTable::new(entries.collect(), is_grpc)
 }
 
 /// The old value if the new one is equal, so that whoever knows it by its address keeps what it knows.

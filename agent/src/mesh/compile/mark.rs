@@ -1,9 +1,11 @@
 //! Takes one change into the store and marks what depends on it.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hashbrown::DefaultHashBuilder;
+use indexmap::IndexSet;
 use userspace_l7::model::{NamespacedHostname, WorkloadUid};
 
 use super::entries::hosts_without_address;
@@ -40,7 +42,8 @@ pub(super) struct Marks {
     pub(super) owners: BTreeSet<Owner>,
     pub(super) authorizations: BTreeSet<ObjectName>,
     pub(super) peers: BTreeSet<ObjectName>,
-    pub(super) routes: HashSet<ObjectKey>,
+    /// In the order in which they came, in which they lie in memory.
+    pub(super) routes: IndexSet<ObjectKey, DefaultHashBuilder>,
     /// Services whose layer 7 is to be put together anew.
     pub(super) layer7: BTreeSet<NamespacedHostname>,
     /// Workloads whose layer 7 is.

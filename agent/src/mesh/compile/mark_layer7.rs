@@ -72,15 +72,16 @@ impl Compiler {
     }
 
     /// The hosts that a route's backends name.
-    fn backend_hosts(&self, route: &Route) -> BTreeSet<Arc<str>> {
+    fn backend_hosts(&self, route: &Route) -> Vec<Arc<str>> {
         let namespace = &route.meta().name.namespace;
-        let backends = route.backends();
-        let hosts = backends
-            .iter()
-            .filter_map(|one| self.backend_hostname(namespace, one));
+        let backends = route.backends().into_iter();
+        let hosts = backends.filter_map(|one| self.backend_hostname(namespace, one));
         let named = route.hosts().into_iter();
         let named = named.map(|host| self.host_of(&route.meta().name, host));
-        hosts.chain(named).collect()
+        let mut all: Vec<_> = hosts.chain(named).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     pub(super) fn set_authentication(

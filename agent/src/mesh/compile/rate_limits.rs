@@ -45,11 +45,11 @@ impl Compiler {
     }
 
     /// The limits on one port of an owner's services, to which these routes are attached.
-    pub(super) fn rate_limits(
+    pub(super) fn rate_limits<'a>(
         &self,
         gateway: &Gateway,
         owner: &Owner,
-        routes: &[&ObjectKey],
+        routes: impl Iterator<Item = &'a ObjectKey>,
     ) -> Vec<Arc<RateLimit>> {
         // The ordinary case, and a service may have thousands of routes.
         if self.store.rate_limits.iter().next().is_none() {
@@ -66,7 +66,7 @@ impl Compiler {
             }
         }
         for route in routes {
-            for policy in self.limiting(&Target::Route((*route).clone())) {
+            for policy in self.limiting(&Target::Route(route.clone())) {
                 for (index, limit) in policy.spec.limits.iter().enumerate() {
                     let compiled = self.rate_limit(policy, (index, limit));
                     // A route is known by the names of its rules; they share the limit's buckets.
@@ -92,7 +92,7 @@ impl Compiler {
 
     fn rule_names(&self, route: &ObjectKey) -> Vec<Arc<str>> {
         let compiled = self.routes.get(route);
-        let Some(RouteBody::Requests(entries)) = compiled.map(|route| &route.body) else {
+        let Some(RouteBody::Requests { entries, .. }) = compiled.map(|route| &route.body) else {
             return Vec::new();
         };
         let names = entries

@@ -7,6 +7,7 @@ mod virtual_service;
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
 use userspace_l7::model::{BackendTarget, HeaderModifier, HttpRouteEntry, WeightedBackend};
 
 use self::virtual_service::VirtualTables;
@@ -18,7 +19,7 @@ use crate::mesh::grpc_route::GrpcRoute;
 use crate::mesh::http_route::HttpRoute;
 use crate::mesh::meta::{Meta, ObjectName};
 use crate::mesh::object::{Kind, ObjectKey};
-use crate::mesh::route::{BackendReference, ParentKind, ParentReference};
+use crate::mesh::route::{Backend, BackendReference, ParentKind, ParentReference};
 use crate::mesh::stream_route::StreamRoute;
 use crate::mesh::virtual_service::VirtualService;
 
@@ -36,7 +37,7 @@ pub(super) enum Route {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct CompiledRoute {
     /// What it is attached to. Whether that is there is the business of who asks.
-    pub(super) attachments: Vec<Attachment>,
+    pub(super) attachments: Attachments,
     /// What it does.
     pub(super) body: RouteBody,
     /// Why it is not accepted, though it is attached.
@@ -44,6 +45,9 @@ pub(super) struct CompiledRoute {
     /// Why some reference of it does not resolve: the first that does not.
     pub(super) unresolved: Option<Unresolved>,
 }
+
+/// Parents of a route, of which most have one.
+pub(super) type Attachments = SmallVec<[Attachment; 1]>;
 
 /// One parent of a route.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,7 +77,10 @@ impl RouteKind {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum RouteBody {
     /// HTTPRoute and GRPCRoute.
-    Requests(Vec<(Precedence, HttpRouteEntry)>),
+    Requests {
+        age: Age,
+        entries: Vec<(Precedence, HttpRouteEntry)>,
+    },
     /// TCPRoute and TLSRoute.
     Connections(Arc<[WeightedBackend]>),
     /// VirtualService: by the services that it is about.
@@ -85,6 +92,14 @@ pub(super) enum RouteBody {
 pub(super) struct RouteFaults {
     refused: Option<Unresolved>,
     unresolved: Option<Unresolved>,
+}
+
+impl CompiledRoute {
+    /// Whether it is about a port of an owner's services.
+    pub(super) fn is_attached(&self, owner: &Owner, port: u16) -> bool {
+        let mut attachments = self.attachments.iter();
+        attachments.any(|one| one.port.is_none_or(|own| own == port) && one.parent == *owner)
+    }
 }
 
 impl RouteFaults {
@@ -114,15 +129,14 @@ impl Route {
     }
 
     /// Every backend that it names, mirrors included.
-    pub(super) fn backends(&self) -> Vec<BackendReference> {
+    pub(super) fn backends(&self) -> Vec<Backend<'_>> {
         match self {
             Self::Http(route) => http::backends(route),
             Self::Grpc(route) => grpc::backends(route),
             Self::Stream(route) => {
                 let rules = route.spec.rules.iter();
-                rules
-                    .flat_map(|rule| rule.backend_refs.iter().cloned())
-                    .collect()
+                let references = rules.flat_map(|rule| &rule.backend_refs);
+                references.map(BackendReference::backend).collect()
             }
             Self::Virtual(_) => Vec::new(),
         }
@@ -137,7 +151,7 @@ impl Route {
     }
 
     /// The parents of it that a mesh knows.
-    pub(super) fn attachments(&self) -> Vec<Attachment> {
+    pub(super) fn attachments(&self) -> Attachments {
         let own = &self.meta().name.namespace;
         let attachment = |parent: &ParentReference| {
             let namespace = parent.namespace.as_deref().map(Arc::from);
@@ -155,7 +169,7 @@ impl Route {
                 port: parent.port(),
             })
         };
-        let mut all: Vec<_> = self.parents().iter().filter_map(attachment).collect();
+        let mut all: Attachments = self.parents().iter().filter_map(attachment).collect();
         all.sort_unstable();
         all.dedup();
         all
@@ -183,8 +197,14 @@ impl Compiler {
         };
         let mut faults = RouteFaults::default();
         let body = match route {
-            Route::Http(route) => RouteBody::Requests(self.http_entries(route, &age, &mut faults)),
-            Route::Grpc(route) => RouteBody::Requests(self.grpc_entries(route, &age, &mut faults)),
+            Route::Http(route) => {
+                let entries = self.http_entries(route, &mut faults);
+                RouteBody::Requests { age, entries }
+            }
+            Route::Grpc(route) => {
+                let entries = self.grpc_entries(route, &mut faults);
+                RouteBody::Requests { age, entries }
+            }
             Route::Stream(route) => RouteBody::Connections(self.connections(route, &mut faults)),
             Route::Virtual(route) => RouteBody::Tables(self.virtual_tables(route, &mut faults)),
         };
@@ -203,8 +223,8 @@ impl Compiler {
         let mut backends = Vec::new();
         for reference in references {
             backends.push(WeightedBackend {
-                weight: reference.weight(),
-                target: self.target(&route.meta.name.namespace, reference, faults),
+                weight: reference.backend().weight(),
+                target: self.target(&route.meta.name.namespace, reference.backend(), faults),
                 request_headers: HeaderModifier::default(),
                 response_headers: HeaderModifier::default(),
             });
@@ -216,7 +236,7 @@ impl Compiler {
     fn target(
         &self,
         namespace: &Arc<str>,
-        reference: &BackendReference,
+        reference: Backend<'_>,
         faults: &mut RouteFaults,
     ) -> BackendTarget {
         match self.backend(namespace, reference) {

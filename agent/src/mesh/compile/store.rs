@@ -1,10 +1,10 @@
 //! The objects as they are now, with the indexes that say what depends on what.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hashbrown::hash_map::Entry;
 use smallvec::SmallVec;
 
 use super::routes::Route;
@@ -58,7 +58,11 @@ impl<T> Default for Table<T> {
 
 impl<T> Table<T> {
     pub(super) fn get(&self, name: &ObjectName) -> Option<&Arc<T>> {
-        self.0.get(&name.namespace)?.get(&name.name)
+        self.named(&name.namespace, &name.name)
+    }
+
+    pub(super) fn named(&self, namespace: &str, name: &str) -> Option<&Arc<T>> {
+        self.0.get(namespace)?.get(name)
     }
 
     /// Puts, replaces or removes; gives back what was there.
@@ -88,9 +92,12 @@ impl<T> Table<T> {
     }
 }
 
+/// Names are hashed again and again, and no client chooses them: a cheaper hash than the standard one.
+pub(super) type ByName<K, V> = hashbrown::HashMap<K, V>;
+
 /// A set-valued index without empty sets. Most have one value.
 #[derive(Debug)]
-pub(super) struct Index<K, V>(HashMap<K, Values<V>>);
+pub(super) struct Index<K, V>(ByName<K, Values<V>>);
 
 /// Values under one key.
 #[derive(Debug)]
@@ -124,7 +131,7 @@ impl<'i, V> Found<'i, V> {
 
 impl<K, V> Default for Index<K, V> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self(ByName::new())
     }
 }
 
@@ -202,7 +209,7 @@ pub(super) struct Store {
     pub(super) peers: Table<PeerAuthentication>,
     pub(super) gateways: Table<Gateway>,
     pub(super) classes: HashMap<Arc<str>, Arc<GatewayClass>>,
-    pub(super) routes: HashMap<ObjectKey, Route>,
+    pub(super) routes: ByName<ObjectKey, Route>,
     /// Routes that are attached to a Service or ServiceEntry.
     pub(super) routes_of_parent: Index<Owner, ObjectKey>,
     /// Routes that name a host as a backend.

@@ -108,6 +108,7 @@ impl Compiler {
             canonical_revision: self.canonical_revision(labels),
             workload_name,
             workload_type: workload_type.into(),
+            labels: labels.of_workload(),
             locality: self.node_locality(&pod.node),
             health: if pod.ready {
                 Health::Healthy
@@ -393,6 +394,7 @@ impl Compiler {
             canonical_revision: self.canonical_revision(labels),
             workload_name: Arc::clone(&name.name),
             workload_type: "pod".into(),
+            labels: labels.of_workload(),
             locality: Locality {
                 region: part(),
                 zone: part(),

@@ -84,7 +84,7 @@ impl HttpRouteRule {
         check_length(self.backend_refs.len(), MAX_ITEMS, &backends, faults);
         for (index, backend) in self.backend_refs.iter().enumerate() {
             let place = backends.join(index);
-            backend.plain().check(&place, faults);
+            backend.backend().check(&place, faults);
             check_filters(&backend.filters, prefixes, &place.join("filters"), faults);
         }
         self.check_times(place, faults);

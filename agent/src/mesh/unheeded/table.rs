@@ -1,7 +1,6 @@
 //! The fields, one row each. A row goes when its field is acted on; `docs/compatibility.md` says the same.
 
 use serde_json::Value;
-use userspace_l7::model::TopologyLabel;
 
 use super::Row;
 use crate::mesh::gateway::OUR_CLASSES;
@@ -37,18 +36,6 @@ pub(super) const ROWS: &[Row] = rows! {
         "the application sees its client's address on the connection itself";
     DestinationRule "spec.subsets[].trafficPolicy.proxyProtocol",
         "the application sees its client's address on the connection itself";
-    DestinationRule "spec.trafficPolicy.loadBalancer.localityLbSetting.failoverPriority[]"
-        if |_, label| !names_a_place(label),
-        "only the labels that say where a workload is are compared: region, zone, subzone, network, cluster, hostname";
-    DestinationRule "spec.trafficPolicy.portLevelSettings[].loadBalancer.localityLbSetting.failoverPriority[]"
-        if |_, label| !names_a_place(label),
-        "only the labels that say where a workload is are compared: region, zone, subzone, network, cluster, hostname";
-    DestinationRule "spec.subsets[].trafficPolicy.loadBalancer.localityLbSetting.failoverPriority[]"
-        if |_, label| !names_a_place(label),
-        "only the labels that say where a workload is are compared: region, zone, subzone, network, cluster, hostname";
-    MeshConfig "data.mesh.localityLbSetting.failoverPriority[]"
-        if |_, label| !names_a_place(label),
-        "only the labels that say where a workload is are compared: region, zone, subzone, network, cluster, hostname";
     DestinationRule "spec.trafficPolicy.loadBalancer.localityLbSetting.failover"
         if |rule, _| has_no_outlier_detection(rule),
         "nearer endpoints come first only with `outlierDetection`, which tells when they fail";
@@ -87,6 +74,30 @@ pub(super) const ROWS: &[Row] = rows! {
         "the match is by port only";
     VirtualService "spec.tcp[].match[].sourceNamespace",
         "the match is by port only";
+    ServiceEntry "spec.resolution" if |_, how| how == "DYNAMIC_DNS",
+        "names that a wildcard stands for are not looked up: list the hosts, with resolution DNS";
+    MeshConfig "data.mesh.extensionProviders[].envoyExtAuthzGrpc.clearRouteCache",
+        "the route is chosen at the client's node, before the authorizer is asked: route by what clients send";
+    MeshConfig "data.mesh.extensionProviders[].envoyExtAuthzHttp.clearRouteCache",
+        "the route is chosen at the client's node, before the authorizer is asked: route by what clients send";
+    MeshConfig "data.mesh.extensionProviders[].zipkin",
+        "traces are continued by B3 and no spans are sent: name a collector under `opentelemetry`";
+    MeshConfig "data.mesh.extensionProviders[].datadog",
+        "no spans are sent: name a collector under `opentelemetry`";
+    MeshConfig "data.mesh.extensionProviders[].skywalking",
+        "no spans are sent: name a collector under `opentelemetry`";
+    MeshConfig "data.mesh.extensionProviders[].stackdriver",
+        "no spans are sent: name a collector under `opentelemetry`";
+    MeshConfig "data.mesh.extensionProviders[].lightstep",
+        "no spans are sent: name a collector under `opentelemetry`";
+    MeshConfig "data.mesh.extensionProviders[].opencensus",
+        "no spans are sent: name a collector under `opentelemetry`";
+    MeshConfig "data.mesh.extensionProviders[].envoyHttpAls",
+        "no log is sent: what `envoyFileAccessLog` writes is in the agent's own log";
+    MeshConfig "data.mesh.extensionProviders[].envoyTcpAls",
+        "no log is sent: what `envoyFileAccessLog` writes is in the agent's own log";
+    MeshConfig "data.mesh.extensionProviders[].envoyOtelAls",
+        "no log is sent: what `envoyFileAccessLog` writes is in the agent's own log";
     Telemetry "spec.selector",
         "it selects sidecars; name a Service or a Gateway in targetRefs";
     Telemetry "spec.metrics[].reportingInterval",
@@ -124,12 +135,6 @@ fn lists(list: &Value, word: &str) -> bool {
 fn begins_tls(tls: &Value) -> bool {
     let mode = tls.get("mode").and_then(Value::as_str);
     !matches!(mode, None | Some("DISABLE" | "ISTIO_MUTUAL"))
-}
-
-fn names_a_place(label: &Value) -> bool {
-    let text = label.as_str().unwrap_or_default();
-    let name = text.split_once('=').map_or(text, |(name, _)| name);
-    TopologyLabel::named(name).is_some()
 }
 
 fn has_no_outlier_detection(rule: &Value) -> bool {

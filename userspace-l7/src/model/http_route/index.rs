@@ -6,10 +6,10 @@
 mod bucket;
 mod prefixes;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bucket::Bucket;
+use hashbrown::HashMap;
 use prefixes::Prefixes;
 use smallvec::SmallVec;
 
@@ -17,7 +17,7 @@ use super::{HttpRouteEntry, PathMatch};
 use crate::model::RequestHead;
 
 /// Places in a table's list of entries, ascending.
-type Places = Vec<u32>;
+type Places = SmallVec<[u32; 4]>;
 
 /// Lists that a request's candidates stand in. A path has few prefixes in a table, a request few headers
 /// that a table asks for.
@@ -39,20 +39,21 @@ pub(super) struct RouteIndex {
 impl RouteIndex {
     pub(super) fn new(entries: &[HttpRouteEntry]) -> Self {
         let mut exact: HashMap<Arc<str>, Places> = HashMap::new();
-        let mut elements: HashMap<String, Places> = HashMap::new();
-        let mut texts: HashMap<String, Places> = HashMap::new();
+        let mut elements: Vec<(Box<str>, u32)> = Vec::new();
+        let mut texts: Vec<(Box<str>, u32)> = Vec::new();
         let mut others = Places::new();
         for (place, entry) in (0_u32..).zip(entries) {
-            let filed = match &entry.matches.path {
-                _ if entry.matches.ignore_path_case => &mut others,
-                PathMatch::Exact(path) => exact.entry(Arc::clone(path)).or_default(),
-                PathMatch::Prefix(prefix) if !prefix.is_empty() => {
-                    elements.entry(format!("{prefix}/")).or_default()
+            match &entry.matches.path {
+                _ if entry.matches.ignore_path_case => others.push(place),
+                PathMatch::Exact(path) => {
+                    exact.entry(Arc::clone(path)).or_default().push(place);
                 }
-                PathMatch::TextPrefix(prefix) => texts.entry(prefix.to_string()).or_default(),
-                PathMatch::Any | PathMatch::Prefix(_) | PathMatch::Regex(_) => &mut others,
-            };
-            filed.push(place);
+                PathMatch::Prefix(prefix) if !prefix.is_empty() => {
+                    elements.push(([prefix, "/"].concat().into(), place));
+                }
+                PathMatch::TextPrefix(prefix) => texts.push((Box::from(&**prefix), place)),
+                PathMatch::Any | PathMatch::Prefix(_) | PathMatch::Regex(_) => others.push(place),
+            }
         }
         let bucket = |places| Bucket::new(places, entries);
         Self {
@@ -132,7 +133,7 @@ mod tests {
         });
         let entries: Vec<_> = (0..size)
             .map(|number| HttpRouteEntry {
-                matches: matches(number),
+                matches: matches(number).into(),
                 rule: Arc::clone(&rule),
             })
             .collect();

@@ -7,7 +7,8 @@ use super::circumvented;
 use crate::model::{
     Demands, Endpoint, Health, IpFamilies, LoadBalancer, Locality, MeshSettings,
     NamespacedHostname, NetworkMode, Peer, Service, ServiceLayer7, ServicePort, Snapshot, SpiffeId,
-    Telemetry, TrustDomain, TunnelProtocol, WaypointKey, WaypointReference, Workload, WorkloadUid,
+    Telemetry, TrustDomain, TunnelProtocol, WaypointKey, WaypointReference, Workload,
+    WorkloadLabels, WorkloadUid,
 };
 use crate::policy::{Connection, Denial, judge};
 
@@ -41,6 +42,7 @@ fn workload(namespace: &str, name: &str, address: &str) -> Workload {
         health: Health::Healthy,
         capacity: 1,
         services: vec![],
+        labels: WorkloadLabels::default(),
         authorization_policies: vec![],
         waypoint: None,
     }

@@ -117,10 +117,7 @@ async fn a_rest_keeps_its_turn_and_breaks_the_stream_when_it_is_dropped() {
     let (near, _far) = pair().await;
     let rest = near.begin_send(vec![7_u8; 16 << 20]).unwrap();
     let (refused, _buf) = near.send(vec![1]).await;
-    assert_eq!(
-        refused.unwrap_err().kind(),
-        io::ErrorKind::ResourceBusy
-    );
+    assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ResourceBusy);
     // Not even polled once: the half of it that has left is enough.
     drop(rest.expect("more than any socket's buffer"));
     let broken = near.begin_send(vec![1]).map(drop).unwrap_err();

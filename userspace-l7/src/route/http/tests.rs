@@ -130,7 +130,7 @@ fn query(name: &str, value: TextMatch) -> QueryMatch {
 
 fn table(entries: impl IntoIterator<Item = (HttpMatch, &'static str)>) -> HttpRouteTable {
     let entries = entries.into_iter().map(|(matches, name)| HttpRouteEntry {
-        matches,
+        matches: matches.into(),
         rule: rule(name),
     });
     HttpRouteTable::new(entries.collect(), false)

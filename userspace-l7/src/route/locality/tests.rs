@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{arrange, draw_tiers};
+use super::{arrange, draw_tiers, tier};
 use crate::model::{
-    Locality, LocalityPattern, LocalityShares, Nearness, PriorityLabel, Tiering, TopologyLabel,
-    Workload,
+    ComparedLabel, Locality, LocalityPattern, LocalityShares, Nearness, PriorityLabel, Tiering,
+    Workload, WorkloadLabels,
 };
 use crate::route::balance::Candidate;
 use crate::route::tests::workload;
@@ -76,13 +76,60 @@ fn labels_count_in_a_row_from_the_first_on() {
         value: value.map(Arc::from),
     };
     let by = Tiering::Labels(vec![
-        label(TopologyLabel::Region, None),
-        label(TopologyLabel::Zone, Some("z2")),
-        label(TopologyLabel::Subzone, None),
+        label(ComparedLabel::Region, None),
+        label(ComparedLabel::Zone, Some("z2")),
+        label(ComparedLabel::Subzone, None),
     ]);
     assert_eq!(tiers(by, "r1/z1/s1", &PLACES), [2, 2, 0, 3, 3]);
-    let nodes = Tiering::Labels(vec![label(TopologyLabel::Node, Some("far"))]);
+    let nodes = Tiering::Labels(vec![label(ComparedLabel::Node, Some("far"))]);
     assert_eq!(tiers(nodes, "r1", &PLACES[..2]), [0, 0]);
+}
+
+#[test]
+fn labels_of_their_own_tell_endpoints_apart() {
+    let labelled = |labels: &[(&str, &str)]| {
+        let pairs = labels
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()));
+        Workload {
+            labels: WorkloadLabels::new(pairs.collect()),
+            ..at("r1/z1/s1", "n")
+        }
+    };
+    let client = labelled(&[("team", "red"), ("track", "canary")]);
+    let endpoints: [&[(&str, &str)]; 5] = [
+        &[("team", "red"), ("track", "canary")],
+        &[("team", "red"), ("track", "stable")],
+        &[("team", "red")],
+        &[("team", "blue"), ("track", "canary")],
+        &[],
+    ];
+    let tiers = |labels: &[(&str, Option<&str>)]| -> Vec<u8> {
+        let labels = labels.iter().map(|(name, value)| PriorityLabel {
+            label: ComparedLabel::named(name),
+            value: value.map(Arc::from),
+        });
+        let by = Tiering::Labels(labels.collect());
+        let endpoints = endpoints.iter().map(|labels| labelled(labels));
+        endpoints
+            .map(|endpoint| tier(&by, &client, &endpoint))
+            .collect()
+    };
+    assert_eq!(tiers(&[("team", None)]), [0, 0, 0, 1, 1]);
+    assert_eq!(tiers(&[("team", None), ("track", None)]), [0, 1, 1, 2, 2]);
+    // A value of its own in place of the client's.
+    assert_eq!(tiers(&[("track", Some("stable"))]), [1, 0, 1, 1, 1]);
+    // Where somebody is comes from the node, whatever its labels.
+    assert_eq!(
+        tiers(&[("topology.kubernetes.io/zone", None), ("team", None)]),
+        [0, 0, 0, 1, 1]
+    );
+    // A label that the client has not: endpoints without it are like it.
+    assert_eq!(tiers(&[("shard", None), ("track", None)]), [0, 1, 1, 0, 1]);
+    assert_eq!(
+        tiers(&[("shard", Some("1")), ("team", None)]),
+        [2, 2, 2, 2, 2]
+    );
 }
 
 /// What is left of the endpoints, each with its share.

@@ -10,7 +10,7 @@ use crate::model::{
     AppProtocol, Demands, Endpoint, Health, IpFamilies, LoadBalancer, Locality, MeshSettings,
     NamespacedHostname, NetworkMode, Peer, PortLayer7, PortRoutes, Service, ServiceLayer7,
     ServicePort, Snapshot, Telemetry, TrustDomain, TunnelProtocol, WaypointKey, WaypointReference,
-    Workload, WorkloadLayer7, WorkloadUid,
+    Workload, WorkloadLabels, WorkloadLayer7, WorkloadUid,
 };
 
 fn key(name: &str) -> NamespacedHostname {
@@ -51,6 +51,7 @@ fn workload(name: &str, address: &str, waypoint: Option<&str>) -> Arc<Workload> 
         health: Health::Healthy,
         capacity: 1,
         services: vec![],
+        labels: WorkloadLabels::default(),
         authorization_policies: vec![],
         waypoint: waypoint.map(reference),
     })

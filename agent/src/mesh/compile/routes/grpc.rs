@@ -9,24 +9,24 @@ use userspace_l7::model::{
 use super::http::{Filters, header_matches};
 use super::{RouteFaults, filters};
 use crate::mesh::compile::Compiler;
-use crate::mesh::compile::precedence::{Age, Precedence};
+use crate::mesh::compile::precedence::Precedence;
 use crate::mesh::grpc_route::{
     GrpcMethodMatch, GrpcRoute, GrpcRouteFilter, GrpcRouteMatch, GrpcRouteRule,
 };
 use crate::mesh::http_route::{HttpRouteFilter, ValueMatchType};
 use crate::mesh::meta::ObjectName;
-use crate::mesh::route::{BackendReference, FilteredBackend};
+use crate::mesh::route::{Backend, FilteredBackend};
 
 /// Every backend that a route names, mirrors included.
-pub(super) fn backends(route: &GrpcRoute) -> Vec<BackendReference> {
+pub(super) fn backends(route: &GrpcRoute) -> Vec<Backend<'_>> {
     let mut all = Vec::new();
     for rule in &route.spec.rules {
-        all.extend(rule.backend_refs.iter().map(FilteredBackend::plain));
+        all.extend(rule.backend_refs.iter().map(FilteredBackend::backend));
         let mirrors = rule
             .filters
             .iter()
             .filter_map(|one| one.request_mirror.as_ref());
-        all.extend(mirrors.map(|one| one.backend_ref.clone()));
+        all.extend(mirrors.map(|one| one.backend_ref.backend()));
     }
     all
 }
@@ -36,7 +36,6 @@ impl Compiler {
     pub(super) fn grpc_entries(
         &self,
         route: &GrpcRoute,
-        age: &Age,
         faults: &mut RouteFaults,
     ) -> Vec<(Precedence, HttpRouteEntry)> {
         let mut entries = Vec::new();
@@ -61,8 +60,9 @@ impl Compiler {
                     method.and_then(|one| one.service.as_deref()),
                     method.and_then(|one| one.method.as_deref()),
                 );
-                let precedence = Precedence::of_grpc(&matches, names, (age, (index, place)));
+                let precedence = Precedence::of_grpc(&matches, names, (index, place));
                 let rule = Arc::clone(&compiled);
+                let matches = Arc::new(matches);
                 entries.push((precedence, HttpRouteEntry { matches, rule }));
             }
         }
@@ -88,7 +88,7 @@ impl Compiler {
         let mut backends: Vec<WeightedBackend> = Vec::new();
         for backend in &rule.backend_refs {
             let own: Vec<_> = backend.filters.iter().map(as_http).collect();
-            let reference = (&backend.plain(), &own[..]);
+            let reference = (backend.backend(), &own[..]);
             backends.push(self.http_backend(&name.namespace, reference, &mut read, faults));
         }
         compiled.action = userspace_l7::model::HttpAction::Forward(backends);

@@ -11,25 +11,23 @@ use userspace_l7::model::{
 
 use super::{RouteFaults, filters};
 use crate::mesh::compile::Compiler;
-use crate::mesh::compile::precedence::{Age, Precedence};
+use crate::mesh::compile::precedence::Precedence;
 use crate::mesh::duration::GatewayDuration;
 use crate::mesh::http_route::{
     HttpRoute, HttpRouteFilter, HttpRouteMatch, HttpRouteRetry, HttpRouteRule, PathMatchType,
     ValueMatch, ValueMatchType,
 };
 use crate::mesh::meta::ObjectName;
-use crate::mesh::route::{BackendReference, FilteredBackend};
+use crate::mesh::route::{Backend, FilteredBackend};
 
 /// Every backend that a route names, mirrors included.
-pub(super) fn backends(route: &HttpRoute) -> Vec<BackendReference> {
-    let mirrors = |filters: &[HttpRouteFilter]| -> Vec<BackendReference> {
-        let mirrors = filters.iter().filter_map(|one| one.request_mirror.as_ref());
-        mirrors.map(|one| one.backend_ref.clone()).collect()
-    };
+pub(super) fn backends(route: &HttpRoute) -> Vec<Backend<'_>> {
     let mut all = Vec::new();
     for rule in &route.spec.rules {
-        all.extend(rule.backend_refs.iter().map(FilteredBackend::plain));
-        all.extend(mirrors(&rule.filters));
+        all.extend(rule.backend_refs.iter().map(FilteredBackend::backend));
+        let filters = rule.filters.iter();
+        let mirrors = filters.filter_map(|one| one.request_mirror.as_ref());
+        all.extend(mirrors.map(|one| one.backend_ref.backend()));
     }
     all
 }
@@ -48,7 +46,6 @@ impl Compiler {
     pub(super) fn http_entries(
         &self,
         route: &HttpRoute,
-        age: &Age,
         faults: &mut RouteFaults,
     ) -> Vec<(Precedence, HttpRouteEntry)> {
         // The CRD's default: one rule that matches everything.
@@ -58,17 +55,17 @@ impl Compiler {
         } else {
             &route.spec.rules
         };
-        let mut entries = Vec::new();
+        let mut entries = Vec::with_capacity(rules.len());
         for (index, rule) in rules.iter().enumerate() {
             let (matches, is_valid) = read_matches(rule, faults);
             let mut compiled = self.http_rule(route, (index, rule), faults);
             compiled.is_usable &= is_valid;
             let compiled = Arc::new(compiled);
             for (place, one) in matches.into_iter().enumerate() {
-                let precedence = Precedence::of_http(&one, age, (index, place));
+                let precedence = Precedence::of_http(&one, (index, place));
+                let matches = Arc::new(one);
                 let rule = Arc::clone(&compiled);
-                let entry = HttpRouteEntry { matches: one, rule };
-                entries.push((precedence, entry));
+                entries.push((precedence, HttpRouteEntry { matches, rule }));
             }
         }
         entries
@@ -100,9 +97,9 @@ impl Compiler {
         compiled.action = if let Some(redirect) = redirect {
             HttpAction::Redirect(redirect)
         } else {
-            let mut backends = Vec::new();
+            let mut backends = Vec::with_capacity(rule.backend_refs.len());
             for backend in &rule.backend_refs {
-                let reference = (&backend.plain(), &backend.filters[..]);
+                let reference = (backend.backend(), &backend.filters[..]);
                 let one = self.http_backend(&name.namespace, reference, &mut read, faults);
                 backends.push(one);
             }
@@ -120,10 +117,14 @@ impl Compiler {
         (index, name): (usize, Option<&str>),
     ) -> HttpRule {
         let own = name.map(Arc::from);
-        let generic = || format!("{}.{}.{index}", route.namespace, route.name).into();
+        let ObjectName {
+            namespace,
+            name: object,
+        } = route;
+        let generic = || [&**namespace, ".", object, ".", &index.to_string()].concat();
         HttpRule {
-            name: own.unwrap_or_else(generic),
-            origin: format!("{kind} {route}").into(),
+            name: own.unwrap_or_else(|| generic().into()),
+            origin: [kind, " ", namespace, "/", object].concat().into(),
             action: HttpAction::Forward(Vec::new()),
             request_headers: HeaderModifier::default(),
             response_headers: HeaderModifier::default(),
@@ -147,7 +148,7 @@ impl Compiler {
     ) -> Option<Mirror> {
         let mirror = filter.request_mirror.as_ref()?;
         Some(Mirror {
-            target: self.target(namespace, &mirror.backend_ref, faults),
+            target: self.target(namespace, mirror.backend_ref.backend(), faults),
             per_million: mirror.per_million(),
             shadow_host: true,
         })
@@ -156,7 +157,7 @@ impl Compiler {
     pub(super) fn http_backend(
         &self,
         namespace: &Arc<str>,
-        (backend, changes): (&BackendReference, &[HttpRouteFilter]),
+        (backend, changes): (Backend<'_>, &[HttpRouteFilter]),
         rule: &mut Filters,
         faults: &mut RouteFaults,
     ) -> WeightedBackend {

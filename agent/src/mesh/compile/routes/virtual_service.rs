@@ -107,6 +107,7 @@ impl Compiler {
             for matches in matches {
                 let by_text = !matches!(matches.path, PathMatch::Any | PathMatch::Regex(_));
                 let rule = Arc::clone(if by_text { &rule } else { &whole });
+                let matches = Arc::new(matches);
                 entries.push(HttpRouteEntry { matches, rule });
             }
         }

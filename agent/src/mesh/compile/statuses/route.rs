@@ -244,7 +244,7 @@ impl Compiler {
         let named = self.store.routes_of_backend.get(&service.hostname).iter();
         let at = (service.clone(), port);
         let about = named.filter(|route| {
-            let compiled = self.routes.get(route).map(|compiled| &compiled.body);
+            let compiled = self.routes.get(*route).map(|compiled| &compiled.body);
             route.kind == Kind::VirtualService
                 && matches!(compiled, Some(RouteBody::Tables(tables)) if tables.contains_key(&at))
         });

@@ -295,3 +295,11 @@ fn of_two_pods_with_one_address_the_captured_one_has_it() {
         assert_eq!(&*winner.name, "p");
     }
 }
+
+#[test]
+fn a_workload_has_its_pods_labels() {
+    let snapshot = compile(&p("n1", "team: red", ""));
+    let labels = &pod(&snapshot, "a/p").labels;
+    assert_eq!(labels.get("team"), Some("red"));
+    assert_eq!(labels.get("track"), None);
+}

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use userspace_l7::model::{
-    AbortAnswer, BackendTarget, Balance, HashAlgorithm, HashKey, HttpAction, HttpRouteTable,
-    LocalityPattern, LocalityShares, NamespacedHostname, Nearness, PathMatch, PortRoutes,
-    PriorityLabel, Propagation, RateLimiter, ServiceTraffic, Snapshot, SpanTransport, Telemetry,
-    Tiering, TopologyLabel,
+    AbortAnswer, BackendTarget, Balance, ComparedLabel, HashAlgorithm, HashKey, HttpAction,
+    HttpRouteTable, LocalityPattern, LocalityShares, NamespacedHostname, Nearness, PathMatch,
+    PortRoutes, PriorityLabel, Propagation, RateLimiter, ServiceTraffic, Snapshot, SpanTransport,
+    Telemetry, Tiering,
 };
 
 use super::{compile, compiler, pod_yaml, upserts};
@@ -161,8 +161,9 @@ fn nearness_comes_with_outlier_detection_or_with_shares() {
         nearness(&watched(labels)),
         Some(Nearness::Tiers {
             by: Tiering::Labels(vec![
-                label(TopologyLabel::Network, None),
-                label(TopologyLabel::Zone, Some("z2")),
+                label(ComparedLabel::Network, None),
+                label(ComparedLabel::Zone, Some("z2")),
+                label(ComparedLabel::Own("app".into()), None),
             ]),
             is_explicit: true,
         })

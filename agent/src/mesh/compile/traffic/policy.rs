@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use http::HeaderName;
 use userspace_l7::model::{
-    Balance, ConnectionLimits, HashAlgorithm, HashKey, LocalityPattern, LocalityShares, Nearness,
-    OutlierDetection, PriorityLabel, RetryBudget, Tiering, TopologyLabel, TrafficPolicy, Warmup,
+    Balance, ComparedLabel, ConnectionLimits, HashAlgorithm, HashKey, LocalityPattern,
+    LocalityShares, Nearness, OutlierDetection, PriorityLabel, RetryBudget, Tiering, TrafficPolicy,
+    Warmup,
 };
 
 use crate::mesh::destination_rule::{self as istio, SimpleBalancer, UpgradePolicy};
@@ -129,7 +130,7 @@ impl Groups<'_> {
             }
         } else {
             let labels = setting.failover_priority.iter();
-            Tiering::Labels(labels.filter_map(|text| priority_label(text)).collect())
+            Tiering::Labels(labels.map(|text| priority_label(text)).collect())
         };
         Some(Nearness::Tiers {
             by,
@@ -142,16 +143,16 @@ fn pattern(text: &str) -> LocalityPattern {
     LocalityPattern(text.into())
 }
 
-/// `label` or `label=value`. Others than the topology's are left out; whoever writes one is told so.
-fn priority_label(text: &str) -> Option<PriorityLabel> {
+/// `label` or `label=value`.
+fn priority_label(text: &str) -> PriorityLabel {
     let (label, value) = match text.split_once('=') {
         Some((label, value)) => (label, Some(value.into())),
         None => (text, None),
     };
-    Some(PriorityLabel {
-        label: TopologyLabel::named(label)?,
+    PriorityLabel {
+        label: ComparedLabel::named(label),
         value,
-    })
+    }
 }
 
 fn balance(balancer: &istio::LoadBalancer) -> Balance {

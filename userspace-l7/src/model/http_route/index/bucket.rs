@@ -1,8 +1,8 @@
 //! Entries of one path, told apart by a header, a query parameter or the host that they ask for exactly.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use http::HeaderName;
 use smallvec::SmallVec;
 
@@ -15,9 +15,16 @@ const SMALLEST_INDEXED: usize = 8;
 /// Values that are asked for, and the entries that ask.
 type ByValue = HashMap<Arc<str>, Places>;
 
+/// Entries of one path.
+#[derive(Clone, Debug)]
+pub(super) enum Bucket {
+    Few(Places),
+    Many(Box<Conditional>),
+}
+
 /// Entries by one exact condition each.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Bucket {
+pub(super) struct Conditional {
     headers: HashMap<HeaderName, ByValue>,
     parameters: HashMap<Arc<str>, ByValue>,
     authorities: ByValue,
@@ -33,14 +40,34 @@ enum Condition {
     Authority(Arc<str>),
 }
 
+impl Default for Bucket {
+    fn default() -> Self {
+        Self::Few(Places::new())
+    }
+}
+
 impl Bucket {
-    /// Files entries by the condition that the fewest others share.
     pub(super) fn new(places: Places, entries: &[HttpRouteEntry]) -> Self {
-        let mut bucket = Self::default();
         if places.len() < SMALLEST_INDEXED {
-            bucket.rest = places;
-            return bucket;
+            return Self::Few(places);
         }
+        Self::Many(Box::new(Conditional::new(places, entries)))
+    }
+
+    /// Names the entries that the request could match.
+    pub(super) fn collect<'t>(&'t self, head: &RequestHead<'_>, lists: &mut Lists<'t>) {
+        match self {
+            Self::Few(places) if places.is_empty() => {}
+            Self::Few(places) => lists.push(places),
+            Self::Many(conditional) => conditional.collect(head, lists),
+        }
+    }
+}
+
+impl Conditional {
+    /// Files entries by the condition that the fewest others share.
+    fn new(places: Places, entries: &[HttpRouteEntry]) -> Self {
+        let mut bucket = Self::default();
         let conditions_at = |place: &u32| {
             let entry = usize::try_from(*place).ok().and_then(|at| entries.get(at));
             entry
@@ -75,8 +102,7 @@ impl Bucket {
         places.push(place);
     }
 
-    /// Names the entries that the request could match.
-    pub(super) fn collect<'t>(&'t self, head: &RequestHead<'_>, lists: &mut Lists<'t>) {
+    fn collect<'t>(&'t self, head: &RequestHead<'_>, lists: &mut Lists<'t>) {
         self.collect_by_header(head, lists);
         self.collect_by_parameter(head.query, lists);
         if let Some(places) = self.authorities.get(head.authority) {

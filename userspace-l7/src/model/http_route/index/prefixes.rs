@@ -1,7 +1,5 @@
 //! All prefixes of a text, found by one binary search.
 
-use std::collections::HashMap;
-
 use super::bucket::Bucket;
 use super::{Lists, Places};
 use crate::model::RequestHead;
@@ -17,20 +15,25 @@ pub(super) struct Prefixes {
 
 #[derive(Clone, Debug)]
 struct Prefix {
-    text: String,
+    text: Box<str>,
     parent: Option<usize>,
     bucket: Bucket,
 }
 
 impl Prefixes {
-    pub(super) fn new(places: HashMap<String, Places>, bucket: impl Fn(Places) -> Bucket) -> Self {
-        let mut filed: Vec<(String, Places)> = places.into_iter().collect();
-        filed.sort_by(|(a, _), (b, _)| a.cmp(b));
+    /// Of prefixes with one place each, which may stand there several times.
+    pub(super) fn new(mut filed: Vec<(Box<str>, u32)>, bucket: impl Fn(Places) -> Bucket) -> Self {
+        filed.sort_unstable();
         let mut sorted: Vec<Prefix> = Vec::with_capacity(filed.len());
-        for (text, places) in filed {
+        let mut filed = filed.into_iter().peekable();
+        while let Some((text, place)) = filed.next() {
+            let mut places = Places::from_slice(&[place]);
+            while let Some((_, another)) = filed.next_if(|(other, _)| *other == text) {
+                places.push(another);
+            }
             let mut parent = sorted.len().checked_sub(1);
             while let Some(other) = parent.and_then(|at| sorted.get(at)) {
-                if text.starts_with(&other.text) {
+                if text.starts_with(&*other.text) {
                     break;
                 }
                 parent = other.parent;
@@ -50,12 +53,10 @@ impl Prefixes {
 
     /// Names the entries of every prefix of `text`.
     pub(super) fn collect<'t>(&'t self, text: &str, head: &RequestHead<'_>, lists: &mut Lists<'t>) {
-        let behind = self
-            .sorted
-            .partition_point(|prefix| prefix.text.as_str() <= text);
+        let behind = self.sorted.partition_point(|prefix| &*prefix.text <= text);
         let mut next = behind.checked_sub(1);
         while let Some(prefix) = next.and_then(|at| self.sorted.get(at)) {
-            if text.starts_with(&prefix.text) {
+            if text.starts_with(&*prefix.text) {
                 prefix.bucket.collect(head, lists);
             }
             next = prefix.parent;

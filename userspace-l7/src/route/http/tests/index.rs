@@ -96,7 +96,7 @@ proptest! {
         let shared = rule("r");
         let entries: Vec<_> = wanted
             .into_iter()
-            .map(|matches| HttpRouteEntry { matches, rule: Arc::clone(&shared) })
+            .map(|matches| HttpRouteEntry { matches: matches.into(), rule: Arc::clone(&shared) })
             .collect();
         let head = request.head();
         let scanned = entries.iter().position(|entry| matches(&entry.matches, &head));
