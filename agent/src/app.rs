@@ -353,24 +353,14 @@ impl Agent {
         let keeper = tokio::spawn(keeper.run(wanted));
         let asking = asking.start();
         let dns = tokio::spawn(dns.run());
-        // Everything has started by then, and what that took besides is an idle agent's own size again.
-        let settled = tokio::spawn(async {
-            tokio::time::sleep(SETTLING).await;
-            capture::release_free_memory();
-        });
+        let settled = tokio::spawn(settle());
         let runtime = tokio::spawn(async move {
             if let Some(runtime) = runtime {
                 runtime.serve().await;
             }
         });
 
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            () = state.stop_requested() => {}
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        told_to_stop(&state).await?;
         drop(source);
         runtime.abort();
         info!("agent stopping: connections may end by themselves for a while");
@@ -391,6 +381,24 @@ impl Agent {
         info!("agent stopped");
         Ok(())
     }
+}
+
+/// Makes what starting took besides an idle agent's own memory the kernel's again.
+async fn settle() {
+    tokio::time::sleep(SETTLING).await;
+    capture::release_free_memory();
+}
+
+/// Resolves when an administrator or the system wants the agent to stop.
+async fn told_to_stop(state: &State) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        () = state.stop_requested() => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
 }
 
 impl Mesh {

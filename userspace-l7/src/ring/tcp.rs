@@ -131,7 +131,7 @@ impl Tcp {
         let tcp = Self::adopt(fd)?;
         match started {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                tcp.connected(timeout).await?
+                tcp.connected(timeout).await?;
             }
             other => other?,
         }
