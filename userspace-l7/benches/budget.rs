@@ -182,7 +182,7 @@ fn ends() -> (Ends, ConnectRequest, ConnectResponse) {
     (Ends::connected(&request, &answer), request, answer)
 }
 
-#[library_benchmark(config = at_most(27_000))]
+#[library_benchmark(config = at_most(21_000))]
 #[bench::one(ends())]
 fn tunnel_asked_for_and_granted(
     (mut ends, request, answer): (Ends, ConnectRequest, ConnectResponse),
@@ -192,7 +192,7 @@ fn tunnel_asked_for_and_granted(
 }
 
 #[library_benchmark]
-#[bench::of_64_bytes(args = (ends(), vec![7; 64]), config = at_most(2_500))]
+#[bench::of_64_bytes(args = (ends(), vec![7; 64]), config = at_most(1_700))]
 // Two copies, each byte of which callgrind counts as an instruction (`rep movsb`).
 #[bench::of_64_kib(args = (ends(), vec![7; 64 << 10]), config = at_most(140_000))]
 fn bytes_carried(

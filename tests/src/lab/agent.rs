@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::netns::MountPoint;
 use super::{Netns, Node, eventually};
 use crate::net::{http, sys};
 
@@ -41,6 +42,7 @@ pub struct Agent {
     pid: u32,
     log: PathBuf,
     run_directory: PathBuf,
+    _account: Option<MountPoint>,
 }
 
 impl Agent {
@@ -69,15 +71,17 @@ impl Agent {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output);
-        let command = match account {
+        let (command, place) = match account {
             Some(account) => {
                 command
                     .env("KUBERNETES_SERVICE_HOST", account.server.ip().to_string())
                     .env("KUBERNETES_SERVICE_PORT", account.server.port().to_string());
-                node.netns()
-                    .enter_with_service_account(&mut command, &account.directory)?
+                let entered = node.netns();
+                let (command, place) =
+                    entered.enter_with_service_account(&mut command, &account.directory)?;
+                (command, Some(place))
             }
-            None => node.netns().enter(&mut command)?,
+            None => (node.netns().enter(&mut command)?, None),
         };
         let child = command.spawn().context("the agent cannot be started")?;
         let pid = child.id();
@@ -90,6 +94,7 @@ impl Agent {
             pid,
             log,
             run_directory,
+            _account: place,
         })
     }
 

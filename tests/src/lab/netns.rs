@@ -27,6 +27,27 @@ pub struct Netns {
     name: String,
 }
 
+/// A directory for something to be mounted on. What had to be made for it goes with it.
+pub(crate) struct MountPoint(Vec<PathBuf>);
+
+impl MountPoint {
+    fn make(path: &Path) -> Result<Self> {
+        let missing = path.ancestors().take_while(|ancestor| !ancestor.exists());
+        let made = Self(missing.map(Path::to_owned).collect());
+        fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(made)
+    }
+}
+
+impl Drop for MountPoint {
+    fn drop(&mut self) {
+        for directory in &self.0 {
+            // Somebody else may have put something there meanwhile.
+            let _kept = fs::remove_dir(directory);
+        }
+    }
+}
+
 impl Netns {
     /// Makes a namespace with its loopback up, addresses usable at once and the kernel's plain congestion control.
     pub(crate) fn new(name: String) -> Result<Self> {
@@ -138,19 +159,20 @@ impl Netns {
         self.enter(command)
     }
 
-    /// As [`Netns::enter`], with a directory in the place where a pod finds its service account's token.
+    /// As [`Netns::enter`], with a directory in the place where a pod finds its service account's token. The place is
+    /// to be kept for as long as the command runs.
     ///
     /// # Errors
     /// If the namespace is gone, or that place cannot be made.
-    pub fn enter_with_service_account<'a>(
+    pub(crate) fn enter_with_service_account<'a>(
         &self,
         command: &'a mut Command,
         account: &Path,
-    ) -> Result<&'a mut Command> {
-        fs::create_dir_all(SERVICE_ACCOUNT)
-            .with_context(|| format!("cannot create {SERVICE_ACCOUNT}"))?;
+    ) -> Result<(&'a mut Command, MountPoint)> {
+        let made = MountPoint::make(Path::new(SERVICE_ACCOUNT))?;
         let place = CString::new(SERVICE_ACCOUNT).context("a path without zero bytes")?;
-        self.enter_with_bind(command, account, place)
+        let command = self.enter_with_bind(command, account, place)?;
+        Ok((command, made))
     }
 
     /// Feeds commands to `ip` inside the namespace, one per line.
