@@ -23,7 +23,7 @@ fuzz_target!(|text: &str| {
         .take(64)
         .filter_map(|line| {
             Some(HttpRouteEntry {
-                matches: matches(line)?,
+                matches: matches(line)?.into(),
                 rule: Arc::clone(&rule),
             })
         })
