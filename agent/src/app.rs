@@ -57,9 +57,6 @@ use state::{Seen, State};
 const METRICS_PORT: u16 = 15020;
 const READINESS_PORT: u16 = 15021;
 
-/// When what starting took for a moment is given back: all that starts with the agent has started by then.
-const SETTLING: Duration = Duration::from_secs(2);
-
 /// Runs the agent until it is told to stop.
 ///
 /// # Errors
@@ -353,7 +350,6 @@ impl Agent {
         let keeper = tokio::spawn(keeper.run(wanted));
         let asking = asking.start();
         let dns = tokio::spawn(dns.run());
-        let settled = tokio::spawn(settle());
         let runtime = tokio::spawn(async move {
             if let Some(runtime) = runtime {
                 runtime.serve().await;
@@ -375,18 +371,11 @@ impl Agent {
         stopping.notify_one();
         admin.await.context("the admin server panicked")?;
         keeper.abort();
-        settled.abort();
         drop(asking);
         dns.abort();
         info!("agent stopped");
         Ok(())
     }
-}
-
-/// Makes what starting took besides an idle agent's own memory the kernel's again.
-async fn settle() {
-    tokio::time::sleep(SETTLING).await;
-    capture::release_free_memory();
 }
 
 /// Resolves when an administrator or the system wants the agent to stop.

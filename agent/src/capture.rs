@@ -14,13 +14,16 @@
 //! ```
 
 mod answers;
+mod arming;
 mod btf;
+mod changes;
 mod control;
 mod direct;
 mod error;
 mod listeners;
 mod maps;
 mod netns;
+mod object;
 mod openings;
 mod packet;
 mod pins;
@@ -39,7 +42,7 @@ use std::{
     fs, io, iter,
     net::IpAddr,
     num::NonZeroUsize,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -60,14 +63,17 @@ pub(crate) use self::{
     sys::{give_back_early as give_memory_back_early, release_free_memory},
 };
 use self::{
-    answers::Answers,
+    arming::{arm, beat},
     maps::Maps,
     netns::Netns,
-    pins::{Record, Records},
+    pins::Records,
     pods::{ArmedPod, Shared},
-    programs::{CGROUP_HOOKS, Instance, PinnedLink},
+    programs::{CGROUP_HOOKS, Loader, PinnedLink},
     sys::{AttachType, Target},
 };
+
+/// So many pods are looked at each time at least.
+const AT_ONCE: usize = 32;
 
 /// How an agent captures.
 #[derive(Clone, Debug)]
@@ -129,11 +135,14 @@ pub(crate) struct Report {
 #[derive(Debug)]
 pub(crate) struct Capture {
     shared: Shared,
+    loader: Loader,
     cgroup: OwnedFd,
     hooks: Vec<Hook>,
     control: Control,
     records: Records,
     pods: BTreeMap<String, ArmedPod>,
+    /// Which part of the pods was looked at last.
+    part: usize,
 }
 
 /// One program on the root cgroup.
@@ -160,15 +169,17 @@ impl Capture {
         let records =
             Records::open(&settings.run_dir).map_err(node(Operation::PrepareRunDirectory))?;
 
-        let variant = programs::probe_variant().map_err(CaptureError::Load)?;
+        let mut loader = Loader::new().map_err(CaptureError::Load)?;
+        let variant = loader.probe_variant().map_err(CaptureError::Load)?;
         let map_pins = pins.join("maps");
         Maps::check(&map_pins).map_err(node(Operation::OpenMaps))?;
-        let instance = Instance {
-            maps: Some(&map_pins),
-            pod: None,
-        };
-        let names = CGROUP_HOOKS.map(|(name, _)| name);
-        let loaded = programs::load(instance, variant, names).map_err(CaptureError::Load)?;
+        loader.share_maps(&map_pins);
+        let programs = loader.load(variant, None).and_then(|mut programs| {
+            let hooks = CGROUP_HOOKS.into_iter();
+            let loaded = hooks.map(|(name, attach)| Ok((name, attach, programs.load(name)?)));
+            loaded.collect::<Result<Vec<_>, _>>()
+        });
+        let programs = programs.map_err(CaptureError::Load)?;
         let maps = Maps::open(&map_pins).map_err(node(Operation::OpenMaps))?;
 
         // What an earlier agent allowed is not known to hold any more.
@@ -176,19 +187,16 @@ impl Capture {
         let control = control::first(settings).map_err(node(Operation::FindCgroup))?;
         maps.set_control(&control).map_err(node(Operation::Beat))?;
         let cgroup = OwnedFd::from(cgroup);
-        let hooks = loaded
-            .into_iter()
-            .zip(CGROUP_HOOKS)
-            .map(|(loaded, (name, attach))| {
-                let pin = pins.join("hooks").join(name);
-                let (program, target) = (loaded.program, Target::Fd(cgroup.as_fd()));
-                let link = PinnedLink::establish(pin, program.as_fd(), target, attach)?;
-                Ok(Hook {
-                    attach,
-                    program,
-                    link,
-                })
-            });
+        let hooks = programs.into_iter().map(|(name, attach, program)| {
+            let pin = pins.join("hooks").join(name);
+            let target = Target::Fd(cgroup.as_fd());
+            let link = PinnedLink::establish(pin, program.as_fd(), target, attach)?;
+            Ok(Hook {
+                attach,
+                program,
+                link,
+            })
+        });
         let hooks = hooks.collect::<io::Result<Vec<_>>>();
         let hooks = hooks.map_err(node(Operation::AttachHooks))?;
         let shared = Shared {
@@ -199,11 +207,13 @@ impl Capture {
         };
         Ok(Self {
             shared,
+            loader,
             cgroup,
             hooks,
             control,
             records,
             pods: BTreeMap::new(),
+            part: 0,
         })
     }
 
@@ -241,108 +251,10 @@ impl Capture {
     ///
     /// When the kernel refuses to write the map.
     pub(crate) fn beat(&mut self) -> Result<(), CaptureError> {
-        let node = |source| CaptureError::Node {
+        beat(&mut self.control, &self.shared.maps).map_err(|source| CaptureError::Node {
             operation: Operation::Beat,
             source,
-        };
-        self.control.beat_ns = control::monotonic_ns().map_err(node)?;
-        self.shared.maps.set_control(&self.control).map_err(node)
-    }
-
-    /// Captures a pod, or adjusts the capture of one that is enrolled already. Its listeners are then
-    /// new, and the old ones have to be closed: they share the port and keep their part of the
-    /// connections until then.
-    ///
-    /// # Errors
-    ///
-    /// Names the step that failed. The pod is then not captured, unless an earlier agent's capture of
-    /// it could not be replaced: that stays in place, closed.
-    pub(crate) fn enrol(&mut self, pod: Pod) -> Result<Enrolled, CaptureError> {
-        let netns = Netns::open(&pod.netns);
-        self.enrol_in(netns, pod)
-    }
-
-    /// As [`Capture::enrol`], for a pod whose network namespace is open already; its path is for an agent that comes
-    /// later.
-    ///
-    /// # Errors
-    ///
-    /// As [`Capture::enrol`].
-    pub(crate) fn enrol_opened(
-        &mut self,
-        netns: BorrowedFd<'_>,
-        pod: Pod,
-    ) -> Result<Enrolled, CaptureError> {
-        let netns = netns.try_clone_to_owned().and_then(Netns::of);
-        self.enrol_in(netns, pod)
-    }
-
-    fn enrol_in(&mut self, netns: io::Result<Netns>, pod: Pod) -> Result<Enrolled, CaptureError> {
-        let uid = pod.uid.clone();
-        let failed = |operation| {
-            let pod = uid.clone();
-            move |source| CaptureError::Pod {
-                operation,
-                pod,
-                source,
-            }
-        };
-        let netns = netns.map_err(failed(Operation::OpenNetns))?;
-        if netns.cookie() == self.control.node_netns_cookie {
-            return Err(CaptureError::HostNetwork { pod: uid });
-        }
-        if let Some(earlier) = self.pods.remove(&uid)
-            && earlier.netns.cookie() != netns.cookie()
-        {
-            self.records
-                .remove(earlier.netns.cookie())
-                .map_err(failed(Operation::Disarm))?;
-            earlier.disarm().map_err(failed(Operation::Disarm))?;
-        }
-        let record = Record {
-            uid: uid.clone(),
-            netns: pod.netns.clone(),
-            cookie: netns.cookie(),
-        };
-        self.records
-            .write(&record)
-            .map_err(failed(Operation::PrepareRunDirectory))?;
-        let dns = pod.dns;
-        let answers = Answers::open(&netns).map_err(failed(Operation::OpenAnswerSockets))?;
-        let mut armed =
-            ArmedPod::prepare(pod, Arc::new(netns), answers, &self.shared).map_err(|source| {
-                CaptureError::LoadPod {
-                    pod: uid.clone(),
-                    source,
-                }
-            })?;
-        let enrolled = arm(&mut armed).and_then(|_| {
-            let dns = dns.then(|| armed.open_dns()).transpose();
-            let dns = dns.map_err(failed(Operation::OpenDnsSockets))?;
-            let listeners = armed
-                .worker_listeners()
-                .map_err(failed(Operation::Observe))?;
-            let sockets = Arc::clone(&armed.sockets);
-            Ok(Enrolled {
-                listeners,
-                dns,
-                sockets,
-            })
-        });
-        match enrolled {
-            Ok(enrolled) => {
-                self.pods.insert(uid, armed);
-                Ok(enrolled)
-            }
-            Err(error) => {
-                let cookie = armed.netns.cookie();
-                armed.disarm().map_err(failed(Operation::Disarm))?;
-                self.records
-                    .remove(cookie)
-                    .map_err(failed(Operation::Disarm))?;
-                Err(error)
-            }
-        }
+        })
     }
 
     /// Ends the capture of a pod: its next connections are its own again. Connections that were
@@ -409,6 +321,19 @@ impl Capture {
 
     /// Compares the kernel with what it should be and repairs what differs.
     pub(crate) fn reconcile(&mut self) -> Report {
+        self.reconcile_those(|_, _| true)
+    }
+
+    /// The same for a part of the pods, another one each time, and for all in whose network namespaces something has
+    /// changed. For a node of hundreds of pods, in which nothing ever does.
+    pub(crate) fn reconcile_some(&mut self) -> Report {
+        let parts = self.pods.len().div_ceil(AT_ONCE).max(1);
+        self.part = (self.part + 1) % parts;
+        let part = self.part;
+        self.reconcile_those(|index, pod| pod.has_changed() || index % parts == part)
+    }
+
+    fn reconcile_those(&mut self, is_due: impl Fn(usize, &mut ArmedPod) -> bool) -> Report {
         let mut report = Report::default();
         if let Err(source) = self.restore_hooks(&mut report.repairs) {
             report.failures.push(CaptureError::Node {
@@ -416,8 +341,21 @@ impl Capture {
                 source,
             });
         }
-        for (uid, armed) in &mut self.pods {
-            match arm(armed) {
+        let mut recorded = match self.shared.maps.addresses() {
+            Ok(recorded) => recorded,
+            Err(source) => {
+                let operation = Operation::OpenMaps;
+                let failure = CaptureError::Node { operation, source };
+                report.failures.push(failure);
+                return report;
+            }
+        };
+        for (index, (uid, armed)) in self.pods.iter_mut().enumerate() {
+            if !is_due(index, armed) {
+                continue;
+            }
+            let recorded = recorded.remove(&armed.netns.cookie());
+            match arm(armed, recorded.unwrap_or_default()) {
                 Ok(repairs) => {
                     if repairs.contains(&"listener") {
                         match armed.worker_listeners() {
@@ -497,27 +435,6 @@ pub(crate) fn uninstall(run_dir: &Path, cgroup: Option<&Path>) -> Result<(), Cap
         pods_cgroup: None,
     };
     Capture::load(&settings)?.remove_everything()
-}
-
-/// Brings a pod to the wanted state; returns the kinds of what was done.
-fn arm(armed: &mut ArmedPod) -> Result<Vec<&'static str>, CaptureError> {
-    let failed = |armed: &ArmedPod, operation, source| CaptureError::Pod {
-        operation,
-        pod: armed.pod.uid.clone(),
-        source,
-    };
-    let actual = armed
-        .observe()
-        .map_err(|error| failed(armed, Operation::Observe, error))?;
-    let mut done = Vec::new();
-    for action in reconcile::reconcile(&armed.desired(), &actual) {
-        let kind = action.kind();
-        armed
-            .apply(action)
-            .map_err(|error| failed(armed, Operation::Arm(kind), error))?;
-        done.push(kind);
-    }
-    Ok(done)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -56,6 +57,8 @@ type Pods = Book<Arc<Sockets>>;
 enum Order {
     /// Something has changed for which live connections have to end.
     Changed,
+    /// There may be connections from now on. Told once between two looks.
+    Ruled,
     Stop,
 }
 
@@ -65,6 +68,8 @@ pub(crate) struct Direct {
     book: Arc<Mutex<Pods>>,
     path: DirectPath,
     orders: mpsc::Sender<Order>,
+    /// Set when the kernel is told of a ruling, until somebody looks at what came of it.
+    has_ruled: Arc<AtomicBool>,
     metrics: DirectMetrics,
 }
 
@@ -89,6 +94,7 @@ pub(crate) fn start(
         book: Arc::new(Mutex::new(Book::new(snapshot))),
         path,
         orders: orders.clone(),
+        has_ruled: Arc::default(),
         metrics: metrics.clone(),
     };
     let lost = direct.path.lost()?;
@@ -96,6 +102,8 @@ pub(crate) fn start(
         events: direct.path.events()?,
         direct: direct.clone(),
         accounts: Accounts::new(traffic, metrics, lost),
+        none_alive: false,
+        had_rulings: true,
     };
     let thread = thread::Builder::new()
         .name("culvert-direct".to_owned())
@@ -196,6 +204,10 @@ impl Direct {
 
     fn apply(&self, book: &mut Pods, changes: Vec<Change>) {
         for Change { client, to, ruling } in changes {
+            // Before the kernel knows: whoever sees this unset has missed no connection.
+            if ruling.is_some() && !self.has_ruled.swap(true, Ordering::SeqCst) {
+                let _stopped = self.orders.send(Order::Ruled);
+            }
             let told = match &ruling {
                 Some(Ruling::Straight { server }) => self.path.allow(client, to, *server),
                 Some(Ruling::Refused) => self.path.deny(client, to),
@@ -238,15 +250,34 @@ struct Desk {
     direct: Direct,
     events: FlowEvents,
     accounts: Accounts,
+    /// Whether no connection was alive when they were looked through last.
+    none_alive: bool,
+    /// Whether one could have begun by a ruling then.
+    had_rulings: bool,
 }
 
 impl Desk {
     fn run(mut self, inbox: &mpsc::Receiver<Order>) {
         let now = Instant::now();
         let (mut read, mut looked, mut asked) = (now, now, now);
+        let mut has_changed = false;
         loop {
-            match inbox.recv_timeout(read.saturating_duration_since(Instant::now())) {
-                Ok(Order::Changed) => self.end_the_wrong(),
+            // Pods come by the hundred: what they change is looked at when no order waits any more.
+            let patience = if has_changed {
+                Duration::ZERO
+            } else {
+                read.saturating_duration_since(Instant::now())
+            };
+            match inbox.recv_timeout(patience) {
+                Ok(Order::Changed) => has_changed = true,
+                Ok(Order::Ruled) => read = read.min(Instant::now() + CALM),
+                Err(RecvTimeoutError::Timeout) if has_changed => {
+                    has_changed = false;
+                    match self.alive() {
+                        Ok(flows) => self.end_the_wrong(flows.unwrap_or_default()),
+                        Err(failure) => cannot_look(&failure),
+                    }
+                }
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
                     let _last = self.read_events();
                     return;
@@ -262,9 +293,20 @@ impl Desk {
                         self.ask_for_bytes();
                         asked = now;
                     }
-                    read = now + if events < MANY_EVENTS { CALM } else { BUSY };
+                    read = now + self.pause(events);
                 }
             }
+        }
+    }
+
+    /// How long to wait after so many events.
+    fn pause(&self, events: usize) -> Duration {
+        if events >= MANY_EVENTS {
+            BUSY
+        } else if self.none_alive && !self.had_rulings && events == 0 {
+            LOOKED_EVERY
+        } else {
+            CALM
         }
     }
 
@@ -280,36 +322,55 @@ impl Desk {
         events
     }
 
+    /// Every end of a live connection; `None` if there can be none, without asking the kernel, whose table is large and
+    /// mostly empty.
+    fn alive(&mut self) -> io::Result<Option<Vec<(u64, FlowEntry)>>> {
+        let has_ruled = self.direct.has_ruled.swap(false, Ordering::SeqCst);
+        let has_rulings = self.direct.lock().len() > 0;
+        // Those of the last look may have been taken back since, and let something begin before.
+        let can_have_begun = has_ruled || self.had_rulings;
+        self.had_rulings = has_rulings;
+        if self.none_alive && !can_have_begun {
+            return Ok(None);
+        }
+        let flows = self.direct.path.flows()?;
+        self.none_alive = flows.is_empty();
+        Ok(Some(flows))
+    }
+
     /// Opens accounts of new connections, settles those whose end was not told, and ends what should not be there.
     fn look_through(&mut self) {
-        let (flows, lost) = match (self.direct.path.flows(), self.direct.path.lost()) {
-            (Ok(flows), Ok(lost)) => (flows, lost),
-            (Err(failure), _) | (_, Err(failure)) => {
-                error!(error = %failure, "cannot look through direct connections");
-                return;
-            }
+        let seen = self.alive().and_then(|flows| {
+            Ok(match flows {
+                Some(flows) => (flows, self.direct.path.lost()?),
+                None => Default::default(),
+            })
+        });
+        let (flows, lost) = match seen {
+            Ok(seen) => seen,
+            Err(failure) => return cannot_look(&failure),
         };
         let mut book = self.direct.lock();
         book.forget_the_gone(Instant::now());
         self.accounts.look_through(&book, &flows);
         self.accounts.make_up_for(&book, lost);
         drop(book);
-        self.end_the_wrong();
+        self.end_the_wrong(flows);
     }
 
     /// Ends live connections that have lost their right. The verdicts are gone by then, so none follows them.
     ///
     /// First at the server's end, whose reset is what the client reads, as it would of the proxy; then whoever has not
     /// received it.
-    fn end_the_wrong(&mut self) {
+    fn end_the_wrong(&mut self, mut flows: Vec<(u64, FlowEntry)>) {
         for round in 0..ROUNDS {
-            let flows = match self.direct.path.flows() {
-                Ok(flows) => flows,
-                Err(failure) => {
-                    error!(error = %failure, "cannot look through direct connections");
-                    return;
-                }
-            };
+            if round > 0 {
+                thread::sleep(GRACE);
+                flows = match self.direct.path.flows() {
+                    Ok(flows) => flows,
+                    Err(failure) => return cannot_look(&failure),
+                };
+            }
             let wrong = self.direct.lock().wrong(&flows);
             if wrong.is_empty() {
                 return;
@@ -317,8 +378,6 @@ impl Desk {
             if round == 0 {
                 let connections = wrong.len();
                 info!(connections, "direct connections lost their right");
-            } else {
-                thread::sleep(GRACE);
             }
             for one in &wrong {
                 self.accounts.revoke(&one.client.flow, &one.why);
@@ -348,6 +407,10 @@ impl Desk {
             }
         }
     }
+}
+
+fn cannot_look(failure: &io::Error) {
+    error!(error = %failure, "cannot look through direct connections");
 }
 
 /// Ends connections, pod by pod.

@@ -10,28 +10,30 @@ mod arrivals;
 mod ledger;
 mod network;
 mod orders;
+mod sandboxes;
 mod whereabouts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 use userspace_l7::model::WorkloadUid;
 use userspace_l7::pod::TakeDns;
 use userspace_l7::worker::{Attachment, Worker};
 
 use crate::admin::Released;
-use crate::capture::{self, Capture, CaptureError, DnsSockets, Enrolled, Sockets, WorkerListeners};
+use crate::capture::{
+    self, Capture, CaptureError, DnsSockets, Enrolled, Report, Sockets, WorkerListeners,
+};
 use crate::direct::Direct;
 use crate::discovery::Processes;
 use crate::mesh::{LocalPod, ObjectName};
-use arrivals::{Arrivals, Standing};
+use arrivals::Arrivals;
 use ledger::{Entry, Pending};
 use network::Network;
 use orders::Order;
@@ -43,6 +45,10 @@ pub(crate) use orders::{Inbox, Orders, channel};
 
 /// How often the kernel's state is compared with what it should be, and the heartbeat renewed.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How long after the start, or after the last pod was enrolled, what that took for a moment is the kernel's again: by then
+/// others, too, have done with it.
+const SETTLING: Duration = Duration::from_secs(2);
 
 /// What the DNS proxy is told about pods.
 pub(crate) trait DnsPods: Send {
@@ -90,6 +96,7 @@ impl Enrolment {
             arrivals: Arrivals::default(),
             bystanders: BTreeSet::new(),
             inherited: true,
+            settling: Some(Instant::now()),
         };
         let thread = thread::Builder::new()
             .name("culvert-capture".to_owned())
@@ -143,6 +150,8 @@ struct Office {
     bystanders: BTreeSet<(ObjectName, Arc<str>)>,
     /// Whether there may be pods of an earlier agent that have not been enrolled again.
     inherited: bool,
+    /// Since when there is memory that was taken for a moment.
+    settling: Option<Instant>,
 }
 
 /// A pod as it is captured: with the addresses that the runtime has given it where the API server shows none yet.
@@ -175,7 +184,7 @@ impl Office {
                 Ok(Order::ListenerLost(uid)) => {
                     // The reconciler sees which listener it is; it only has to look now.
                     warn!(workload = %uid, "a listener is lost");
-                    self.tick();
+                    self.repair(Capture::reconcile);
                 }
                 Ok(Order::ReleaseAll(done)) => {
                     // Whoever asked may have gone away.
@@ -216,6 +225,7 @@ impl Office {
         let is_complete = self.enrol_missing();
         read(&self.ledger).told = true;
         self.release_inherited(is_complete);
+        self.guard();
         self.settle_arrivals();
     }
 
@@ -244,47 +254,40 @@ impl Office {
             whereabouts.keep(|pod| uids.contains(pod) || arrivals.is_awaited(pod));
             whereabouts.look(self.wanted.values().map(|pod| Arc::clone(&pod.pod_uid)));
         }
+        let mut missing = Vec::new();
         let mut is_complete = true;
-        let mut any = false;
         for pod in self.wanted.values().cloned().collect::<Vec<_>>() {
-            let captured = self.as_captured(&pod);
-            if let (Ok(wanted), Some(there)) = (&captured, self.enrolled.get(&pod.uid))
-                && wanted == there
-            {
-                // It may have been lost sight of, and stayed captured.
-                if let Some(entry) = read(&self.ledger).pods.get_mut(&pod.uid) {
-                    entry.pending = None;
+            match self.as_captured(&pod) {
+                Ok(captured) if self.enrolled.get(&pod.uid) == Some(&captured) => {
+                    // It may have been lost sight of, and stayed captured.
+                    if let Some(entry) = read(&self.ledger).pods.get_mut(&pod.uid) {
+                        entry.pending = None;
+                    }
                 }
-                continue;
-            }
-            self.beat();
-            let pending = captured.and_then(|captured| {
-                let fresh = !self.enrolled.contains_key(&pod.uid);
-                self.enrol(&captured.pod).map_err(Pending::Hindered)?;
-                self.enrolled.insert(pod.uid.clone(), captured);
-                info!(workload = %pod.uid, "pod captured");
-                read(&self.ledger).started += u64::from(fresh);
-                Ok(())
-            });
-            let pending = pending.err();
-            is_complete &= pending.is_none();
-            any |= pending != Some(Pending::NotStarted);
-            let entry = Entry {
-                pod: pod.clone(),
-                pending: pending.clone(),
-            };
-            let before = read(&self.ledger).pods.insert(pod.uid.clone(), entry);
-            // It is tried again each tick: said once, not each time.
-            if let Some(Pending::Hindered(reason)) = &pending
-                && before.and_then(|entry| entry.pending) != pending
-            {
-                error!(workload = %pod.uid, %reason, "pod not captured");
+                Ok(captured) => missing.push((pod, captured)),
+                Err(pending) => {
+                    is_complete = false;
+                    self.note(pod, Some(pending));
+                }
             }
         }
-        if any {
-            capture::release_free_memory();
+        is_complete & self.enrol(missing)
+    }
+
+    /// Writes down whether a pod is captured.
+    fn note(&self, pod: LocalPod, pending: Option<Pending>) {
+        let uid = pod.uid.clone();
+        let entry = Entry {
+            pod,
+            pending: pending.clone(),
+        };
+        let before = read(&self.ledger).pods.insert(uid.clone(), entry);
+        // It is tried again each tick: said once, not each time.
+        if let Some(Pending::Hindered(reason)) = &pending
+            && before.and_then(|entry| entry.pending) != pending
+        {
+            error!(workload = %uid, %reason, "pod not captured");
         }
-        is_complete
     }
 
     /// The pod as it is to be captured.
@@ -317,34 +320,86 @@ impl Office {
         Err(hindrance.map_or(Pending::NotStarted, |why| Pending::Hindered(why.clone())))
     }
 
-    fn enrol(&mut self, pod: &LocalPod) -> Result<(), String> {
-        let spec = |netns| capture::Pod {
+    /// Captures pods. Gives whether all are.
+    fn enrol(&mut self, pods: Vec<(LocalPod, Captured)>) -> bool {
+        if pods.is_empty() {
+            return true;
+        }
+        let Some(mut capture) = self.capture.take() else {
+            return false;
+        };
+        let mut is_complete = true;
+        let mut specs = Vec::new();
+        let mut awaited = BTreeMap::new();
+        for (pod, captured) in pods {
+            match self.spec(&captured.pod) {
+                Ok(spec) => {
+                    specs.push(spec);
+                    awaited.insert(pod.uid.to_string(), (pod, captured));
+                }
+                Err(why) => {
+                    is_complete = false;
+                    self.note(pod, Some(Pending::Hindered(why)));
+                }
+            }
+        }
+        let enrolled = capture.enrol(specs, |uid, enrolled| {
+            let Some((pod, captured)) = awaited.remove(uid) else {
+                return;
+            };
+            let pending = match enrolled {
+                Ok(enrolled) => {
+                    self.serve(captured, enrolled);
+                    None
+                }
+                Err(error) => Some(Pending::Hindered(chain(&error))),
+            };
+            is_complete &= pending.is_none();
+            self.note(pod, pending);
+        });
+        if let Err(error) = enrolled {
+            for (pod, _) in awaited.into_values() {
+                self.note(pod, Some(Pending::Hindered(chain(&error))));
+            }
+            is_complete = false;
+        }
+        self.capture = Some(capture);
+        is_complete
+    }
+
+    /// What capture is told of a pod, and its network namespace if it is open already.
+    fn spec(&self, pod: &LocalPod) -> Result<(capture::Pod, Option<OwnedFd>), String> {
+        let (netns, opened) = match &pod.netns {
+            Some(path) => (path.clone(), None),
+            None => {
+                let whereabouts = self.whereabouts.as_ref();
+                let place = whereabouts.and_then(|known| known.of(&pod.pod_uid));
+                let place = place.ok_or("its network namespace is not known")?;
+                let opened = place.netns().as_fd().try_clone_to_owned();
+                let opened = opened.map_err(|error| {
+                    format!("its network namespace cannot be held open: {error}")
+                })?;
+                (place.path.clone(), Some(opened))
+            }
+        };
+        let spec = capture::Pod {
             uid: pod.uid.to_string(),
             netns,
             addresses: pod.addresses.to_vec(),
             dns: pod.dns_capture,
             inbound: !pod.bypass_inbound,
         };
-        let place = self
-            .whereabouts
-            .as_ref()
-            .and_then(|known| known.of(&pod.pod_uid));
-        let capture = self
-            .capture
-            .as_mut()
-            .ok_or("everything was released on request")?;
-        let enrolled = match (&pod.netns, place) {
-            (Some(path), _) => capture.enrol(spec(path.clone())),
-            (None, Some(place)) => {
-                capture.enrol_opened(place.netns().as_fd(), spec(place.path.clone()))
-            }
-            (None, None) => return Err("its network namespace is not known".to_owned()),
-        };
+        Ok((spec, opened))
+    }
+
+    /// A pod is captured: workers, the direct path and the DNS proxy serve it from now on.
+    fn serve(&mut self, captured: Captured, enrolled: Enrolled) {
+        let pod = &captured.pod;
         let Enrolled {
             listeners,
             dns,
             sockets,
-        } = enrolled.map_err(|error| chain(&error))?;
+        } = enrolled;
         self.attach(pod, listeners, &sockets);
         if let Some(direct) = &self.direct {
             // Who lets everybody in is not asked about anybody.
@@ -358,96 +413,18 @@ impl Office {
             Some(dns) => self.dns.serve(&pod.uid, dns, sockets),
             None => self.dns.forget(&pod.uid),
         }
-        Ok(())
+        info!(workload = %pod.uid, "pod captured");
+        let before = self.enrolled.insert(pod.uid.clone(), captured);
+        read(&self.ledger).started += u64::from(before.is_none());
+        self.settling = Some(Instant::now());
     }
 
-    /// A pod is about to start.
-    fn arrive(&mut self, arrival: Arrival, answer: oneshot::Sender<Admission>) {
-        let Arrival {
-            name,
-            pod_uid,
-            container,
-            netns,
-            addresses,
-        } = arrival;
-        let refusal = if self.capture.is_none() {
-            Some("everything was released on request".to_owned())
-        } else if let Some(whereabouts) = &mut self.whereabouts {
-            let shown = netns.display().to_string();
-            match Place::told(container, netns, addresses) {
-                Ok(place) => {
-                    whereabouts.tell(Arc::clone(&pod_uid), place);
-                    None
-                }
-                Err(error) => Some(format!(
-                    "the agent cannot open the network namespace {shown} ({error}): is /var/run/netns mounted into it, with propagation?"
-                )),
-            }
-        } else {
-            Some("this agent's pods name their network namespaces themselves".to_owned())
-        };
-        if let Some(why) = refusal {
-            let _given_up = answer.send(Admission::Refused(why));
-            return;
+    /// Has closed ports of the captured pods refuse.
+    fn guard(&mut self) {
+        let failures = self.capture.as_mut().map(Capture::guard);
+        for failure in failures.into_iter().flatten() {
+            error!(error = %chain(&failure), "closed ports of a pod do not refuse yet");
         }
-        self.arrivals.wait(name, pod_uid, answer);
-        self.enrol_missing();
-        self.settle_arrivals();
-    }
-
-    fn check(&self, arrival: &Arrival) -> Admission {
-        match self.standing(&arrival.name, &arrival.pod_uid) {
-            Standing::Captured => Admission::Captured,
-            Standing::NotInMesh => Admission::NotInMesh,
-            Standing::Hindered(why) => Admission::Refused(why),
-            Standing::Unknown => Admission::Refused("the agent knows no such pod".to_owned()),
-        }
-    }
-
-    /// The runtime has ended sandboxes. Only its word opens a pod's namespace again before the pod is deleted: that no
-    /// process of a pod is found leaves the pod captured.
-    fn leave_places(&mut self, is_gone: impl Fn(&String) -> bool) {
-        let Some(whereabouts) = &mut self.whereabouts else {
-            return;
-        };
-        let left = whereabouts.leave(is_gone);
-        let captured = self.enrolled.iter();
-        let captured = captured.filter(|(_, captured)| left.contains(&captured.pod.pod_uid));
-        for uid in captured.map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
-            self.release(&uid);
-        }
-        self.enrol_missing();
-    }
-
-    fn settle_arrivals(&mut self) {
-        let mut arrivals = std::mem::take(&mut self.arrivals);
-        arrivals.settle(|name, pod_uid| self.standing(name, pod_uid));
-        self.arrivals = arrivals;
-    }
-
-    fn standing(&self, name: &ObjectName, pod_uid: &Arc<str>) -> Standing {
-        let mut wanted = self.wanted.values();
-        let Some(pod) = wanted.find(|pod| pod.pod_uid == *pod_uid && pod.name == *name) else {
-            let key = (name.clone(), Arc::clone(pod_uid));
-            return if self.bystanders.contains(&key) {
-                Standing::NotInMesh
-            } else {
-                Standing::Unknown
-            };
-        };
-        let is_captured = self
-            .as_captured(pod)
-            .is_ok_and(|as_wanted| self.enrolled.get(&pod.uid) == Some(&as_wanted));
-        if is_captured {
-            return Standing::Captured;
-        }
-        let ledger = read(&self.ledger);
-        let entry = ledger.pods.get(&pod.uid);
-        let pending = entry.and_then(|entry| entry.pending.as_ref());
-        Standing::Hindered(pending.map_or_else(
-            || "its capture has not begun".to_owned(),
-            ToString::to_string,
-        ))
     }
 
     fn attach(&self, pod: &LocalPod, listeners: Vec<WorkerListeners>, sockets: &Arc<Sockets>) {
@@ -523,10 +500,30 @@ impl Office {
 
     fn tick(&mut self) {
         self.beat();
+        self.repair(Capture::reconcile_some);
+        if self.capture.is_none() {
+            return;
+        }
+        if read(&self.ledger).told {
+            let is_complete = self.enrol_missing();
+            self.release_inherited(is_complete);
+            self.guard();
+        }
+        self.settle_arrivals();
+        if self
+            .settling
+            .is_some_and(|since| since.elapsed() >= SETTLING)
+        {
+            self.settling = None;
+            capture::release_free_memory();
+        }
+    }
+
+    fn repair(&mut self, reconcile: impl FnOnce(&mut Capture) -> Report) {
         let Some(capture) = &mut self.capture else {
             return;
         };
-        let report = capture.reconcile();
+        let report = reconcile(capture);
         for (uid, listeners) in report.listeners {
             let sockets = self
                 .capture
@@ -544,11 +541,6 @@ impl Office {
         for failure in &report.failures {
             error!(error = %chain(failure), "capture is not as it should be");
         }
-        if read(&self.ledger).told {
-            let is_complete = self.enrol_missing();
-            self.release_inherited(is_complete);
-        }
-        self.settle_arrivals();
     }
 
     fn count_repair(&self, kind: &str) {

@@ -1,6 +1,7 @@
 //! The pinned maps, by what they mean to the agent.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -132,13 +133,14 @@ impl Maps {
         self.pods.remove(&netns_cookie)
     }
 
-    /// The addresses recorded as a pod's own.
-    pub(crate) fn addresses(&self, netns_cookie: u64) -> io::Result<Vec<IpAddr>> {
-        let keys = self.local_addresses.keys()?;
-        let own = keys
-            .into_iter()
-            .filter(|key| key.netns_cookie == netns_cookie);
-        Ok(own.map(|key| key.address.into()).collect())
+    /// The addresses recorded as pods' own, by the cookies of their network namespaces.
+    pub(crate) fn addresses(&self) -> io::Result<BTreeMap<u64, Vec<IpAddr>>> {
+        let mut addresses = BTreeMap::<_, Vec<_>>::new();
+        for (key, _) in self.local_addresses.entries()? {
+            let own = addresses.entry(key.netns_cookie).or_default();
+            own.push(key.address.into());
+        }
+        Ok(addresses)
     }
 
     pub(crate) fn add_address(&self, netns_cookie: u64, address: IpAddr) -> io::Result<()> {
@@ -316,7 +318,8 @@ impl Maps {
     pub(crate) fn forget_pod(&self, netns_cookie: u64) -> io::Result<()> {
         self.remove_pod(netns_cookie)?;
         self.direct.forget_pod(netns_cookie)?;
-        for address in self.addresses(netns_cookie)? {
+        let mut addresses = self.addresses()?;
+        for address in addresses.remove(&netns_cookie).unwrap_or_default() {
             self.remove_address(netns_cookie, address)?;
         }
         self.remove_listeners(netns_cookie)?;

@@ -15,14 +15,15 @@ use culvert_ebpf::{POD_DNS, POD_INBOUND_OPEN, PodEntry};
 use super::{
     Pod,
     answers::Answers,
+    changes::Changes,
     listeners::{self, DnsSockets, PodListeners, WorkerListeners},
     maps::{Maps, Slot},
     netns::Netns,
     programs::{
-        self, DEVICE_PROGRAM, HOLD_PROGRAM, Instance, LOOKUP_PROGRAM, Loaded, PinnedLink, Variant,
+        DEVICE_PROGRAM, HOLD_PROGRAM, LOOKUP_PROGRAM, LoadError, Loader, PinnedLink, Variant,
     },
     reconcile::{Action, Actual, Desired},
-    routing::{Device, Family, Netlink},
+    routing::{Device, Family, Netlink, Routing},
     sock_diag,
     sockets::{Sockets, own_note},
     sys::{self, AttachType, Target},
@@ -49,52 +50,76 @@ impl Shared {
     }
 }
 
+/// So many looks at a pod trust that the kernel tells of changes; the next one does not.
+const LOOKS_UNTIL_SURE: u32 = 60;
+
 /// An enrolled pod and everything the agent holds of it.
 #[derive(Debug)]
 pub(super) struct ArmedPod {
     pub(super) pod: Pod,
     pub(super) netns: Arc<Netns>,
     pub(super) sockets: Arc<Sockets>,
+    /// Whether its devices get the program by which closed ports refuse.
+    pub(super) guarded: bool,
     shared: Shared,
-    lookup_program: OwnedFd,
-    device_program: OwnedFd,
-    hold_program: OwnedFd,
+    programs: PodPrograms,
+    netlink: Netlink,
+    /// What was seen of the namespace last, and what tells that it may be otherwise by now.
+    routing: Option<Routing>,
+    changes: Changes,
+    looks: u32,
     lookup: Option<PinnedLink>,
     devices: BTreeMap<Device, PinnedLink>,
     /// Copies of the workers' listeners, by which their state is watched.
     listeners: Option<PodListeners>,
 }
 
+/// The programs that act in one pod.
+#[derive(Debug)]
+pub(super) struct PodPrograms {
+    lookup: OwnedFd,
+    device: OwnedFd,
+    hold: OwnedFd,
+}
+
+impl PodPrograms {
+    /// Loads them; nothing in the kernel acts on the pod yet.
+    pub(super) fn load(
+        loader: &mut Loader,
+        variant: Variant,
+        netns_cookie: u64,
+    ) -> Result<Self, LoadError> {
+        let mut programs = loader.load(variant, Some(netns_cookie))?;
+        Ok(Self {
+            lookup: programs.load(LOOKUP_PROGRAM)?,
+            device: programs.load(DEVICE_PROGRAM)?,
+            hold: programs.load(HOLD_PROGRAM)?,
+        })
+    }
+}
+
 impl ArmedPod {
-    /// Prepares a pod's programs; nothing in the kernel acts on the pod yet.
+    /// Prepares a pod; nothing in the kernel acts on it yet.
     pub(super) fn prepare(
         pod: Pod,
         netns: Arc<Netns>,
         answers: Answers,
+        programs: PodPrograms,
         shared: &Shared,
-    ) -> Result<Self, programs::LoadError> {
-        let maps = shared.map_pins();
-        let instance = Instance {
-            maps: Some(&maps),
-            pod: Some(netns.cookie()),
-        };
-        let [lookup, device, hold] = [LOOKUP_PROGRAM, DEVICE_PROGRAM, HOLD_PROGRAM];
-        let mut loaded = programs::load(instance, shared.variant, [lookup, device, hold])?;
-        let mut take = |name| {
-            let found = loaded.iter().position(|loaded| loaded.name == name);
-            let found = found.map(|index| loaded.swap_remove(index));
-            found
-                .map(|Loaded { program, .. }| program)
-                .ok_or(programs::LoadError::Missing { name })
-        };
+    ) -> io::Result<Self> {
+        let (netlink, changes) =
+            netns.run(|| Ok::<_, io::Error>((Netlink::open()?, Changes::open()?)))??;
         Ok(Self {
-            lookup_program: take(lookup)?,
-            device_program: take(device)?,
-            hold_program: take(hold)?,
+            programs,
             sockets: Sockets::new(Arc::clone(&netns), Arc::clone(&shared.maps), answers),
+            guarded: false,
             shared: shared.clone(),
             pod,
             netns,
+            netlink,
+            routing: None,
+            changes,
+            looks: 0,
             lookup: None,
             devices: BTreeMap::new(),
             listeners: None,
@@ -113,7 +138,8 @@ impl ArmedPod {
         let ports = self.listeners.as_ref();
         Desired {
             addresses: self.pod.addresses.clone(),
-            device_programs: self.shared.variant.has_tcx,
+            holds: self.shared.variant.has_tcx,
+            guards: self.shared.variant.has_tcx && self.guarded,
             entry: PodEntry {
                 flags,
                 outbound_port: ports.map_or(0, |listeners| listeners.outbound_port),
@@ -122,10 +148,10 @@ impl ArmedPod {
         }
     }
 
-    /// What the pod is like.
-    pub(super) fn observe(&self) -> io::Result<Actual> {
+    /// What the pod is like. `recorded_addresses` are those that the maps say are its own.
+    pub(super) fn observe(&mut self, recorded_addresses: Vec<IpAddr>) -> io::Result<Actual> {
         let cookie = self.netns.cookie();
-        let routing = self.netns.run(|| Netlink::open()?.observe())??;
+        let routing = self.routing()?;
         let guards = self
             .devices
             .iter()
@@ -136,9 +162,30 @@ impl ArmedPod {
             slots_filled: self.slots_filled()?,
             lookup_attached: self.lookup.as_ref().is_some_and(PinnedLink::is_whole),
             guards: guards.collect(),
-            recorded_addresses: self.shared.maps.addresses(cookie)?,
+            recorded_addresses,
             entry: self.shared.maps.pod(cookie)?,
         })
+    }
+
+    /// Whether something has changed in its network namespace since that was looked at.
+    pub(super) fn has_changed(&mut self) -> bool {
+        if !matches!(self.changes.any(), Ok(false)) {
+            self.routing = None;
+        }
+        self.routing.is_none()
+    }
+
+    /// What its network namespace holds. Asked only if something has changed there.
+    fn routing(&mut self) -> io::Result<Routing> {
+        self.looks = (self.looks + 1) % LOOKS_UNTIL_SURE;
+        let has_changed = self.has_changed();
+        let known = self.routing.take();
+        let routing = match known.filter(|_| !has_changed && self.looks != 0) {
+            Some(known) => known,
+            None => self.netlink.observe()?,
+        };
+        self.routing = Some(routing.clone());
+        Ok(routing)
     }
 
     fn listeners_open(&self) -> io::Result<bool> {
@@ -181,16 +228,14 @@ impl ArmedPod {
     pub(super) fn apply(&mut self, action: Action) -> io::Result<()> {
         let cookie = self.netns.cookie();
         match action {
-            Action::RaiseLoopback => self.netlink(Netlink::raise_loopback),
-            Action::AddBackstopRule(family) => {
-                self.netlink(|netlink| netlink.add_backstop_rule(family))
-            }
+            Action::RaiseLoopback => self.netlink.raise_loopback(),
+            Action::AddBackstopRule(family) => self.netlink.add_backstop_rule(family),
             Action::AddRoute(family) => {
                 // IPv6 chooses the source well by itself, and refuses one that is still tentative.
                 let source = self.desired().source(family).filter(IpAddr::is_ipv4);
-                self.netlink(|netlink| netlink.add_route(family, source))
+                self.netlink.add_route(family, source)
             }
-            Action::AddLoopRule(family) => self.netlink(|netlink| netlink.add_loop_rule(family)),
+            Action::AddLoopRule(family) => self.netlink.add_loop_rule(family),
             Action::OpenListeners => self.open_listeners(),
             Action::FillSlots => {
                 let maps = &self.shared.maps;
@@ -198,8 +243,8 @@ impl ArmedPod {
                 slots.try_for_each(|(slot, listener)| maps.set_listener(cookie, slot, listener))
             }
             Action::AttachLookup => self.attach_lookup(),
-            Action::GuardDevice(device) => self.watch(device, |pod| &pod.device_program),
-            Action::HoldOpenings(device) => self.watch(device, |pod| &pod.hold_program),
+            Action::GuardDevice(device) => self.watch(device, |pod| &pod.programs.device),
+            Action::HoldOpenings(device) => self.watch(device, |pod| &pod.programs.hold),
             Action::ForgetDevice(device) => self
                 .devices
                 .remove(&device)
@@ -208,10 +253,6 @@ impl ArmedPod {
             Action::ForgetAddress(address) => self.shared.maps.remove_address(cookie, address),
             Action::WriteEntry => self.shared.maps.set_pod(cookie, self.desired().entry),
         }
-    }
-
-    fn netlink(&self, work: impl FnOnce(&mut Netlink) -> io::Result<()> + Send) -> io::Result<()> {
-        self.netns.run(|| work(&mut Netlink::open()?))?
     }
 
     fn open_listeners(&mut self) -> io::Result<()> {
@@ -256,7 +297,7 @@ impl ArmedPod {
     fn attach_lookup(&mut self) -> io::Result<()> {
         let directory = self.shared.pod_pins(self.netns.cookie());
         fs::create_dir_all(&directory)?;
-        let program = self.lookup_program.as_fd();
+        let program = self.programs.lookup.as_fd();
         let target = Target::Fd(self.netns.as_fd());
         if let Some(link) = &mut self.lookup {
             return link.restore(program, target, AttachType::SkLookup);

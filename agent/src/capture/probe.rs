@@ -14,9 +14,7 @@ use super::{
     btf::TcpOffsets,
     control::find_cgroup2,
     netns,
-    programs::{
-        self, CGROUP_HOOKS, DEVICE_PROGRAM, HOLD_PROGRAM, Instance, LOOKUP_PROGRAM, Variant,
-    },
+    programs::{CGROUP_HOOKS, DEVICE_PROGRAM, HOLD_PROGRAM, LOOKUP_PROGRAM, Loader, Variant},
     routing::Netlink,
     sock_diag, sys,
 };
@@ -67,7 +65,7 @@ pub(crate) fn sk_lookup() -> Result<(), Reason> {
 
 /// Refusals with an error of the program's choice.
 pub(crate) fn set_retval() -> Result<(), Reason> {
-    if !programs::probe_variant()?.has_set_retval {
+    if !Loader::new()?.probe_variant()?.has_set_retval {
         return Err("bpf_set_retval is missing".into());
     }
     Ok(())
@@ -76,7 +74,7 @@ pub(crate) fn set_retval() -> Result<(), Reason> {
 /// What a connection between two pods has carried.
 pub(crate) fn tcp_byte_counts() -> Result<(), Reason> {
     TcpOffsets::of_kernel()?;
-    if programs::probe_variant()?.tcp.is_none() {
+    if Loader::new()?.probe_variant()?.tcp.is_none() {
         return Err("the programs that read them are not accepted".into());
     }
     Ok(())
@@ -85,7 +83,7 @@ pub(crate) fn tcp_byte_counts() -> Result<(), Reason> {
 /// Links of programs to devices.
 pub(crate) fn tcx() -> Result<(), Reason> {
     load([DEVICE_PROGRAM, HOLD_PROGRAM])?;
-    if !programs::probe_variant()?.has_tcx {
+    if !Loader::new()?.probe_variant()?.has_tcx {
         return Err("tcx links are missing".into());
     }
     Ok(())
@@ -114,17 +112,19 @@ pub(crate) fn destroy_sockets() -> Result<(), Reason> {
 }
 
 fn load<const N: usize>(names: [&'static str; N]) -> Result<(), Reason> {
-    let private = Instance {
-        maps: None,
-        pod: None,
-    };
+    let mut loader = Loader::new()?;
     // Not `probe_variant`, which would report a missing helper where the program is at fault.
     let variants = [true, false].map(|has_set_retval| Variant {
         has_set_retval,
         tcp: None,
         has_tcx: false,
     });
-    let [newest, oldest] = variants.map(|variant| programs::load(private, variant, names));
+    let [newest, oldest] = variants.map(|variant| {
+        let mut programs = loader.load(variant, None)?;
+        names
+            .iter()
+            .try_for_each(|name| programs.load(name).map(drop))
+    });
     match (newest, oldest) {
         (Ok(_), _) | (_, Ok(_)) => Ok(()),
         (_, Err(error)) => Err(error.into()),

@@ -4,7 +4,7 @@
 //! programs into the links it finds: no moment passes in which nothing is attached.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -16,11 +16,9 @@ use aya::{
 
 use super::{
     btf::TcpOffsets,
+    object::{Globals, ObjectError},
     sys::{self, AttachType, Target},
 };
-
-/// The programs, as `cargo xtask build` compiled them.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CULVERT_EBPF_OBJECT"));
 
 /// The programs attached to the root cgroup, and where.
 pub(crate) const CGROUP_HOOKS: [(&str, AttachType); 9] = [
@@ -51,6 +49,9 @@ pub(crate) enum LoadError {
     /// The embedded object is not ours.
     #[error("the embedded eBPF object has no program {name}")]
     Missing { name: &'static str },
+    /// Likewise.
+    #[error("the embedded eBPF object is not this agent's")]
+    Object(#[from] ObjectError),
     /// A program's descriptor could not be kept.
     #[error("cannot keep the eBPF program {name}")]
     Keep {
@@ -79,49 +80,100 @@ pub(crate) const HOLD_PROGRAM: &str = "hold_opening";
 /// The program on a pod's network namespace.
 pub(crate) const LOOKUP_PROGRAM: &str = "select_listener";
 
-/// Which map directory a load uses and which pod it is for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Instance<'a> {
-    /// Maps found here are shared, others are made and pinned here; `None` makes private ones.
-    pub(crate) maps: Option<&'a Path>,
-    /// For the per-pod programs, the cookie of the pod's network namespace.
-    pub(crate) pod: Option<u64>,
+/// Loads the programs, again for each pod. One for the whole process: aya reads all 5 MB of the kernel's own types when a
+/// loader is made, which takes it longer than loading a pod's programs.
+pub(crate) struct Loader {
+    aya: EbpfLoader<'static>,
+    globals: Globals,
 }
 
-/// A loaded program.
-#[derive(Debug)]
-pub(crate) struct Loaded {
-    pub(crate) name: &'static str,
-    pub(crate) program: OwnedFd,
-}
-
-/// Loads programs of the object, in the order given.
-pub(crate) fn load(
-    instance: Instance<'_>,
-    variant: Variant,
-    names: impl IntoIterator<Item = &'static str>,
-) -> Result<Vec<Loaded>, LoadError> {
-    let cookie = instance.pod.unwrap_or(0);
-    let has_set_retval = u32::from(variant.has_set_retval);
-    let mut loader = EbpfLoader::new();
-    loader.override_global("POD_COOKIE", &cookie, true);
-    loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
-    let offsets = variant.tcp.map(tcp_globals);
-    for (name, offset) in offsets.iter().flatten() {
-        loader.override_global(name, offset, true);
+impl Loader {
+    /// A loader whose programs have maps of their own, gone with them.
+    ///
+    /// # Errors
+    ///
+    /// When the object is not this agent's.
+    pub(crate) fn new() -> Result<Self, LoadError> {
+        let globals = Globals::of_object()?;
+        let mut aya = EbpfLoader::new();
+        // No program of ours is relocated by the kernel's types.
+        aya.btf(None);
+        Ok(Self { aya, globals })
     }
-    for (name, ..) in culvert_ebpf::MAPS.iter().chain(&culvert_ebpf::DIRECT_MAPS) {
-        if let Some(maps) = instance.maps {
-            loader.map_pin_path(name, maps.join(name));
+
+    /// Has programs loaded from now on share the maps pinned in a directory. Those that are missing are made and pinned.
+    pub(crate) fn share_maps(&mut self, directory: &Path) {
+        for (name, ..) in culvert_ebpf::MAPS.iter().chain(&culvert_ebpf::DIRECT_MAPS) {
+            self.aya.map_pin_path(name, directory.join(name));
         }
     }
-    let mut object = loader
-        .load(OBJECT)
-        .map_err(|error| LoadError::Maps(Box::new(error)))?;
-    names
-        .into_iter()
-        .map(|name| load_one(&mut object, name))
-        .collect()
+
+    /// Makes the maps, or finds them, for programs to be loaded with. `pod` is for those that act in a pod: the cookie of
+    /// its network namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not accept a map.
+    pub(crate) fn load(
+        &mut self,
+        variant: Variant,
+        pod: Option<u64>,
+    ) -> Result<Programs, LoadError> {
+        let mut image = self.globals.image();
+        image.set("POD_COOKIE", pod.unwrap_or(0).to_ne_bytes())?;
+        let has_set_retval = u32::from(variant.has_set_retval);
+        image.set("HAS_SET_RETVAL", has_set_retval.to_ne_bytes())?;
+        let offsets = variant.tcp.map(tcp_globals);
+        for (name, offset) in offsets.into_iter().flatten() {
+            image.set(name, offset.to_ne_bytes())?;
+        }
+        let object = self.aya.load(image.bytes());
+        let object = object.map_err(|error| LoadError::Maps(Box::new(error)))?;
+        Ok(Programs(object))
+    }
+
+    /// Finds out what this kernel has by trying, not by its version: vendors back-port.
+    ///
+    /// # Errors
+    ///
+    /// When it accepts no variant of the programs.
+    pub(crate) fn probe_variant(&mut self) -> Result<Variant, LoadError> {
+        let with = |has_set_retval| Variant {
+            has_set_retval,
+            has_tcx: false,
+            tcp: None,
+        };
+        let has_set_retval = self.accepts(with(true), "connect4").is_ok();
+        let variant = with(has_set_retval);
+        if !has_set_retval {
+            self.accepts(variant, "connect4")?;
+        }
+        let has_tcx = self.accepts(variant, DEVICE_PROGRAM);
+        let has_tcx = has_tcx.is_ok_and(|program| accepts_tcx(program.as_fd()));
+        let tcp = TcpOffsets::of_kernel().ok();
+        let with_tcp = Variant { tcp, ..variant };
+        let counts = self.accepts(with_tcp, FOLLOW_PROGRAM).is_ok();
+        Ok(Variant {
+            has_tcx,
+            tcp: tcp.filter(|_| counts),
+            ..variant
+        })
+    }
+
+    /// Tries one program.
+    pub(crate) fn accepts(
+        &mut self,
+        variant: Variant,
+        name: &'static str,
+    ) -> Result<OwnedFd, LoadError> {
+        self.load(variant, None)?.load(name)
+    }
+}
+
+impl fmt::Debug for Loader {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Loader").finish_non_exhaustive()
+    }
 }
 
 /// The programs' names for the offsets.
@@ -135,59 +187,34 @@ fn tcp_globals(offsets: TcpOffsets) -> [(&'static str, u32); 5] {
     ]
 }
 
-fn load_one(object: &mut Ebpf, name: &'static str) -> Result<Loaded, LoadError> {
-    let refused = |error| LoadError::Program {
-        name,
-        source: Box::new(error),
-    };
-    let program = object
-        .program_mut(name)
-        .ok_or(LoadError::Missing { name })?;
-    match program {
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::SockOps(program) => program.load(),
-        Program::SkLookup(program) => program.load(),
-        Program::SchedClassifier(program) => program.load(),
-        _ => return Err(LoadError::Missing { name }),
-    }
-    .map_err(refused)?;
-    let fd = program.fd().map_err(refused)?.as_fd();
-    let program = fd
-        .try_clone_to_owned()
-        .map_err(|source| LoadError::Keep { name, source })?;
-    Ok(Loaded { name, program })
-}
+/// Programs with their maps, not in the kernel yet.
+pub(crate) struct Programs(Ebpf);
 
-/// Finds out what this kernel has by trying, not by its version: vendors back-port.
-pub(crate) fn probe_variant() -> Result<Variant, LoadError> {
-    let private = Instance {
-        maps: None,
-        pod: None,
-    };
-    let with = |has_set_retval| Variant {
-        has_set_retval,
-        has_tcx: false,
-        tcp: None,
-    };
-    let has_set_retval = load(private, with(true), ["connect4"]).is_ok();
-    let variant = with(has_set_retval);
-    if !has_set_retval {
-        load(private, variant, ["connect4"])?;
+impl Programs {
+    /// Loads one of them.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not accept it, or there is none.
+    pub(crate) fn load(&mut self, name: &'static str) -> Result<OwnedFd, LoadError> {
+        let refused = |error| LoadError::Program {
+            name,
+            source: Box::new(error),
+        };
+        let program = self.0.program_mut(name);
+        let program = program.ok_or(LoadError::Missing { name })?;
+        match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::SockOps(program) => program.load(),
+            Program::SkLookup(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            _ => return Err(LoadError::Missing { name }),
+        }
+        .map_err(refused)?;
+        let fd = program.fd().map_err(refused)?.as_fd();
+        let program = fd.try_clone_to_owned();
+        program.map_err(|source| LoadError::Keep { name, source })
     }
-    let has_tcx = match load(private, variant, [DEVICE_PROGRAM]) {
-        Ok(loaded) => loaded
-            .iter()
-            .all(|loaded| accepts_tcx(loaded.program.as_fd())),
-        Err(_) => false,
-    };
-    let tcp = TcpOffsets::of_kernel().ok();
-    let with_tcp = Variant { tcp, ..variant };
-    let counts = load(private, with_tcp, [FOLLOW_PROGRAM]).is_ok();
-    Ok(Variant {
-        has_tcx,
-        tcp: tcp.filter(|_| counts),
-        ..variant
-    })
 }
 
 /// Asked to attach to a device that cannot exist, a kernel with tcx objects to the device, one without

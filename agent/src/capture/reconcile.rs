@@ -15,9 +15,10 @@ use super::routing::{Device, Family, Routing};
 pub(crate) struct Desired {
     /// The pod's own addresses as the cluster knows them; others on its devices count as well.
     pub(crate) addresses: Vec<IpAddr>,
-    /// Whether devices get their programs: the one that lets closed ports refuse, and on `lo` the one that
-    /// holds connections until their far side answers.
-    pub(crate) device_programs: bool,
+    /// Whether `lo` gets the program that holds connections until their far side answers.
+    pub(crate) holds: bool,
+    /// Whether the other devices get the one that lets closed ports refuse.
+    pub(crate) guards: bool,
     /// The entry, with the ports of the listeners if these are open.
     pub(crate) entry: PodEntry,
 }
@@ -146,9 +147,10 @@ pub(crate) fn reconcile(desired: &Desired, actual: &Actual) -> Vec<Action> {
 fn devices(desired: &Desired, actual: &Actual) -> Vec<Action> {
     let (present, loopback) = (&actual.routing.devices, actual.routing.loopback);
     let guards = &actual.guards;
-    let lacks = |device: &Device| desired.device_programs && guards.get(device) != Some(&true);
+    let lacks = |device: &Device| guards.get(device) != Some(&true);
     let unguarded = present.iter().copied().filter(lacks);
-    let unheld = loopback.filter(lacks);
+    let unguarded = unguarded.filter(|_| desired.guards);
+    let unheld = loopback.filter(lacks).filter(|_| desired.holds);
     let gone = guards.keys().copied();
     let gone = gone.filter(|device| !present.contains(device) && Some(*device) != loopback);
     unguarded

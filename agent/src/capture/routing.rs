@@ -5,9 +5,8 @@
 //! deleted or that went away with `lo`, a socket bound to a device, a family without addresses.
 
 use std::{
-    fs, io,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
 };
 
 use culvert_ebpf::{MARK_MASK, MARK_OUTBOUND};
@@ -18,7 +17,10 @@ use netlink_packet_core::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{LinkFlags, LinkLayerType, LinkMessage},
+    link::{
+        AfSpecInet6, AfSpecUnspec, Inet6DevConf, LinkAttribute, LinkFlags, LinkLayerType,
+        LinkMessage,
+    },
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
@@ -91,7 +93,8 @@ pub(crate) struct Routing {
     pub(crate) routable: Vec<Family>,
 }
 
-/// A rtnetlink socket of the network namespace it was opened in.
+/// A rtnetlink socket. It serves the network namespace in which it was opened, whichever its user is in.
+#[derive(Debug)]
 pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
@@ -112,8 +115,8 @@ impl Netlink {
     /// Reads the state that [`Routing`] describes.
     pub(crate) fn observe(&mut self) -> io::Result<Routing> {
         let mut seen = Routing {
-            supported: supported_families(),
-            routable: routable_families(),
+            supported: vec![Family::V4],
+            routable: vec![Family::V4],
             ..Routing::default()
         };
         for message in self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
@@ -125,6 +128,12 @@ impl Netlink {
                     index: link.header.index,
                 });
                 seen.loopback_up = link.header.flags.contains(LinkFlags::Up);
+                if let Some(v6) = v6_settings(&link) {
+                    seen.supported.push(Family::V6);
+                    // Clusters without IPv6 often disable it in pods.
+                    seen.routable
+                        .extend((v6.disable_ipv6 == 0).then_some(Family::V6));
+                }
             } else if link.header.link_layer_type == LinkLayerType::Ether {
                 seen.devices.push(Device {
                     index: link.header.index,
@@ -142,7 +151,7 @@ impl Netlink {
                 seen.addresses.extend(own_address(&address));
             }
         }
-        for family in supported_families() {
+        for family in seen.supported.clone() {
             self.observe_family(family, &mut seen)?;
         }
         Ok(seen)
@@ -286,26 +295,24 @@ impl Netlink {
 /// `LOOPBACK_IFINDEX`: `lo` is the first device of every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
-/// The families the kernel was built and booted with.
-fn supported_families() -> Vec<Family> {
-    let has_v6 = Path::new(LOOPBACK_DISABLES_V6).exists();
-    Family::ALL
-        .into_iter()
-        .filter(|family| *family == Family::V4 || has_v6)
-        .collect()
+/// A device's settings of IPv6 (`IFLA_INET6_CONF`); `None` if the kernel was built or booted without it.
+fn v6_settings(link: &LinkMessage) -> Option<&Inet6DevConf> {
+    let families = link
+        .attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            LinkAttribute::AfSpecUnspec(families) => Some(families),
+            _ => None,
+        });
+    let v6 = families.flatten().filter_map(|family| match family {
+        AfSpecUnspec::Inet6(settings) => Some(settings),
+        _ => None,
+    });
+    v6.flatten().find_map(|setting| match setting {
+        AfSpecInet6::DevConf(settings) => Some(settings),
+        _ => None,
+    })
 }
-
-/// The families in which the calling thread's network namespace can have a route through `lo`.
-/// Clusters without IPv6 often disable it in pods.
-fn routable_families() -> Vec<Family> {
-    let v6_disabled = fs::read_to_string(LOOPBACK_DISABLES_V6).is_ok_and(|flag| flag.trim() != "0");
-    let mut families = supported_families();
-    families.retain(|family| *family == Family::V4 || !v6_disabled);
-    families
-}
-
-/// Like all of `/proc/sys/net`, this shows the network namespace of the calling thread.
-const LOOPBACK_DISABLES_V6: &str = "/proc/sys/net/ipv6/conf/lo/disable_ipv6";
 
 fn rule(family: Family, priority: u32) -> RuleMessage {
     let mut rule = RuleMessage::default();

@@ -337,7 +337,7 @@ pub(crate) fn give_back_early() {
 
 /// Gives memory that the allocator holds free back to the kernel.
 ///
-/// The eBPF loader parses the kernel's whole type information each time, which takes 20 MiB for a moment; glibc
+/// The eBPF loader parses the kernel's whole type information when it is made, which takes 20 MiB for a moment; glibc
 /// would keep them for good.
 pub(crate) fn release_free_memory() {
     // SAFETY: malloc_trim(3) has no preconditions, is thread-safe, and touches no allocation in use.

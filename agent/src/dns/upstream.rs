@@ -76,14 +76,14 @@ async fn udp(socket: StdUdpSocket, resolver: SocketAddr, query: &[u8]) -> io::Re
     // Connected: the kernel drops what comes from elsewhere and reports a closed port.
     socket.connect(resolver).await?;
     socket.send(query).await?;
-    let mut buffer = vec![0; usize::from(u16::MAX)];
     loop {
-        let length = socket.recv(&mut buffer).await?;
-        if let Some(reply) = buffer
-            .get(..length)
-            .filter(|reply| wire::is_reply(query, reply))
-        {
-            return Ok(reply.to_vec());
+        socket.readable().await?;
+        let mut reply = Vec::with_capacity(usize::from(u16::MAX));
+        match socket.try_recv_buf(&mut reply) {
+            Ok(_) if wire::is_reply(query, &reply) => return Ok(reply),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
         }
     }
 }

@@ -21,7 +21,8 @@ const ENTRY: PodEntry = PodEntry {
 fn desired() -> Desired {
     Desired {
         addresses: vec![V4, V6],
-        device_programs: true,
+        holds: true,
+        guards: true,
         entry: ENTRY,
     }
 }
@@ -74,6 +75,17 @@ fn check(change: impl FnOnce(&mut Desired, &mut Actual), expected: &[Action]) {
 #[test]
 fn whole_pod_needs_nothing() {
     check(|_, _| {}, &[]);
+}
+
+#[test]
+fn guards_can_wait() {
+    let without = |desired: &mut Desired, actual: &mut Actual| {
+        desired.guards = false;
+        actual.guards = [(LO, true)].into();
+    };
+    check(without, &[]);
+    let later = |_: &mut Desired, actual: &mut Actual| actual.guards = [(LO, true)].into();
+    check(later, &[Action::GuardDevice(ETH0)]);
 }
 
 #[test]
@@ -211,7 +223,7 @@ fn late_devices_and_addresses_are_taken_in_and_let_go() {
 fn kernel_without_tcx_leaves_devices_alone() {
     check(
         |desired, actual| {
-            desired.device_programs = false;
+            (desired.holds, desired.guards) = (false, false);
             actual.guards.clear();
         },
         &[],
@@ -292,8 +304,8 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn one_pass_is_enough(mut actual in any_actual(), device_programs: bool) {
-        let desired = Desired { device_programs, ..desired() };
+    fn one_pass_is_enough(mut actual in any_actual(), holds: bool, guards: bool) {
+        let desired = Desired { holds, guards, ..desired() };
         for action in reconcile(&desired, &actual) {
             perform(&mut actual, action);
         }

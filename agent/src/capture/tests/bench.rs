@@ -18,7 +18,8 @@ use std::{
 
 use super::{
     super::{
-        Capture, Enrolled, Openings, Pod, Settings, WorkerListeners, maps::Slot, netns::Netns,
+        Capture, CaptureError, Enrolled, Openings, Pod, Settings, WorkerListeners, maps::Slot,
+        netns::Netns,
     },
     clerk::Clerk,
 };
@@ -332,9 +333,19 @@ impl Bench {
         self.enrol(spec)
     }
 
+    /// Enrols a pod.
+    pub(super) fn try_enrol(&mut self, spec: Pod) -> Result<Enrolled, CaptureError> {
+        let mut outcome = None;
+        let capture = self.capture();
+        capture.enrol(vec![(spec, None)], |_, enrolled| outcome = Some(enrolled))?;
+        let failures = capture.guard();
+        assert!(failures.is_empty(), "{failures:?}");
+        outcome.unwrap()
+    }
+
     /// Enrols a pod and serves its listeners; the listeners are taken out of the answer.
     pub(super) fn enrol(&mut self, spec: Pod) -> Enrolled {
-        let mut enrolled = self.capture().enrol(spec).unwrap();
+        let mut enrolled = self.try_enrol(spec).unwrap();
         self.serve(std::mem::take(&mut enrolled.listeners));
         self.clerk().serve(Arc::clone(&enrolled.sockets));
         enrolled

@@ -108,7 +108,7 @@ impl Office {
         let mut bench = Bench::new();
         let openings = bench.dismiss_clerk();
         let spec = bench.a.spec();
-        let mut enrolled = bench.capture().enrol(spec).unwrap();
+        let mut enrolled = bench.try_enrol(spec).unwrap();
         let rest = std::mem::take(&mut enrolled.listeners);
         let listeners = rest
             .iter()

@@ -16,8 +16,10 @@ use std::{
 
 use super::{
     super::{
-        Capture, CaptureError, Netns, Pod, Report, pins,
-        programs::{self, CGROUP_HOOKS, Instance, Variant},
+        Capture, CaptureError, Netns, Pod, Report,
+        changes::Changes,
+        pins,
+        programs::{CGROUP_HOOKS, Loader, Variant},
         sys,
     },
     bench::{Bench, PATIENCE, TestPod, at, call},
@@ -88,7 +90,7 @@ fn release_ends_captured_connections() {
     let mut bench = Bench::new();
     let enrolled = {
         let spec = bench.a.spec();
-        bench.capture().enrol(spec).unwrap()
+        bench.try_enrol(spec).unwrap()
     };
     bench.clerk().serve(Arc::clone(&enrolled.sockets));
     let mut clients = [
@@ -115,11 +117,32 @@ fn release_ends_captured_connections() {
 fn nodes_own_namespace_is_never_enrolled() {
     let mut bench = Bench::new();
     let spec = bench.node.spec();
-    let refused = bench.capture().enrol(spec);
+    let refused = bench.try_enrol(spec);
     assert!(
         matches!(refused, Err(CaptureError::HostNetwork { .. })),
         "{refused:?}"
     );
+}
+
+#[test]
+fn pods_are_enrolled_together_and_each_has_its_own_outcome() {
+    let mut bench = Bench::new();
+    let (a, node, b) = (bench.a.spec(), bench.node.spec(), bench.b.spec());
+    let names = [&a, &node, &b].map(|spec| spec.uid.clone());
+    let mut outcomes = Vec::new();
+    let pods = [a, node, b].map(|spec| (spec, None));
+    let told = |uid: &str, enrolled: Result<_, CaptureError>| {
+        outcomes.push((uid.to_owned(), enrolled.is_ok()));
+    };
+    bench.capture().enrol(pods.into(), told).unwrap();
+    let [a, node, b] = names;
+    assert_eq!(outcomes, [(a, true), (node, false), (b, true)]);
+    for pod in [&bench.a, &bench.b].map(|pod| pod.netns.cookie()) {
+        let entry = bench.capture().shared.maps.pod(pod).unwrap();
+        assert!(entry.is_some());
+    }
+    assert!(bench.capture().guard().is_empty());
+    assert_eq!(kinds_of(&mut bench), [""; 0]);
 }
 
 #[test]
@@ -131,7 +154,7 @@ fn failed_enrolment_leaves_nothing() {
         addresses: vec![FOREIGN.into()],
         ..bench.a.spec()
     };
-    let error = bench.capture().enrol(spec).unwrap_err();
+    let error = bench.try_enrol(spec).unwrap_err();
     assert_eq!(
         error.to_string(),
         format!("cannot put the route in place of pod {}", bench.a.name)
@@ -220,7 +243,7 @@ fn closed_listener_is_replaced_and_reported() {
     let mut bench = Bench::new();
     let mut enrolled = {
         let spec = bench.a.spec();
-        bench.capture().enrol(spec).unwrap()
+        bench.try_enrol(spec).unwrap()
     };
     bench.clerk().serve(Arc::clone(&enrolled.sockets));
     let outbound = enrolled.listeners.remove(0).outbound;
@@ -254,6 +277,48 @@ fn late_device_and_address_are_taken_in() {
     bench.a.ip("link del late");
     let kinds = kinds_of(&mut bench);
     assert_eq!(kinds, ["tcx", "tcx", "address"]);
+}
+
+#[test]
+fn a_change_is_repaired_although_it_is_another_pods_turn() {
+    let mut bench = Bench::new();
+    bench.enrol_a();
+    bench.enrol_b();
+    assert_eq!(kinds_of(&mut bench), [""; 0]);
+    let a = bench.a.name.clone();
+    // Its own change is all that makes it due.
+    let repair = |bench: &mut Bench| {
+        let report = bench
+            .capture()
+            .reconcile_those(|_, pod| pod.pod.uid == a && pod.has_changed());
+        kinds(report)
+    };
+    assert_eq!(repair(&mut bench), [""; 0]);
+    bench.a.ip("rule del priority 10");
+    assert_eq!(repair(&mut bench), ["rule"]);
+    // The repair is a change as well: looked at once more, and then no more.
+    assert_eq!(repair(&mut bench), [""; 0]);
+    let armed = bench.capture().pods.get_mut(&a).unwrap();
+    assert!(!armed.has_changed());
+}
+
+#[test]
+fn a_change_in_a_pod_is_heard_once() {
+    let bench = Bench::new();
+    let mut changes = bench.a.run(|| Changes::open().unwrap());
+    assert!(!changes.any().unwrap());
+    for change in [
+        "link set lo mtu 4000",
+        "addr add 10.99.0.1/24 dev lo",
+        "rule add priority 99 table 99",
+        "-6 rule add priority 99 table 99",
+        "route add 10.98.0.0/24 dev lo",
+        "-6 route add fd98::/64 dev lo",
+    ] {
+        bench.a.ip(change);
+        assert!(changes.any().unwrap(), "{change}");
+        assert!(!changes.any().unwrap(), "{change}");
+    }
 }
 
 fn kinds_of(bench: &mut Bench) -> Vec<&'static str> {
@@ -428,20 +493,15 @@ fn connections_of_a_family_that_was_not_announced_do_not_leak() {
 
 #[test]
 fn kernel_without_set_retval_gets_programs_without_it() {
-    let private = Instance {
-        maps: None,
-        pod: None,
-    };
     let oldest = Variant {
         has_set_retval: false,
         has_tcx: false,
         tcp: None,
     };
-    let names = CGROUP_HOOKS.map(|(name, _)| name);
-    assert_eq!(
-        programs::load(private, oldest, names).unwrap().len(),
-        names.len()
-    );
+    let mut programs = Loader::new().unwrap().load(oldest, None).unwrap();
+    for (name, _) in CGROUP_HOOKS {
+        programs.load(name).unwrap();
+    }
 }
 
 #[test]
