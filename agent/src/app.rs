@@ -57,6 +57,9 @@ use state::{Seen, State};
 const METRICS_PORT: u16 = 15020;
 const READINESS_PORT: u16 = 15021;
 
+/// How much of the time to drain is left for what is under way when no new connection is taken any more.
+const CLOSING: Duration = Duration::from_secs(2);
+
 /// Runs the agent until it is told to stop.
 ///
 /// # Errors
@@ -357,11 +360,14 @@ impl Agent {
         });
 
         told_to_stop(&state).await?;
+        info!("agent stopping: connections may end by themselves for a while");
+        let closing = CLOSING.min(args.drain());
+        until_idle(&workers, args.drain() - closing).await;
         drop(source);
         runtime.abort();
-        info!("agent stopping: connections may end by themselves for a while");
-        workers.iter().for_each(|worker| worker.drain(args.drain()));
-        enrolment.stop();
+        info!("agent stopping: new connections wait for the next one");
+        enrolment.stop(closing + args.restart_window());
+        workers.iter().for_each(|worker| worker.drain(closing));
         if let Some(direct) = direct {
             direct.stop();
         }
@@ -376,6 +382,18 @@ impl Agent {
         info!("agent stopped");
         Ok(())
     }
+}
+
+/// Serves on until no connection is left, or the time is over: the next agent cannot start before this one has ended, and
+/// new connections need not wait for those that last.
+async fn until_idle(workers: &[Worker], patience: Duration) {
+    let idle = async {
+        for worker in workers {
+            worker.idle().await;
+        }
+    };
+    // Those that last longer are ended.
+    let _all_ended = tokio::time::timeout(patience, idle).await;
 }
 
 /// Resolves when an administrator or the system wants the agent to stop.

@@ -184,7 +184,8 @@ impl Capture {
 
         // What an earlier agent allowed is not known to hold any more.
         maps.direct.clear().map_err(node(Operation::OpenMaps))?;
-        let control = control::first(settings).map_err(node(Operation::FindCgroup))?;
+        let earlier = maps.control().map_err(node(Operation::OpenMaps))?;
+        let control = control::first(settings, earlier).map_err(node(Operation::FindCgroup))?;
         maps.set_control(&control).map_err(node(Operation::Beat))?;
         let cgroup = OwnedFd::from(cgroup);
         let hooks = programs.into_iter().map(|(name, attach, program)| {
@@ -255,6 +256,27 @@ impl Capture {
             operation: Operation::Beat,
             source,
         })
+    }
+
+    /// Ends in good order: no new connection is brought to this agent any more. For so long, those that no agent takes wait
+    /// for the next one instead of being refused.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to write a map. Connections are refused then.
+    pub(crate) fn hand_over(mut self, window: Duration) -> Result<(), CaptureError> {
+        let node = |source| CaptureError::Node {
+            operation: Operation::HandOver,
+            source,
+        };
+        let window = u64::try_from(window.as_nanos()).unwrap_or(u64::MAX);
+        let now = control::monotonic_ns().map_err(node)?;
+        self.control.awaited_until_ns = now.saturating_add(window);
+        beat(&mut self.control, &self.shared.maps).map_err(node)?;
+        let mut cookies = self.pods.values().map(|pod| pod.netns.cookie());
+        cookies
+            .try_for_each(|cookie| self.shared.maps.remove_listeners(cookie))
+            .map_err(node)
     }
 
     /// Ends the capture of a pod: its next connections are its own again. Connections that were

@@ -155,6 +155,10 @@ pub struct AgentArgs {
     /// Seconds that connections may go on after the agent was told to stop
     #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub drain: u64,
+
+    /// Seconds in which, after that, the pods' new connections wait for the next agent rather than be refused
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub restart_window: u64,
 }
 
 /// Whether `io_uring` is used.
@@ -258,6 +262,11 @@ impl AgentArgs {
     /// Time that connections may go on after the agent was told to stop.
     pub fn drain(&self) -> Duration {
         Duration::from_secs(self.drain)
+    }
+
+    /// How long after its end connections wait for the next agent.
+    pub fn restart_window(&self) -> Duration {
+        Duration::from_secs(self.restart_window)
     }
 }
 

@@ -50,6 +50,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// others, too, have done with it.
 const SETTLING: Duration = Duration::from_secs(2);
 
+/// So many pods at once are guarded before anybody hears that they are captured. Of more, all are captured first.
+const FEW: usize = 32;
+
 /// What the DNS proxy is told about pods.
 pub(crate) trait DnsPods: Send {
     /// Serve this pod, in place of an earlier one of the same name.
@@ -118,9 +121,9 @@ impl Enrolment {
         Arc::clone(&self.ledger)
     }
 
-    /// Ends the thread. Pods stay as they are.
-    pub(crate) fn stop(self) {
-        self.orders.give(Order::Stop);
+    /// Ends the thread. Pods stay as they are; for so long, their new connections wait for the next agent.
+    pub(crate) fn stop(self, window: Duration) {
+        self.orders.give(Order::Stop(window));
         if self.thread.join().is_err() {
             error!("the capture thread panicked");
         }
@@ -190,7 +193,8 @@ impl Office {
                     // Whoever asked may have gone away.
                     let _gone = done.send(self.release_all());
                 }
-                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Order::Stop(window)) => return self.hand_over(window),
+                Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {
                     self.tick();
                     next_tick = Instant::now() + TICK;
@@ -328,6 +332,7 @@ impl Office {
         let Some(mut capture) = self.capture.take() else {
             return false;
         };
+        let is_few = pods.len() <= FEW;
         let mut is_complete = true;
         let mut specs = Vec::new();
         let mut awaited = BTreeMap::new();
@@ -364,6 +369,9 @@ impl Office {
             is_complete = false;
         }
         self.capture = Some(capture);
+        if is_few {
+            self.guard();
+        }
         is_complete
     }
 
@@ -540,6 +548,13 @@ impl Office {
         }
         for failure in &report.failures {
             error!(error = %chain(failure), "capture is not as it should be");
+        }
+    }
+
+    fn hand_over(self, window: Duration) {
+        let handed_over = self.capture.map(|capture| capture.hand_over(window));
+        if let Some(Err(error)) = handed_over {
+            error!(error = %chain(&error), "connections are refused until the next agent is there");
         }
     }
 

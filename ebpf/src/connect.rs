@@ -103,8 +103,9 @@ fn capture(
     if socket.bound_device() != 0 || destination.is_link_local_v6() {
         return refuse(context);
     }
+    let captured = (mark & !MARK_MASK) | MARK_OUTBOUND;
     if !lease_is_valid() {
-        return refuse(context);
+        return refuse_or_wait(context, mark, captured);
     }
     match direct::way(context, socket, family, netns_cookie, destination) {
         Way::Captured => {}
@@ -112,9 +113,18 @@ fn capture(
         Way::Refused => return refuse(context),
     }
     if !context.agent_listens(pod.outbound_port) {
-        return refuse(context);
+        return refuse_or_wait(context, mark, captured);
     }
-    set_mark(context, mark, (mark & !MARK_MASK) | MARK_OUTBOUND)
+    set_mark(context, mark, captured)
+}
+
+/// There is no agent. Its SYN is dropped behind the hook if one is awaited, and sent again until that one answers.
+#[inline(always)]
+fn refuse_or_wait(context: &SockAddr, mark: u32, captured: u32) -> i32 {
+    if agent_is_awaited() {
+        return set_mark(context, mark, captured);
+    }
+    refuse(context)
 }
 
 #[inline(always)]
@@ -141,6 +151,15 @@ pub fn lease_is_valid() -> bool {
         return false;
     };
     now_ns().saturating_sub(control.beat_ns) < control.lease_ns
+}
+
+/// Whether an agent has ended in good order, and another one is to follow it soon.
+#[inline(always)]
+pub fn agent_is_awaited() -> bool {
+    let Some(control) = maps::CONTROL.get(0) else {
+        return false;
+    };
+    now_ns() < control.awaited_until_ns
 }
 
 #[inline(always)]

@@ -12,7 +12,7 @@ use culvert_ebpf::{
 
 use crate::{
     PASS,
-    connect::Family,
+    connect::{self, Family},
     context::{SockAddr, Socket, random},
     maps,
 };
@@ -101,6 +101,8 @@ fn is_query(
         && !destination.is_loopback()
         && !destination.is_unspecified()
         && !maps::is_own_address(netns_cookie, destination)
+        // Nobody sends a query again as TCP does a SYN: while an agent is awaited, the resolver itself answers.
+        && (!connect::agent_is_awaited() || context.agent_listens(pod.outbound_port))
 }
 
 #[inline(always)]

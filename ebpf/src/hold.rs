@@ -4,7 +4,7 @@
 //! The SYN's header goes to the worker that the tuple chooses, and the packet is dropped. The agent sends
 //! the same SYN again, with a priority that says so, once somebody answers; it then goes to that worker's
 //! listener. A busy destination's connections pass unheld. Where no worker would answer any more, the SYN
-//! is turned into its own refusal. What is none of these takes the way it took before there was this program.
+//! is turned into its own refusal, or dropped if an agent is awaited that will. What is none of these takes the way it took before there was this program.
 
 use culvert_ebpf::{
     HeldSyn, LISTENER_OUTBOUND, ListenerKey, MARK_MASK, MARK_OUTBOUND, RELEASE_PRIORITY, RINGS_MAX,
@@ -47,6 +47,10 @@ pub fn inspect(packet: &Packet) -> i32 {
     let (kind, released_to) = unsafe { ((*entry).kind, (*entry).port) };
     let rings = maps::CONTROL.get(0).map_or(0, |control| control.rings);
     if rings == 0 || rings > RINGS_MAX {
+        // An agent that has just begun makes its rings before its listeners.
+        if connect::agent_is_awaited() && !worker_listens(&opening.key, 0) {
+            return TCX_DROP;
+        }
         return TCX_NEXT;
     }
     let worker = match kind {
@@ -55,6 +59,10 @@ pub fn inspect(packet: &Packet) -> i32 {
         _ => return TCX_NEXT,
     };
     if is_release {
+        // IPv6 would refuse what finds no listener.
+        if connect::agent_is_awaited() && !worker_listens(&opening.key, worker) {
+            return TCX_DROP;
+        }
         if kind == TUPLE_OUTBOUND {
             answering::count(&opening.key);
         }
@@ -62,6 +70,9 @@ pub fn inspect(packet: &Packet) -> i32 {
         return TCX_NEXT;
     }
     if !connect::lease_is_valid() || !worker_listens(&opening.key, worker) {
+        if connect::agent_is_awaited() {
+            return TCX_DROP;
+        }
         refuse(packet, &opening);
         return TCX_NEXT;
     }

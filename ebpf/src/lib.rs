@@ -341,6 +341,9 @@ pub struct Control {
     pub pods_cgroup_level: u32,
     /// How many workers have a ring; zero if captured connections are answered at once.
     pub rings: u32,
+    /// Until when (`CLOCK_MONOTONIC`, nanoseconds) connections that no agent takes wait for the next one: an agent that
+    /// ends in good order is followed by another. Long ago if none is expected.
+    pub awaited_until_ns: u64,
 }
 
 /// Name and size of every type, for the agent to compare with maps that an older agent left pinned.
@@ -379,7 +382,7 @@ const _: () = {
     assert!(size_of::<ListenerKey>() == 16);
     assert!(size_of::<ResolverKey>() == 16);
     assert!(size_of::<ResolverEntry>() == 24);
-    assert!(size_of::<Control>() == 40);
+    assert!(size_of::<Control>() == 48);
     assert!(size_of::<HeldSyn>() == 112);
     assert!(size_of::<DestinationKey>() == 32);
     assert!(size_of::<DestinationEntry>() == 24);

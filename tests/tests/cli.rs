@@ -527,13 +527,17 @@ fn an_idle_agent_is_small_and_quiet() -> Result<()> {
     }
     lab.start()?;
     let agent = lab.agent("a")?;
-    // What is resident of the program's own file depends on how it was compiled; the rest does not.
-    let memory: u64 = agent.status_field("RssAnon:")?.parse()?;
-    ensure!(memory < 25 * 1024, "{memory} KiB resident with ten pods");
+    // What is resident of the program's own file depends on how it was compiled; the rest does not. What enrolling took is
+    // given back soon after.
+    eventually("memory is given back", Duration::from_secs(10), || {
+        let memory: u64 = agent.status_field("RssAnon:")?.parse()?;
+        ensure!(memory < 8 * 1024, "{memory} KiB resident with ten pods");
+        Ok(())
+    })?;
     let before = agent.cpu_ticks()?;
     // There is nothing to wait for but time itself.
     std::thread::sleep(Duration::from_secs(5));
     let used = agent.cpu_ticks()? - before;
-    ensure!(used <= 5, "{used} ticks of 10 ms in 5 s of idleness");
+    ensure!(used <= 3, "{used} ticks of 10 ms in 5 s of idleness");
     Ok(())
 }

@@ -3,9 +3,11 @@
 use std::fs;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use e2e::lab::{Pod, eventually};
 use e2e::net;
 use e2e::net::serve::{Server, echo};
@@ -105,6 +107,52 @@ fn the_death_of_the_clients_agent_fails_closed_and_a_restart_recovers() -> Resul
 #[test]
 fn the_death_of_the_servers_agent_fails_closed_and_a_restart_recovers() -> Result<()> {
     survives_the_death_of("b")
+}
+
+/// As when the DaemonSet's pods are replaced one by one: each agent ends in good order, and the next one starts after it.
+#[test]
+fn no_connection_fails_while_agents_are_restarted() -> Result<()> {
+    const CALLERS: usize = 8;
+    let mut pair = Pair::new()?;
+    let _server = Server::start(&pair.server, Ipv6Addr::UNSPECIFIED, PORT, echo)?;
+    let targets = [pair.server.v4(), pair.server.v6()].map(|ip| SocketAddr::new(ip, PORT));
+    let sniffer = pair.lab.sniff()?;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|number| {
+            let (client, is_over) = (pair.client.clone(), Arc::clone(&is_over));
+            let to = targets[number % targets.len()];
+            thread::spawn(move || {
+                let mut made = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    try_to_reach(&client, to)
+                        .with_context(|| format!("after {made} connections"))?;
+                    made += 1;
+                }
+                Ok(made)
+            })
+        })
+        .collect();
+    for node in ["a", "b", "a"] {
+        pair.lab.take_agent(node)?.stop()?;
+        // Without any agent for a moment: an image takes time to start. Nothing tells that it is over.
+        thread::sleep(Duration::from_millis(500));
+        pair.lab.start_agent(node)?;
+        pair.lab.agent(node)?.wait_ready()?;
+        try_to_reach(&pair.client, targets[0])?;
+    }
+    is_over.store(true, Ordering::Relaxed);
+    for caller in callers {
+        let made: Result<usize> = caller
+            .join()
+            .map_err(|_panic| anyhow!("a caller panicked"))?;
+        ensure!(made? > 0, "a caller made no connection");
+    }
+    ensure!(
+        !sniffer.stop()?.contains(SECRET.as_bytes()),
+        "plaintext crossed the link"
+    );
+    Ok(())
 }
 
 #[test]

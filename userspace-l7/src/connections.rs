@@ -1,7 +1,7 @@
 //! L5: the live connections of one worker. An inbound connection is registered before it is first judged
 //! and judged again whenever the mesh changes, so that no change can slip between the two.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
@@ -112,6 +112,8 @@ impl Entry {
 pub(crate) struct Connections {
     /// In no order.
     entries: RefCell<Slab<Rc<Entry>>>,
+    /// How many have been accepted, their openings included, in which nothing is known to register.
+    under_way: Cell<usize>,
     emptied: Notify,
 }
 
@@ -162,10 +164,32 @@ impl Connections {
         self.entries.borrow().len()
     }
 
-    /// Resolves when none is left.
+    /// Counts a connection that was accepted, until the returned handle is dropped.
+    pub(crate) fn accepted(self: &Rc<Self>) -> UnderWay {
+        self.under_way.set(self.under_way.get() + 1);
+        UnderWay(Rc::clone(self))
+    }
+
+    /// Resolves when none is left, be it still in its opening.
     pub(crate) async fn until_empty(&self) {
-        while self.len() > 0 {
+        while !self.is_empty() {
             self.emptied.notified().await;
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.under_way.get() == 0 && self.entries.borrow().is_empty()
+    }
+}
+
+/// An accepted connection.
+pub(crate) struct UnderWay(Rc<Connections>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.set(self.0.under_way.get() - 1);
+        if self.0.is_empty() {
+            self.0.emptied.notify_one();
         }
     }
 }
@@ -199,9 +223,9 @@ impl Tracked {
 
 impl Drop for Tracked {
     fn drop(&mut self) {
-        let mut entries = self.connections.entries.borrow_mut();
-        drop(entries.remove(self.place));
-        if entries.is_empty() {
+        let removed = self.connections.entries.borrow_mut().remove(self.place);
+        drop(removed);
+        if self.connections.is_empty() {
             self.connections.emptied.notify_one();
         }
     }

@@ -68,6 +68,7 @@ enum Command {
     Attach(Box<Attachment>),
     Detach(WorkloadUid, oneshot::Sender<()>),
     Connections(oneshot::Sender<Vec<LiveConnection>>),
+    Idle(oneshot::Sender<()>),
     Drain(Duration),
 }
 
@@ -118,6 +119,15 @@ impl Worker {
         let (answer, answered) = oneshot::channel();
         self.send(Command::Connections(answer));
         answered.await.unwrap_or_default()
+    }
+
+    /// Resolves when no connection is alive; at once if the worker has stopped. New ones are taken meanwhile.
+    ///
+    /// Cancel safe: whoever stops waiting is forgotten.
+    pub async fn idle(&self) {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Idle(answer));
+        let _is_idle = answered.await;
     }
 
     /// Asks the worker to accept no more, and to end what is left after `deadline`.
@@ -209,6 +219,15 @@ async fn run(
                 // Whoever asked may have gone away.
                 let _gone = answer.send(hub.connections.list());
             }
+            Command::Idle(mut answer) => {
+                let hub = Rc::clone(&hub);
+                spawn(async move {
+                    tokio::select! {
+                        () = hub.connections.until_empty() => drop(answer.send(())),
+                        () = answer.closed() => {}
+                    }
+                });
+            }
             Command::Drain(deadline) => {
                 drain(&hub, &mut pods, deadline).await;
                 return;
@@ -217,8 +236,13 @@ async fn run(
     }
 }
 
+/// How long after the last connection was brought here listeners stay open: those in their queues, and those whose handshake is
+/// not over, are taken rather than reset.
+const LAST_CALL: Duration = Duration::from_millis(250);
+
 async fn drain(hub: &Hub, pods: &mut HashMap<WorkloadUid, Served>, deadline: Duration) {
     let until = Instant::now() + deadline;
+    tokio::time::sleep(LAST_CALL.min(deadline)).await;
     for served in pods.values() {
         served.stop_accepting();
     }
@@ -279,14 +303,21 @@ impl Served {
         let (outbound, inbound, hbone) = (door(outbound)?, door(inbound)?, door(hbone)?);
         desk.welcome(pod, phase.clone());
         let outbound_desk = Rc::clone(desk);
-        spawn(outbound.open(move |_hub, pod, tcp| {
+        spawn(outbound.open(move |hub, pod, tcp| {
             let desk = Rc::clone(&outbound_desk);
-            async move { held::serve(&desk, &pod, tcp).await }
+            let under_way = hub.connections.accepted();
+            async move {
+                held::serve(&desk, &pod, tcp).await;
+                drop(under_way);
+            }
         }));
-        spawn(
-            inbound
-                .open(|hub, pod, tcp| async move { inbound::serve_plain(&hub, &pod, tcp).await }),
-        );
+        spawn(inbound.open(|hub, pod, tcp| {
+            let under_way = hub.connections.accepted();
+            async move {
+                inbound::serve_plain(&hub, &pod, tcp).await;
+                drop(under_way);
+            }
+        }));
         spawn(
             hbone.open(|hub, pod, tcp| async move { inbound::serve_hbone(&hub, &pod, tcp).await }),
         );

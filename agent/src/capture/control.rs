@@ -12,8 +12,9 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::{Settings, netns};
 
-/// The programs' view of an agent that is well now.
-pub(super) fn first(settings: &Settings) -> io::Result<Control> {
+/// The programs' view of an agent that is well now. What is held for it since an earlier one ended stays so until its pods
+/// are enrolled.
+pub(super) fn first(settings: &Settings, earlier: Option<Control>) -> io::Result<Control> {
     let (pods_cgroup, pods_cgroup_level) = match &settings.pods_cgroup {
         Some(path) => cgroup_id_and_level(path, settings.cgroup.as_deref())?,
         None => (0, 0),
@@ -25,6 +26,7 @@ pub(super) fn first(settings: &Settings) -> io::Result<Control> {
         pods_cgroup,
         pods_cgroup_level,
         rings: 0,
+        awaited_until_ns: earlier.map_or(0, |control| control.awaited_until_ns),
     })
 }
 

@@ -21,6 +21,7 @@ pub(crate) enum Operation {
     MakeRings,
     Observe,
     Disarm,
+    HandOver,
     Remove,
 }
 
@@ -41,6 +42,7 @@ impl std::fmt::Display for Operation {
             Self::MakeRings => "make the rings of held connections",
             Self::Observe => "observe capture",
             Self::Disarm => "remove capture",
+            Self::HandOver => "leave connections to the next agent",
             Self::Remove => "remove all programs",
         })
     }

@@ -120,6 +120,11 @@ impl Maps {
         self.control.insert(&0, control)
     }
 
+    /// What they were told last; `None` or zeroes if nothing.
+    pub(crate) fn control(&self) -> io::Result<Option<Control>> {
+        self.control.get(&0)
+    }
+
     /// The entry that makes a pod's connections captured.
     pub(crate) fn pod(&self, netns_cookie: u64) -> io::Result<Option<PodEntry>> {
         self.pods.get(&netns_cookie)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use userspace_l7::model::WorkloadUid;
@@ -20,7 +21,8 @@ pub(super) enum Order {
     Containers(BTreeSet<String>),
     ListenerLost(WorkloadUid),
     ReleaseAll(oneshot::Sender<Released>),
-    Stop,
+    /// For so long, connections wait for the next agent.
+    Stop(Duration),
 }
 
 /// Gives orders to the thread from anywhere.

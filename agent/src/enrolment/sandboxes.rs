@@ -41,7 +41,6 @@ impl Office {
         }
         self.arrivals.wait(name, pod_uid, answer);
         self.enrol_missing();
-        self.guard();
         self.settle_arrivals();
     }
 
@@ -67,7 +66,6 @@ impl Office {
             self.release(&uid);
         }
         self.enrol_missing();
-        self.guard();
     }
 
     pub(super) fn settle_arrivals(&mut self) {
