@@ -362,7 +362,7 @@ impl Agent {
         told_to_stop(&state).await?;
         info!("agent stopping: connections may end by themselves for a while");
         let closing = CLOSING.min(args.drain());
-        until_idle(&workers, args.drain() - closing).await;
+        until_idle(&workers, args.drain().saturating_sub(closing)).await;
         drop(source);
         runtime.abort();
         info!("agent stopping: new connections wait for the next one");

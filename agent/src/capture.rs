@@ -175,9 +175,10 @@ impl Capture {
         Maps::check(&map_pins).map_err(node(Operation::OpenMaps))?;
         loader.share_maps(&map_pins);
         let programs = loader.load(variant, None).and_then(|mut programs| {
-            let hooks = CGROUP_HOOKS.into_iter();
-            let loaded = hooks.map(|(name, attach)| Ok((name, attach, programs.load(name)?)));
-            loaded.collect::<Result<Vec<_>, _>>()
+            CGROUP_HOOKS
+                .into_iter()
+                .map(|(name, attach)| Ok((name, attach, programs.load(name)?)))
+                .collect::<Result<Vec<_>, _>>()
         });
         let programs = programs.map_err(CaptureError::Load)?;
         let maps = Maps::open(&map_pins).map_err(node(Operation::OpenMaps))?;

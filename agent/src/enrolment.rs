@@ -286,10 +286,9 @@ impl Office {
             pending: pending.clone(),
         };
         let before = read(&self.ledger).pods.insert(uid.clone(), entry);
+        let has_changed = before.and_then(|entry| entry.pending) != pending;
         // It is tried again each tick: said once, not each time.
-        if let Some(Pending::Hindered(reason)) = &pending
-            && before.and_then(|entry| entry.pending) != pending
-        {
+        if let Some(Pending::Hindered(reason)) = pending.filter(|_| has_changed) {
             error!(workload = %uid, %reason, "pod not captured");
         }
     }
@@ -377,18 +376,16 @@ impl Office {
 
     /// What capture is told of a pod, and its network namespace if it is open already.
     fn spec(&self, pod: &LocalPod) -> Result<(capture::Pod, Option<OwnedFd>), String> {
-        let (netns, opened) = match &pod.netns {
-            Some(path) => (path.clone(), None),
-            None => {
-                let whereabouts = self.whereabouts.as_ref();
-                let place = whereabouts.and_then(|known| known.of(&pod.pod_uid));
-                let place = place.ok_or("its network namespace is not known")?;
-                let opened = place.netns().as_fd().try_clone_to_owned();
-                let opened = opened.map_err(|error| {
-                    format!("its network namespace cannot be held open: {error}")
-                })?;
-                (place.path.clone(), Some(opened))
-            }
+        let (netns, opened) = if let Some(path) = &pod.netns {
+            (path.clone(), None)
+        } else {
+            let whereabouts = self.whereabouts.as_ref();
+            let place = whereabouts.and_then(|known| known.of(&pod.pod_uid));
+            let place = place.ok_or("its network namespace is not known")?;
+            let opened = place.netns().as_fd().try_clone_to_owned();
+            let opened = opened
+                .map_err(|error| format!("its network namespace cannot be held open: {error}"))?;
+            (place.path.clone(), Some(opened))
         };
         let spec = capture::Pod {
             uid: pod.uid.to_string(),

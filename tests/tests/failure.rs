@@ -109,7 +109,7 @@ fn the_death_of_the_servers_agent_fails_closed_and_a_restart_recovers() -> Resul
     survives_the_death_of("b")
 }
 
-/// As when the DaemonSet's pods are replaced one by one: each agent ends in good order, and the next one starts after it.
+/// As when the `DaemonSet`'s pods are replaced one by one: each agent ends in good order, and the next one starts after it.
 #[test]
 fn no_connection_fails_while_agents_are_restarted() -> Result<()> {
     const CALLERS: usize = 8;

@@ -219,20 +219,19 @@ async fn run(
                 // Whoever asked may have gone away.
                 let _gone = answer.send(hub.connections.list());
             }
-            Command::Idle(mut answer) => {
-                let hub = Rc::clone(&hub);
-                spawn(async move {
-                    tokio::select! {
-                        () = hub.connections.until_empty() => drop(answer.send(())),
-                        () = answer.closed() => {}
-                    }
-                });
-            }
+            Command::Idle(answer) => spawn(tell_once_idle(Rc::clone(&hub), answer)),
             Command::Drain(deadline) => {
                 drain(&hub, &mut pods, deadline).await;
                 return;
             }
         }
+    }
+}
+
+async fn tell_once_idle(hub: Rc<Hub>, mut answer: oneshot::Sender<()>) {
+    tokio::select! {
+        () = hub.connections.until_empty() => drop(answer.send(())),
+        () = answer.closed() => {}
     }
 }
 

@@ -126,7 +126,7 @@ fn load<const N: usize>(names: [&'static str; N]) -> Result<(), Reason> {
             .try_for_each(|name| programs.load(name).map(drop))
     });
     match (newest, oldest) {
-        (Ok(_), _) | (_, Ok(_)) => Ok(()),
+        (Ok(()), _) | (_, Ok(())) => Ok(()),
         (_, Err(error)) => Err(error.into()),
     }
 }
