@@ -83,6 +83,15 @@ pub(crate) fn for_tests() -> Result<()> {
     helm::install(&tools)
 }
 
+/// Installs what the image is built with.
+pub(crate) fn for_images() -> Result<()> {
+    programs(&[
+        ("buildah", "buildah"),
+        ("readelf", "binutils"),
+        ("tar", "tar"),
+    ])
+}
+
 /// Installs a Kubernetes API server.
 pub(crate) fn kubernetes() -> Result<()> {
     shell::step("Kubernetes");
