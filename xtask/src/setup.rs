@@ -3,6 +3,7 @@
 //! The eBPF programs need a compiler that may build `core` for the bpf target and a bpf-linker of the same LLVM.
 //! A rustup nightly with rust-src serves if it is there; otherwise Debian's own packages do.
 
+mod go;
 mod helm;
 mod kubernetes;
 
