@@ -9,6 +9,7 @@
 //! ```
 
 mod asking;
+mod controller;
 mod dns;
 mod runtime;
 mod state;
@@ -37,7 +38,7 @@ use userspace_l7::worker::{self, Worker};
 
 use crate::admin::{self, AdminServer, Endpoints, Services, logging};
 use crate::capture::{self, Capture, Openings};
-use crate::config::{AgentArgs, IoUring, Source};
+use crate::config::{AgentArgs, ControllerArgs, IoUring, Source};
 use crate::direct::{self, Direct, DirectMetrics, DirectThread};
 use crate::discovery::Processes;
 use crate::dns::DnsMetrics;
@@ -50,6 +51,7 @@ use crate::sources::{
     Conditions, Input, KubernetesWatch, ManifestWatch, Problem, Severity, Update,
 };
 use asking::Asking;
+pub use controller::ControllerError;
 use runtime::Runtime;
 use state::{Seen, State};
 
@@ -96,6 +98,22 @@ pub fn run(args: &AgentArgs) -> Result<()> {
         openings,
     };
     runtime.block_on(Agent::start(args, proxy, capture)?.serve(args, log))
+}
+
+/// Runs the controller until it is told to stop.
+///
+/// # Errors
+/// [`ControllerError`]: something that it cannot do without is missing.
+pub fn run_controller(args: &ControllerArgs) -> Result<(), ControllerError> {
+    controller::run(args)
+}
+
+/// A port of every address, in both families.
+fn any(port: u16) -> Vec<SocketAddr> {
+    vec![
+        SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+        (Ipv4Addr::UNSPECIFIED, port).into(),
+    ]
 }
 
 /// What the proxy threads begin with.
@@ -330,16 +348,10 @@ impl Agent {
         } = self;
         let shown: Arc<dyn admin::AdminState> = Arc::<State>::clone(&state);
         admin::register(&mut registry, Arc::clone(&shown));
-        let any = |port| {
-            [
-                SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
-                (Ipv4Addr::UNSPECIFIED, port).into(),
-            ]
-        };
         let endpoints = Endpoints {
             admin: vec![args.admin],
-            metrics: any(METRICS_PORT).into(),
-            readiness: any(READINESS_PORT).into(),
+            metrics: any(METRICS_PORT),
+            readiness: any(READINESS_PORT),
         };
         let server = AdminServer::bind(&endpoints)?;
         let services = Services {

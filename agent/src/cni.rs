@@ -13,11 +13,13 @@ mod keeper;
 mod plugin;
 mod protocol;
 mod server;
+mod unattended;
 
 use conflist::TYPE;
 
 pub use installation::{Installation, InstallationError};
 pub use plugin::{is_name_of_plugin, run};
+pub use unattended::StartWithoutAgent;
 
 pub(crate) use keeper::Keeper;
 pub(crate) use protocol::{Command, Outcome, Sandbox};

@@ -1,6 +1,8 @@
 //! The agent's command line and environment, turned into the settings that each part owns. The only file that
 //! reads either.
 
+mod controller;
+
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -10,10 +12,12 @@ use clap::{Args, ValueEnum};
 use userspace_l7::model::{MeshSettings, TrustDomain};
 
 use crate::admin::logging;
-use crate::cni::{self, Installation};
+use crate::cni::{self, Installation, StartWithoutAgent};
 use crate::keys::Pace;
 use crate::mesh::{IstioDuration, PodNetns};
 use crate::spans::ResourceAttributes;
+
+pub use self::controller::{ControllerArgs, IstiodChoice};
 
 /// The shortest pause between two fetches of one key set.
 const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
@@ -98,15 +102,9 @@ pub struct AgentArgs {
     #[arg(long, value_name = "DIR", requires = "cni_conf_dir")]
     pub cni_bin_dir: Option<PathBuf>,
 
-    /// Namespaces whose pods start while no agent answers the CNI plugin, separated by commas: what the cluster needs
-    /// before it can run an agent
-    #[arg(
-        long,
-        value_name = "NAMESPACES",
-        default_value = "kube-system",
-        value_delimiter = ','
-    )]
-    pub cni_start_without_agent: Vec<String>,
+    /// Which pods do not wait for an agent.
+    #[command(flatten)]
+    pub without_agent: StartWithoutAgent,
 
     /// Where the node's cgroup2 hierarchy is mounted, or a directory above that [default: the first hierarchy there is;
     /// that may be a container's own]
@@ -218,13 +216,11 @@ impl AgentArgs {
     /// Where the CNI plugin is kept, if it is.
     pub fn cni(&self) -> Option<Installation> {
         let (conf_dir, bin_dir) = self.cni_conf_dir.clone().zip(self.cni_bin_dir.clone())?;
-        let without = self.cni_start_without_agent.iter();
-        let without = without.filter(|name| !name.is_empty());
         Some(Installation {
             conf_dir,
             bin_dir,
             socket: self.run_dir.join(cni::SOCKET),
-            start_without_agent: without.cloned().collect(),
+            start_without_agent: self.without_agent.namespaces(),
         })
     }
 

@@ -5,6 +5,7 @@
 //!                           └─ local pods ──▶ enrolment ── capture (eBPF) ──▶ sockets ──▶ workers
 //!                           └─ identities ──▶ identity (CA, SVIDs) ──▶ workers
 //!                           └─ sources of keys ──▶ keys (JWKS) ──▶ workers
+//!                           └─ statuses ──▶ controller (elected by Lease) ──▶ a cluster's API
 //!  mesh, workers ── what goes without them ──▶ direct ── verdicts ──▶ capture
 //!  workers ── sampled requests ──▶ spans (OTLP) ──▶ collectors
 //! ```
@@ -18,6 +19,7 @@ mod capture;
 pub mod cli;
 pub mod cni;
 pub mod config;
+pub mod controller;
 mod direct;
 pub mod discovery;
 pub mod dns;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use agent::config::AgentArgs;
+use agent::config::{AgentArgs, ControllerArgs};
 use agent::{cli, cni};
 use clap::{Parser, Subcommand};
 
@@ -18,6 +18,8 @@ struct Program {
 enum Command {
     /// Run this node's agent.
     Agent(Box<AgentArgs>),
+    /// Run the cluster's controller, which writes statuses; of several one writes.
+    Controller(Box<ControllerArgs>),
     #[command(flatten)]
     Operate(cli::Command),
 }
@@ -29,6 +31,10 @@ fn main() -> ExitCode {
     }
     match Program::parse().command {
         Command::Agent(args) => match agent::app::run(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(format_args!("{error:#}"), ExitCode::FAILURE),
+        },
+        Command::Controller(args) => match agent::app::run_controller(&args) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(format_args!("{error:#}"), ExitCode::FAILURE),
         },

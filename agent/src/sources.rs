@@ -10,8 +10,8 @@ mod watch;
 mod yaml;
 
 pub use kubernetes::{
-    Cause, Cluster, ClusterCondition, ClusterError, Conditions, KindCondition, KubernetesWatch,
-    Phase, Since, Trouble,
+    ApiWriter, Cause, Cluster, ClusterCondition, ClusterError, Conditions, Held, Holdings,
+    KindCondition, KubernetesWatch, Phase, Refusal, Since, Trouble, object_path,
 };
 pub use manifests::Manifests;
 #[cfg(fuzzing)]

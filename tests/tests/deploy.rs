@@ -6,9 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::bookinfo::cluster::repository;
-use e2e::kubelet::Nodes;
-use e2e::kubernetes::ApiServer;
-use e2e::lab::{Driver, Lab, PodSpec, culvert, helm};
+use e2e::kubelet::{Nodes, SOON};
+use e2e::kubernetes::{ApiServer, Controller};
+use e2e::lab::{Driver, Lab, PodSpec, culvert, eventually, helm};
 use serde_json::{Value, json};
 
 fn deploy(part: &str) -> Result<PathBuf> {
@@ -90,10 +90,19 @@ fn kustomize_and_helm_make_the_same_and_a_server_takes_it() -> Result<()> {
         names
             == [
                 r#""ClusterRole" "culvert-agent""#,
+                r#""ClusterRole" "culvert-controller""#,
                 r#""ClusterRoleBinding" "culvert-agent""#,
+                r#""ClusterRoleBinding" "culvert-controller""#,
+                r#""ClusterRoleBinding" "culvert-controller-reads""#,
                 r#""DaemonSet" "culvert-agent""#,
+                r#""Deployment" "culvert-controller""#,
                 r#""Namespace" "culvert-system""#,
+                r#""NetworkPolicy" "culvert-controller""#,
+                r#""PodDisruptionBudget" "culvert-controller""#,
+                r#""Role" "culvert-controller""#,
+                r#""RoleBinding" "culvert-controller""#,
                 r#""ServiceAccount" "culvert-agent""#,
+                r#""ServiceAccount" "culvert-controller""#,
             ],
         "{names:?}"
     );
@@ -118,7 +127,15 @@ fn kustomize_and_helm_make_the_same_and_a_server_takes_it() -> Result<()> {
     );
     known("uninstall", &arguments(&removal))?;
     known("agent", &arguments(&base))?;
-    // Values that change something.
+    let controllers = &base[r#""Deployment" "culvert-controller""#]["spec"]["template"]["spec"];
+    known("controller", &controllers["containers"][0]["args"])?;
+    Ok(())
+}
+
+#[test]
+fn values_of_the_chart_change_what_it_renders() -> Result<()> {
+    let (api, _lab) = server()?;
+    let base = stored(&api, &chart(&[])?)?;
     let changed = chart(&[
         "caSecret=cacerts",
         "cni.confDir=/var/lib/cni",
@@ -126,9 +143,17 @@ fn kustomize_and_helm_make_the_same_and_a_server_takes_it() -> Result<()> {
         "seLinuxOptions.type=spc_t",
         "extraArgs={--workers=2}",
         "createNamespace=false",
+        "controller.istiod=absent",
+        "controller.replicas=3",
     ])?;
     let changed = stored(&api, &changed)?;
     ensure!(changed.len() == base.len() - 1, "{:?}", changed.keys());
+    let alone = stored(&api, &chart(&["controller.enabled=false"])?)?;
+    ensure!(
+        alone.len() == 5 && alone.keys().all(|name| !name.contains("controller")),
+        "{:?}",
+        alone.keys()
+    );
     let text = json!(changed).to_string();
     for part in [
         r#""secretName":"cacerts""#,
@@ -136,6 +161,8 @@ fn kustomize_and_helm_make_the_same_and_a_server_takes_it() -> Result<()> {
         "--cni-start-without-agent=kube-system,storage",
         r#""type":"spc_t""#,
         "--workers=2",
+        "--istiod=absent",
+        r#""replicas":3"#,
     ] {
         ensure!(text.contains(part), "no {part} in {text}");
     }
@@ -193,6 +220,49 @@ fn the_daemon_set_grants_the_documented_capabilities() -> Result<()> {
         names(&container["volumeMounts"]) == names(&template["volumes"]),
         "{template:#}"
     );
+    Ok(())
+}
+
+/// The controller's container gets nothing of the node, as the strictest level of `PodSecurity` demands.
+#[test]
+fn the_controller_runs_where_only_the_restricted_may() -> Result<()> {
+    let (api, _lab) = server()?;
+    api.kubectl(&["create", "namespace", "strict"])?;
+    api.kubectl(&[
+        "label",
+        "namespace",
+        "strict",
+        "pod-security.kubernetes.io/enforce=restricted",
+    ])?;
+    let base = stored(&api, &kustomized(&api, "base")?)?;
+    let pod = |template: &Value| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": "x", "namespace": "strict" },
+            "spec": template["spec"]["template"]["spec"],
+        })
+    };
+    let admit = |template: &Value| {
+        let words = ["create", "--dry-run=server", "-f", "-"];
+        api.kubectl_fed(&words, &pod(template).to_string())
+    };
+    // The server knows the label a moment later than kubectl does.
+    let agent = &base[r#""DaemonSet" "culvert-agent""#];
+    eventually("the agent is refused", SOON, || {
+        let refused = admit(agent).err().context("it is admitted")?;
+        let why = format!("{refused:#}");
+        ensure!(why.contains("violates PodSecurity"), "{why}");
+        Ok(())
+    })?;
+    let deployment = &base[r#""Deployment" "culvert-controller""#];
+    admit(deployment).context("the controller")?;
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    ensure!(
+        container["securityContext"]["readOnlyRootFilesystem"] == true,
+        "{container}"
+    );
+    ensure!(container["volumeMounts"].is_null(), "{container}");
     Ok(())
 }
 
@@ -260,4 +330,100 @@ fn an_agent_is_known_by_its_pods_service_account() -> Result<()> {
         status["cluster"]
     );
     Ok(())
+}
+
+/// Words of a text that are names of metrics of ours.
+fn metrics_named(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let ours = ["istio_", "culvert_", "workload_manager_", "process_"];
+    let named = words.filter(|word| ours.iter().any(|start| word.starts_with(start)));
+    named.map(str::to_owned).collect()
+}
+
+/// The names under which a program's metrics can be asked for.
+fn metrics_there(exposition: &str) -> BTreeSet<String> {
+    let described = exposition
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let names = described.flat_map(|(name, kind)| {
+        let endings: &[&str] = match kind {
+            "histogram" => &["_bucket", "_count", "_sum"],
+            _ => &[""],
+        };
+        endings.iter().map(move |ending| format!("{name}{ending}"))
+    });
+    names.collect()
+}
+
+/// The names that the programs register. What has labels is not in an exposition before it has been counted once.
+fn metrics_registered() -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    let mut directories = vec![
+        repository()?.join("agent/src"),
+        repository()?.join("userspace-l7/src"),
+    ];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path)?;
+            for call in text.split("registry.register(").skip(1) {
+                let literal = call.trim_start().strip_prefix('"');
+                let name = literal.and_then(|rest| rest.split('"').next());
+                let endings = ["", "_total", "_bucket", "_count", "_sum"];
+                let all = name
+                    .into_iter()
+                    .flat_map(|name| endings.map(|ending| format!("{name}{ending}")));
+                names.extend(all);
+            }
+        }
+    }
+    Ok(names)
+}
+
+/// What alerts and the dashboard ask for exists; a name that was changed would never alert anybody.
+#[test]
+fn alerts_and_dashboard_ask_for_metrics_that_there_are() -> Result<()> {
+    let mut nodes = Nodes::new()?;
+    nodes.lab.start_agent("a")?;
+    nodes.lab.agent("a")?.wait_ready()?;
+    let account = nodes
+        .api
+        .account_kubeconfig("culvert-system", "culvert-controller")?;
+    let controller = Controller::start(&nodes.lab, "b", &account, &[])?;
+    controller.wait_ready()?;
+    let mut there = metrics_registered()?;
+    ensure!(there.len() > 50, "{there:?}");
+    for exposition in [
+        nodes.lab.agent("a")?.get(15020, "/metrics")?,
+        controller.get(15020, "/metrics")?,
+    ] {
+        there.extend(metrics_there(&exposition.text()));
+    }
+    let rendered = kustomized(&nodes.api, "monitoring")?;
+    let asked = metrics_named(&rendered);
+    ensure!(asked.len() > 20, "{asked:?}");
+    let missing: Vec<_> = asked.difference(&there).collect();
+    ensure!(missing.is_empty(), "{missing:?} are not among {there:?}");
+    // And the table of docs/operations.md.
+    let document = std::fs::read_to_string(repository()?.join("docs/operations.md"))?;
+    let table = document.lines().filter(|line| line.starts_with("| `"));
+    let first: Vec<_> = table.filter_map(|line| line.split(" | ").next()).collect();
+    let documented = metrics_named(&first.join("\n"));
+    let missing: Vec<_> = documented
+        .iter()
+        .filter(|name| !name.ends_with('_') && !there.contains(*name))
+        .collect();
+    ensure!(missing.is_empty(), "documented: {missing:?}");
+    let dashboard = std::fs::read_to_string(deploy("monitoring/culvert.json")?)?;
+    let dashboard: Value = serde_json::from_str(&dashboard)?;
+    ensure!(
+        dashboard["panels"]
+            .as_array()
+            .is_some_and(|all| all.len() == 12)
+    );
+    controller.stop()
 }

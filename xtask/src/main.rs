@@ -15,6 +15,7 @@ mod cluster;
 mod compile;
 mod demo;
 mod fuzz;
+mod image;
 mod setup;
 mod shell;
 mod suite;
@@ -34,6 +35,7 @@ usage: cargo xtask <command>
   cluster            a Kubernetes API server with the mesh's custom resources, on loopback, until interrupted
   test [FILTER]      unit tests, then every end-to-end scenario (whose name contains FILTER)
   fuzz [SECONDS]     every fuzz target, 10 seconds each unless told otherwise
+  image              the container image, from scratch, as target/image/culvert-VERSION.tar
   bench [ROUNDS [SECONDS [NAME]]] [--quick] [--load NAME] [--plane NAME] [--peer NAME=COMMAND] [--help]
                      rates, latencies, CPU and memory beside no mesh and beside others, in turns, and a report of it
   budget             instructions that policy, routes and tunnels cost, against their budgets
@@ -72,6 +74,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             fuzz::run(seconds.parse()?)?;
         }
         ["bench", options @ ..] => return bench::run(options),
+        ["image"] => image::run()?,
         ["budget"] => budget::run()?,
         ["tidy"] => tidy::run()?,
         ["check"] => ci::check()?,

@@ -3,6 +3,7 @@
 //! The eBPF programs need a compiler that may build `core` for the bpf target and a bpf-linker of the same LLVM.
 //! A rustup nightly with rust-src serves if it is there; otherwise Debian's own packages do.
 
+mod go;
 mod helm;
 mod kubernetes;
 
@@ -81,6 +82,15 @@ pub(crate) fn for_tests() -> Result<()> {
     rate_limiter(&tools)?;
     kubernetes::install(&tools)?;
     helm::install(&tools)
+}
+
+/// Installs what the image is built with.
+pub(crate) fn for_images() -> Result<()> {
+    programs(&[
+        ("buildah", "buildah"),
+        ("readelf", "binutils"),
+        ("tar", "tar"),
+    ])
 }
 
 /// Installs a Kubernetes API server.

@@ -199,7 +199,7 @@ impl AdminState for State {
             "hostProc": args.host_proc,
             "cniConfDir": args.cni_conf_dir,
             "cniBinDir": args.cni_bin_dir,
-            "cniStartWithoutAgent": args.cni_start_without_agent,
+            "cniStartWithoutAgent": args.without_agent.cni_start_without_agent,
             "leaseSeconds": args.lease,
             "svidTtlSeconds": args.svid_ttl,
             "drainSeconds": args.drain,
@@ -229,7 +229,7 @@ impl AdminState for State {
 }
 
 /// Problems of one severity, as people see them.
-fn shown(problems: &Problems, severity: Severity) -> Vec<ManifestProblem> {
+pub(super) fn shown(problems: &Problems, severity: Severity) -> Vec<ManifestProblem> {
     let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
     let of_severity = problems.list.iter().filter(|one| one.severity == severity);
     let shown = of_severity.map(|problem| ManifestProblem {
@@ -242,7 +242,8 @@ fn shown(problems: &Problems, severity: Severity) -> Vec<ManifestProblem> {
     shown.collect()
 }
 
-fn cluster(condition: &ClusterCondition) -> ClusterStatus {
+/// How the followed cluster fares, as people see it.
+pub(super) fn cluster(condition: &ClusterCondition) -> ClusterStatus {
     let troubles = condition.troubles().into_iter();
     ClusterStatus {
         server: condition.server.to_string(),

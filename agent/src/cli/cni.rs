@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::CliError;
-use crate::cni::{Installation, SOCKET};
+use crate::cni::{Installation, SOCKET, StartWithoutAgent};
 
 /// What to do with the plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
@@ -40,24 +40,18 @@ pub struct InstallArgs {
     /// The run directory of the agent that the plugin asks.
     #[arg(long, value_name = "DIR", default_value = "/run/culvert")]
     pub run_dir: PathBuf,
-    /// Namespaces whose pods start while no agent answers, separated by commas.
-    #[arg(
-        long,
-        value_name = "NAMESPACES",
-        default_value = "kube-system",
-        value_delimiter = ','
-    )]
-    pub cni_start_without_agent: Vec<String>,
+    /// Which pods do not wait for it.
+    #[command(flatten)]
+    pub without_agent: StartWithoutAgent,
 }
 
 impl InstallArgs {
     fn installation(&self) -> Installation {
-        let without = self.cni_start_without_agent.iter();
         Installation {
             conf_dir: self.place.cni_conf_dir.clone(),
             bin_dir: self.place.cni_bin_dir.clone(),
             socket: self.run_dir.join(SOCKET),
-            start_without_agent: without.filter(|name| !name.is_empty()).cloned().collect(),
+            start_without_agent: self.without_agent.namespaces(),
         }
     }
 }

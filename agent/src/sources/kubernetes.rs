@@ -15,9 +15,11 @@ mod cluster;
 mod collection;
 mod condition;
 mod follow;
+mod held;
 #[cfg(test)]
 mod tests;
 mod trim;
+mod writer;
 
 use std::future::Future;
 use std::io;
@@ -34,7 +36,7 @@ use tracing::{info, warn};
 
 use self::access::Access;
 use self::api::Api;
-use self::collection::Topic;
+use self::collection::{Collection, Topic};
 use self::follow::{Follower, Installed, News};
 use super::Update;
 
@@ -42,6 +44,8 @@ pub use self::access::ClusterError;
 pub use self::api::{Cause, Trouble};
 pub use self::cluster::Cluster;
 pub use self::condition::{ClusterCondition, KindCondition, Phase, Since};
+pub use self::held::{Held, Holdings};
+pub use self::writer::{ApiWriter, Refusal, object_path};
 
 /// Quiet time after which a burst of changes counts as over.
 const QUIET: Duration = Duration::from_millis(30);
@@ -72,6 +76,28 @@ impl KubernetesWatch {
         conditions: Conditions,
         take: impl FnMut(Update, &Cluster) + Send + 'static,
     ) -> Result<Self, ClusterError> {
+        Self::begin(kubeconfig, conditions, take, Cluster::new)
+    }
+
+    /// As [`KubernetesWatch::start`], and keeps what the server holds of each object besides. `take` is called for news
+    /// of that, too, with an update that has no changes.
+    ///
+    /// # Errors
+    /// As [`KubernetesWatch::start`].
+    pub fn start_holding(
+        kubeconfig: Option<&Path>,
+        conditions: Conditions,
+        take: impl FnMut(Update, &Cluster) + Send + 'static,
+    ) -> Result<Self, ClusterError> {
+        Self::begin(kubeconfig, conditions, take, Cluster::holding)
+    }
+
+    fn begin(
+        kubeconfig: Option<&Path>,
+        conditions: Conditions,
+        take: impl FnMut(Update, &Cluster) + Send + 'static,
+        cluster: fn(Arc<str>, &[Collection]) -> Cluster,
+    ) -> Result<Self, ClusterError> {
         let no_thread = |error: io::Error| ClusterError::NoThread(error);
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
@@ -84,7 +110,15 @@ impl KubernetesWatch {
             access.api()?
         };
         let (stop, stopped) = oneshot::channel();
-        let following = move || run(&runtime, &api, conditions, take, stopped);
+        let cluster = cluster(api.server(), &collection::all());
+        let desk = Desk {
+            cluster,
+            installed: watch::Sender::new(Installed::default()),
+            conditions,
+            take,
+            told: None,
+        };
+        let following = move || run(&runtime, &api, desk, stopped);
         let thread = thread::Builder::new()
             .name("kubernetes".to_owned())
             .spawn(following)
@@ -107,24 +141,14 @@ impl Drop for KubernetesWatch {
 fn run(
     runtime: &Runtime,
     api: &Api,
-    conditions: Conditions,
-    take: impl FnMut(Update, &Cluster),
+    mut desk: Desk<impl FnMut(Update, &Cluster)>,
     stopped: oneshot::Receiver<()>,
 ) {
-    let collections = collection::all();
-    let cluster = Cluster::new(api.server(), &collections);
-    let (installed, known) = watch::channel(Installed::default());
-    let mut desk = Desk {
-        cluster,
-        installed,
-        conditions,
-        take,
-        told: None,
-    };
+    let known = desk.installed.subscribe();
     runtime.block_on(async {
         let (tell, news) = mpsc::channel(IN_FLIGHT);
         let recovered = watch::Sender::new(());
-        for collection in collections {
+        for collection in collection::all() {
             let follower = Follower::new(
                 api.clone(),
                 collection,

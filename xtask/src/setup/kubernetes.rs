@@ -6,10 +6,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
+use super::go::Module;
 use super::programs;
 use crate::shell;
 
@@ -33,16 +33,12 @@ const VERSION_PACKAGE: &str = "k8s.io/component-base/version";
 
 /// Builds what is missing into `kubernetes` among the tools.
 pub(super) fn install(tools: &Path) -> Result<()> {
-    let module = shell::root()?.join("xtask/cluster");
-    let read = |name: &str| {
-        let path = module.join(name);
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
-    };
-    let (wanted, version) = (read("go.mod")?, version(&read("go.mod")?)?);
+    let module = Module::open("xtask/cluster")?;
+    let version = version(&module.text)?;
     let place = tools.join("kubernetes");
     let built_from = place.join("go.mod");
     let programs_there = PROGRAMS.iter().all(|(name, _)| place.join(name).is_file());
-    if programs_there && fs::read_to_string(&built_from).is_ok_and(|text| text == wanted) {
+    if programs_there && module.is_built(&built_from) {
         shell::note(&format!("kubernetes: {version} present"));
         return Ok(());
     }
@@ -62,30 +58,14 @@ pub(super) fn install(tools: &Path) -> Result<()> {
     let mut numbers = version.trim_start_matches('v').split('.');
     let (major, minor) = (numbers.next(), numbers.next());
     let flags = format!(
-        "-s -w -X {VERSION_PACKAGE}.gitVersion={version} -X {VERSION_PACKAGE}.gitMajor={} -X {VERSION_PACKAGE}.gitMinor={}",
+        "-X {VERSION_PACKAGE}.gitVersion={version} -X {VERSION_PACKAGE}.gitMajor={} -X {VERSION_PACKAGE}.gitMinor={}",
         major.unwrap_or_default(),
         minor.unwrap_or_default()
     );
     for (name, package) in PROGRAMS {
-        let mut build = go(&module);
-        build
-            .args([
-                "build",
-                "-mod=readonly",
-                "-buildvcs=false",
-                "-trimpath",
-                "-ldflags",
-                &flags,
-                "-o",
-            ])
-            .arg(place.join(name))
-            .arg(package);
-        shell::run(&mut build).with_context(|| {
-            format!("{name} could not be built: it needs Go 1.26 or later and Go's module proxy")
-        })?;
+        module.build(package, &flags, &place.join(name))?;
     }
-    // Last: what is half built is built again.
-    fs::write(&built_from, wanted).with_context(|| format!("cannot write {}", built_from.display()))
+    module.note_built(&built_from)
 }
 
 /// The version of Kubernetes that a go.mod requires.
@@ -98,10 +78,10 @@ fn version(go_mod: &str) -> Result<String> {
 }
 
 /// Copies the manifests that a module holds.
-fn definitions(module: &Path, source: &str, within: &str, to: &Path) -> Result<()> {
-    shell::run(go(module).args(["mod", "download", source]))
+fn definitions(module: &Module, source: &str, within: &str, to: &Path) -> Result<()> {
+    shell::run(module.go().args(["mod", "download", source]))
         .with_context(|| format!("{source} could not be fetched: is this machine offline?"))?;
-    let directory = shell::output(go(module).args(["list", "-m", "-f", "{{.Dir}}", source]));
+    let directory = shell::output(module.go().args(["list", "-m", "-f", "{{.Dir}}", source]));
     let directory = directory.with_context(|| format!("Go does not say where {source} is"))?;
     let from = Path::new(directory.trim()).join(within);
     // Ours alone: what an older module had is not to stay.
@@ -125,14 +105,6 @@ fn definitions(module: &Path, source: &str, within: &str, to: &Path) -> Result<(
         }
     }
     Ok(())
-}
-
-fn go(module: &Path) -> Command {
-    let mut go = shell::foreign("go");
-    go.current_dir(module)
-        .env("CGO_ENABLED", "0")
-        .env("GOTOOLCHAIN", "auto");
-    go
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ const PROXY_LAYERS: [&[&str]; 16] = [
 
 /// What each part of the agent may name of the others. `app` and `main` put the parts together and may
 /// name all; the parts do not know each other beyond this.
-const AGENT_EDGES: [(&str, &[&str]); 18] = [
+const AGENT_EDGES: [(&str, &[&str]); 19] = [
     // Serves what the mesh says of each object, as the mesh's own value.
     ("admin", &["mesh"]),
     ("bench", &[]),
@@ -40,9 +40,20 @@ const AGENT_EDGES: [(&str, &[&str]); 18] = [
     (
         "config",
         &[
-            "admin", "capture", "cni", "dns", "identity", "keys", "mesh", "sources", "spans",
+            "admin",
+            "capture",
+            "cni",
+            "controller",
+            "dns",
+            "identity",
+            "keys",
+            "mesh",
+            "sources",
+            "spans",
         ],
     ),
+    // Writes what the mesh says to where the source reads it.
+    ("controller", &["mesh", "sources"]),
     // Decides by the mesh what capture lets go straight, and shows it to the admin server.
     ("direct", &["admin", "capture", "mesh"]),
     ("discovery", &[]),

@@ -5,6 +5,7 @@ mod binding;
 mod gateway;
 mod policy;
 mod route;
+mod silent;
 
 use super::Compiler;
 use crate::mesh::kinds::api_version;

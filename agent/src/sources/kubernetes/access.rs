@@ -1,6 +1,7 @@
 //! Which API server is ours, how we know it, and how it knows us.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::client::legacy::Client as HttpClient;
@@ -62,11 +63,11 @@ impl Access {
         Ok(Self(config.map_err(|error| refused(&error))?))
     }
 
-    /// A client. Has to be called inside the runtime that the client shall run on.
+    /// A client, and the server's URL. Has to be called inside the runtime that the client shall run on.
     ///
     /// The stack is kube's own, less its log of each failed request (an outage is one sentence here) and its
     /// repetitions (see [`super::follow`]), and with keepalive.
-    pub(super) fn api(&self) -> Result<Api, ClusterError> {
+    pub(super) fn client(&self) -> Result<(Client, Arc<str>), ClusterError> {
         let Self(config) = self;
         let setup = |error: kube::Error| ClusterError::Setup(chain(&error));
         let mut connector = HttpConnector::new();
@@ -89,7 +90,13 @@ impl Access {
             .service(http);
         let client = Client::new(service, config.default_namespace.clone());
         let server = config.cluster_url.to_string();
-        Ok(Api::new(client, server.trim_end_matches('/').into()))
+        Ok((client, server.trim_end_matches('/').into()))
+    }
+
+    /// What reads with such a client.
+    pub(super) fn api(&self) -> Result<Api, ClusterError> {
+        let (client, server) = self.client()?;
+        Ok(Api::new(client, server))
     }
 }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::collection::{Collection, Topic};
 use super::condition::{ClusterCondition, KindCondition, Phase, Since};
 use super::follow::News;
+use super::held::{Held, Holdings, is_held};
 use crate::mesh::{
     Change, FieldError, Interner, Kind, Object, ObjectKey, ObjectName, closed, decode_served,
 };
@@ -37,6 +38,9 @@ pub struct Cluster {
     begun: bool,
     /// Lists and watches that failed since the start.
     refusals: u64,
+    /// What the server holds besides, where somebody wants to know it, and whether there is news of that.
+    holdings: Option<Holdings>,
+    holds_news: bool,
 }
 
 /// One kind.
@@ -79,7 +83,29 @@ impl Cluster {
             said: false,
             begun: false,
             refusals: 0,
+            holdings: None,
+            holds_news: false,
         }
+    }
+
+    /// One that keeps what the server holds of each object besides.
+    pub(super) fn holding(server: Arc<str>, collections: &[Collection]) -> Self {
+        Self {
+            holdings: Some(Holdings::new()),
+            ..Self::new(server, collections)
+        }
+    }
+
+    /// What the server holds of each object besides; nothing where nobody wanted to know it.
+    pub fn holdings(&self) -> &Holdings {
+        static NOTHING: Holdings = Holdings::new();
+        self.holdings.as_ref().unwrap_or(&NOTHING)
+    }
+
+    /// Whether the server has this kind.
+    pub fn has_kind(&self, kind: &Kind) -> bool {
+        let stock = self.kinds.get(kind);
+        stock.is_some_and(|stock| stock.phase == Phase::Following)
     }
 
     /// Takes news of a kind.
@@ -128,11 +154,12 @@ impl Cluster {
             .kinds
             .values()
             .all(|stock| stock.phase != Phase::Waiting);
-        let news = !self.begun || self.said || !self.changed.is_empty();
+        let news = !self.begun || self.said || self.holds_news || !self.changed.is_empty();
         if !whole || !news {
             return None;
         }
         self.begun = true;
+        self.holds_news = false;
         if std::mem::take(&mut self.said) {
             let all = self
                 .kinds
@@ -182,6 +209,7 @@ impl Cluster {
             kind: kind.clone(),
             name: name.clone(),
         };
+        self.hold(&key, &value);
         let expanded = mesh_config::expand(&mut value);
         let read = expanded
             .map_err(|(path, problem)| vec![FieldError { path, problem }])
@@ -239,6 +267,19 @@ impl Cluster {
         Some(name)
     }
 
+    /// Keeps what the server holds of an object.
+    fn hold(&mut self, key: &ObjectKey, value: &Value) {
+        let Some(holdings) = &mut self.holdings else {
+            return;
+        };
+        if let Some(held) = Held::of(value).filter(|_| is_held(&key.kind))
+            && holdings.get(key) != Some(&held)
+        {
+            holdings.insert(key.clone(), held);
+            self.holds_news = true;
+        }
+    }
+
     /// Puts the strictest policy in place of one that cannot be read and never could.
     fn close(&mut self, key: &ObjectKey, value: &Value) {
         let substitute = closed(&key.kind, value, &mut self.texts);
@@ -256,11 +297,15 @@ impl Cluster {
             return;
         };
         self.said |= stock.problems.remove(name).is_some();
+        let key = ObjectKey {
+            kind: kind.clone(),
+            name: name.clone(),
+        };
+        if let Some(holdings) = &mut self.holdings {
+            self.holds_news |= holdings.remove(&key).is_some();
+        }
         if stock.objects.remove(name).is_some() {
-            self.changed.insert(ObjectKey {
-                kind: kind.clone(),
-                name: name.clone(),
-            });
+            self.changed.insert(key);
         }
     }
 

@@ -441,3 +441,36 @@ fn many_routes_of_one_service_are_told_in_time() {
     assert_eq!(told.len(), 2_002);
     assert!(took < std::time::Duration::from_secs(2), "{took:?}");
 }
+
+#[test]
+fn what_has_no_effect_is_said_though_nothing_is_wrong() {
+    let faults = |yaml: &str| -> Vec<String> {
+        let found = compiler(yaml).silent_faults();
+        let shown = found
+            .iter()
+            .map(|one| format!("{} {}", one.object, one.message));
+        shown.collect()
+    };
+    let attached = route("HTTPRoute", "r", PARENT, BACKEND);
+    // No waypoint.
+    assert_eq!(
+        faults(&format!("{}{attached}", service("s", ""))),
+        [
+            "HTTPRoute a/r has no effect at a/s: neither it nor its namespace has the label istio.io/use-waypoint"
+        ]
+    );
+    // Said by the service's condition: it asks for one that is not there.
+    assert_eq!(faults(&format!("{}{attached}", service("s", USE))), [""; 0]);
+    assert_eq!(faults(&bound(&attached)), [""; 0]);
+    // No such service: said by the route's condition.
+    assert_eq!(faults(&attached), [""; 0]);
+    // A port that nobody looks into.
+    let tcp = bound(&attached).replace("name: http, port", "name: tcp, port");
+    assert_eq!(
+        faults(&tcp),
+        [
+            "Service a/s has HTTP routes that say nothing about port 80, which is TCP by its appProtocol, name or number: \
+             declare it as http, http2 or grpc if it is that"
+        ]
+    );
+}

@@ -1,0 +1,643 @@
+//! The controller against a real API server, as its own service account: what it writes is read back with the real `kubectl`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use e2e::bookinfo::cluster::Cluster;
+use e2e::kubernetes::{ApiServer, Controller, Definitions};
+use e2e::lab::{Lab, eventually};
+use serde_json::{Value, json};
+
+/// How soon a change has to be told.
+const SOON: Duration = Duration::from_secs(10);
+/// Within this, one controller is another's successor: its lease, the longest wait of a candidate, and time to write.
+const SUCCEEDED: Duration = Duration::from_secs(20);
+/// A lease that does not make tests wait for long. Half a dozen seconds are enough for a busy machine to renew it.
+const LEASE: [&str; 2] = ["--lease", "6"];
+const ROUTES: &str = "istio.io/gateway-controller";
+
+/// An API server with every kind and what is deployed, and nothing else.
+fn server() -> Result<(ApiServer, PathBuf, Lab)> {
+    let lab = Lab::two_nodes()?;
+    let api = ApiServer::on_node(&lab, "a")?;
+    for group in Definitions::ALL {
+        api.install(group)?;
+    }
+    api.deploy()?;
+    let account = api.account_kubeconfig("culvert-system", "culvert-controller")?;
+    Ok((api, account, lab))
+}
+
+/// A namespace with a waypoint and services that are bound to it.
+fn shop(api: &ApiServer, services: &[&str]) -> Result<()> {
+    let mut text = String::from(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/use-waypoint: w}}\n---\n\
+         apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: shop}\n\
+         spec: {gatewayClassName: culvert-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n",
+    );
+    for name in services {
+        text.push_str(&service(name, "{}"));
+    }
+    api.apply(&text)
+}
+
+fn service(name: &str, labels: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop, labels: {labels}}}\n\
+         spec: {{ports: [{{name: http, port: 80}}]}}\n"
+    )
+}
+
+fn route(parents: &[&str]) -> String {
+    let parent = |name: &&str| format!("{{group: '', kind: Service, name: {name}}}");
+    let parents: Vec<_> = parents.iter().map(parent).collect();
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: shop}}\n\
+         spec: {{parentRefs: [{}], rules: [{{backendRefs: [{{name: one, port: 80}}]}}]}}\n",
+        parents.join(", ")
+    )
+}
+
+fn get(api: &ApiServer, words: &str) -> Result<Value> {
+    let mut all = vec!["get", "-o", "json"];
+    all.extend(words.split_whitespace());
+    serde_json::from_str(&api.kubectl(&all)?).context("kubectl does not print JSON")
+}
+
+/// A condition of a list, as `status reason`.
+fn condition<'a>(list: &'a Value, kind: &str) -> Result<(String, &'a Value)> {
+    let all = list.as_array().context("no conditions")?;
+    let found = all.iter().find(|one| one["type"] == kind);
+    let found = found.with_context(|| format!("no {kind} in {list}"))?;
+    let word = |field: &str| found[field].as_str().unwrap_or_default();
+    Ok((format!("{} {}", word("status"), word("reason")), found))
+}
+
+/// Waits until the condition of an object is this.
+fn told(api: &ApiServer, object: &str, kind: &str, expected: &str) -> Result<Value> {
+    eventually(
+        &format!("{object}: {kind} is {expected}"),
+        SUCCEEDED,
+        || {
+            let object = get(api, object)?;
+            let (found, _) = condition(&object["status"]["conditions"], kind)?;
+            ensure!(found == expected, "{found}: {}", object["status"]);
+            Ok(object)
+        },
+    )
+}
+
+const BOUND: &str = "istio.io/WaypointBound";
+
+/// Writes a status in namespace `shop` as somebody else.
+fn patch_status(api: &ApiServer, object: &[&str], patch: &str) -> Result<()> {
+    let words = [
+        "patch",
+        "--subresource=status",
+        "--type=merge",
+        "-n",
+        "shop",
+        "-p",
+        patch,
+    ];
+    api.kubectl(&[&words[..], object].concat()).map(drop)
+}
+
+/// What one controller says of a route at each parent, by the parents' names.
+fn parents(route: &Value, controller: &str) -> Vec<String> {
+    let all = route["status"]["parents"].as_array().into_iter().flatten();
+    let own = all.filter(|one| one["controllerName"] == controller);
+    own.map(|one| {
+        one["parentRef"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    })
+    .collect()
+}
+
+fn version(api: &ApiServer, object: &str) -> Result<String> {
+    let object = get(api, object)?;
+    let version = object["metadata"]["resourceVersion"].as_str();
+    Ok(version.context("no resourceVersion")?.to_owned())
+}
+
+/// Bookinfo in an API server with everything that the seed's reader applies, and a controller, in service.
+fn seed() -> Result<(Cluster, Controller)> {
+    let mut cluster = Cluster::build()?;
+    cluster.register(&Definitions::ALL)?;
+    let account = cluster
+        .api()?
+        .account_kubeconfig("culvert-system", "culvert-controller")?;
+    for file in [
+        "waypoint.yaml",
+        "waypoint-foo.yaml",
+        "http-route.yaml",
+        "authorization-policy-waypoint.yaml",
+        "authorization-policy.yaml",
+    ] {
+        let text = cluster.manifest(file)?;
+        cluster.apply(&text)?;
+    }
+    cluster.kubectl("label ns bookinfo istio.io/use-waypoint=waypoint")?;
+    let controller = Controller::start(&cluster.lab, "b", &account, &[])?;
+    controller.wait_ready()?;
+    Ok((cluster, controller))
+}
+
+/// What Istio's documentation has the seed's reader look at.
+#[test]
+fn the_seeds_objects_say_what_became_of_them() -> Result<()> {
+    let (mut cluster, controller) = seed()?;
+    let api: &ApiServer = cluster.api()?;
+    // As the reader waits for it.
+    for (condition, object) in [
+        ("Accepted", "gatewayclass/culvert-waypoint"),
+        ("Accepted", "gatewayclass/istio-waypoint"),
+        ("Programmed", "gateway/waypoint"),
+        (BOUND, "service/reviews"),
+        (
+            "WaypointAccepted",
+            "authorizationpolicy/productpage-waypoint",
+        ),
+        ("ZtunnelAccepted", "authorizationpolicy/productpage-viewer"),
+    ] {
+        let condition = format!("--for=condition={condition}");
+        api.kubectl(&[
+            "wait",
+            &condition,
+            "--timeout=30s",
+            "-n",
+            "bookinfo",
+            object,
+        ])?;
+    }
+    let gateway = get(api, "gateway waypoint -n bookinfo")?;
+    ensure!(
+        gateway["status"]["addresses"][0]
+            == json!({ "type": "Hostname", "value": "waypoint.bookinfo.svc.cluster.local" }),
+        "{}",
+        gateway["status"]
+    );
+    let listener = &gateway["status"]["listeners"][0];
+    ensure!(
+        listener["name"] == "mesh" && listener["attachedRoutes"] == 0,
+        "{listener}"
+    );
+    let listed = api.kubectl(&["get", "gateway", "waypoint", "-n", "bookinfo"])?;
+    ensure!(
+        listed.contains("waypoint.bookinfo.svc.cluster.local") && listed.contains("True"),
+        "{listed}"
+    );
+    let route = eventually("the route says what its parent makes of it", SOON, || {
+        let route = get(api, "httproute reviews -n bookinfo")?;
+        ensure!(
+            parents(&route, ROUTES) == ["reviews"],
+            "{}",
+            route["status"]
+        );
+        Ok(route)
+    })?;
+    let (since, _) = accepted(&route)?;
+
+    // Another generation is looked at; what has not changed over is so since then.
+    let weight = r#"[{"op":"replace","path":"/spec/rules/0/backendRefs/0/weight","value":80}]"#;
+    api.kubectl(&[
+        "patch",
+        "httproute",
+        "reviews",
+        "-n",
+        "bookinfo",
+        "--type=json",
+        "-p",
+        weight,
+    ])?;
+    eventually("the new generation is looked at", SOON, || {
+        let route = get(api, "httproute reviews -n bookinfo")?;
+        let (still, generation) = accepted(&route)?;
+        ensure!(generation == 2 && still == since, "{generation}, {still}");
+        Ok(())
+    })?;
+    controller.stop()
+}
+
+/// Since when a route is accepted by its first parent, and which generation of it was looked at: its present one.
+fn accepted(route: &Value) -> Result<(String, i64)> {
+    let conditions = &route["status"]["parents"][0]["conditions"];
+    let (said, entry) = condition(conditions, "Accepted")?;
+    ensure!(said == "True Accepted", "{said}");
+    let (said, _) = condition(conditions, "ResolvedRefs")?;
+    ensure!(said == "True ResolvedRefs", "{said}");
+    let generation = &entry["observedGeneration"];
+    ensure!(*generation == route["metadata"]["generation"], "{entry}");
+    let since = entry["lastTransitionTime"].as_str().context("no time")?;
+    Ok((since.to_owned(), generation.as_i64().context("no number")?))
+}
+
+#[test]
+fn a_waypoint_that_goes_is_told_by_status_and_event() -> Result<()> {
+    let (mut cluster, controller) = seed()?;
+    let api: &ApiServer = cluster.api()?;
+    let service = "service reviews -n bookinfo";
+    told(api, service, BOUND, "True WaypointAccepted")?;
+    api.kubectl(&["delete", "gateway", "waypoint", "-n", "bookinfo"])?;
+    told(api, service, BOUND, "False WaypointIsNotReady")?;
+    told(
+        api,
+        "authorizationpolicy productpage-waypoint -n bookinfo",
+        "WaypointAccepted",
+        "False AncestorNotBound",
+    )?;
+    eventually("kubectl shows the event", SOON, || {
+        let described = api.kubectl(&["describe", "service", "reviews", "-n", "bookinfo"])?;
+        let mut lines = described.lines();
+        let line =
+            lines.find(|line| line.contains("WaypointIsNotReady") && line.contains("Warning"));
+        line.map(drop)
+            .with_context(|| format!("no event in {described}"))
+    })?;
+    // Nobody asks for a waypoint any more: there is nothing to say.
+    api.kubectl(&["label", "ns", "bookinfo", "istio.io/use-waypoint-"])?;
+    eventually("the condition is gone", SOON, || {
+        let service = get(api, service)?;
+        let conditions = &service["status"]["conditions"];
+        ensure!(condition(conditions, BOUND).is_err(), "{conditions}");
+        Ok(())
+    })?;
+    let refused = ["outcome=\"refused\""];
+    let refused = controller.metric("culvert_controller_writes_total", &refused)?;
+    ensure!(refused < 0.5, "refused: {}", controller.log()?);
+    controller.stop()
+}
+
+#[test]
+fn others_entries_stay_and_what_is_right_is_not_written_again() -> Result<()> {
+    let (api, account, lab) = server()?;
+    shop(&api, &["one", "two"])?;
+    api.apply(&route(&["one", "two"]))?;
+    // What a mesh of somebody else's says of the same route.
+    let theirs = json!({
+        "parentRef": { "group": "", "kind": "Service", "name": "one" },
+        "controllerName": "example.com/mesh",
+        "conditions": [{ "type": "Accepted", "status": "False", "reason": "No", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z" }],
+    });
+    let theirs_are = json!({ "status": { "parents": [theirs] } }).to_string();
+    patch_status(&api, &["httproute", "r"], &theirs_are)?;
+    let controller = Controller::start(&lab, "a", &account, &[])?;
+    let says = |expected: &[&str]| {
+        eventually(&format!("we speak of {expected:?}"), SUCCEEDED, || {
+            let route = get(&api, "httproute r -n shop")?;
+            ensure!(parents(&route, ROUTES) == expected, "{}", route["status"]);
+            let first = &route["status"]["parents"][0];
+            ensure!(*first == theirs, "{first}");
+            Ok(())
+        })
+    };
+    says(&["one", "two"])?;
+    // A parent that is no parent any more is not spoken of; without any of ours there is only theirs.
+    api.apply(&route(&["two"]))?;
+    says(&["two"])?;
+    api.kubectl(&["delete", "service", "two", "-n", "shop"])?;
+    eventually("the parent is missing", SOON, || {
+        let route = get(&api, "httproute r -n shop")?;
+        let conditions = &route["status"]["parents"][1]["conditions"];
+        let (accepted, _) = condition(conditions, "Accepted")?;
+        ensure!(accepted == "False NoMatchingParent", "{accepted}");
+        Ok(())
+    })?;
+    api.apply(
+        &route(&["two"])
+            .replace("kind: Service", "kind: Gateway")
+            .replace("group: ''", "group: gateway.networking.k8s.io"),
+    )?;
+    says(&[])?;
+
+    // What is right is not written again, whatever else happens.
+    told(&api, "service one -n shop", BOUND, "True WaypointAccepted")?;
+    let before = version(&api, "service one -n shop")?;
+    let written = controller.written()?;
+    for name in ["three", "four", "five"] {
+        api.apply(&service(name, "{}"))?;
+        told(
+            &api,
+            &format!("service {name} -n shop"),
+            BOUND,
+            "True WaypointAccepted",
+        )?;
+    }
+    let after = version(&api, "service one -n shop")?;
+    ensure!(before == after, "{before} became {after}");
+    let more = controller.written()? - written;
+    ensure!(more < 3.5, "{more} writes for three services");
+
+    controller.stop()
+}
+
+#[test]
+fn nobody_quarrels() -> Result<()> {
+    let (api, account, lab) = server()?;
+    shop(&api, &["one"])?;
+    let controller = Controller::start(&lab, "a", &account, &[])?;
+    told(&api, "service one -n shop", BOUND, "True WaypointAccepted")?;
+    // Somebody of another opinion writes over and over: we do not join in.
+    let written = controller.written()?;
+    let opinion =
+        json!({ "status": { "conditions": [{ "type": BOUND, "status": "False", "reason": "No",
+        "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z" }] } })
+        .to_string();
+    for _ in 0..25 {
+        patch_status(&api, &["service", "one"], &opinion)?;
+    }
+    // Events come after statuses: when it has told one, it has had its say about what came before.
+    api.apply(&service("six", "{istio.io/use-waypoint: nobodys}"))?;
+    eventually("an event is written", SOON, || {
+        let events = api.kubectl(&["get", "events", "-n", "shop"])?;
+        ensure!(events.contains("service/six"), "{events}");
+        Ok(())
+    })?;
+    let quarrel = controller.written()? - written;
+    ensure!(
+        (1.0..9.5).contains(&quarrel),
+        "{quarrel} writes against 25: {}",
+        controller.log()?
+    );
+    controller.stop()
+}
+
+/// The lease as the server has it: who holds it, and how often it has changed hands.
+fn lease(api: &ApiServer) -> Result<(String, i64)> {
+    let lease = get(api, "lease culvert-controller -n culvert-system")?;
+    let spec = &lease["spec"];
+    let holder = spec["holderIdentity"].as_str().unwrap_or_default();
+    Ok((
+        holder.split('_').next().unwrap_or_default().to_owned(),
+        spec["leaseTransitions"].as_i64().unwrap_or_default(),
+    ))
+}
+
+fn leads(controller: &Controller, within: Duration) -> Result<()> {
+    eventually("the controller leads", within, || {
+        ensure!(controller.leads()?, "it does not");
+        Ok(())
+    })
+}
+
+#[test]
+fn one_of_two_writes_and_the_other_takes_over() -> Result<()> {
+    let (api, account, lab) = server()?;
+    shop(&api, &["one"])?;
+    let start = |node: &str| Controller::start(&lab, node, &account, &LEASE);
+    let first = start("a")?;
+    leads(&first, SUCCEEDED)?;
+    let second = start("b")?;
+    second.wait_ready()?;
+    told(&api, "service one -n shop", BOUND, "True WaypointAccepted")?;
+    ensure!(!second.leads()?, "both lead");
+    ensure!(second.written()? < 0.5, "the second writes");
+    ensure!(lease(&api)?.0 == "a", "{:?}", lease(&api)?);
+
+    // A leader that is held for longer than its lease is none when it goes on, whatever it had begun.
+    first.pause()?;
+    api.apply(&service("two", "{}"))?;
+    told(&api, "service two -n shop", BOUND, "True WaypointAccepted")?;
+    leads(&second, SOON)?;
+    ensure!(lease(&api)? == ("b".to_owned(), 1), "{:?}", lease(&api)?);
+    // There is something to write when it wakes, and only one writes it.
+    second.pause()?;
+    api.apply(&service("three", "{}"))?;
+    first.go_on()?;
+    eventually("the first knows that it leads no more", SOON, || {
+        let log = first.log()?;
+        ensure!(log.contains("writes no more"), "{log}");
+        Ok(())
+    })?;
+    second.go_on()?;
+    told(
+        &api,
+        "service three -n shop",
+        BOUND,
+        "True WaypointAccepted",
+    )?;
+    let conflicts = |controller: &Controller| {
+        controller.metric(
+            "culvert_controller_writes_total",
+            &["outcome=\"conflict\"", "what=\"status\""],
+        )
+    };
+    ensure!(
+        conflicts(&first)? + conflicts(&second)? < 0.5,
+        "they wrote over each other"
+    );
+
+    // The leader dies; the other one waits for its lease to end, and writes.
+    let is_first = eventually("one of them leads", SUCCEEDED, || {
+        match [first.leads()?, second.leads()?] {
+            [true, false] => Ok(true),
+            [false, true] => Ok(false),
+            both => bail!("leaders: {both:?}"),
+        }
+    })?;
+    let (dying, left) = if is_first {
+        (first, second)
+    } else {
+        (second, first)
+    };
+    let (holder, transitions) = lease(&api)?;
+    dying.kill();
+    api.apply(&service("four", "{}"))?;
+    told(&api, "service four -n shop", BOUND, "True WaypointAccepted")?;
+    let (next, more) = lease(&api)?;
+    ensure!(next != holder && more == transitions + 1, "{next} {more}");
+
+    // One that ends well gives the lease back: the next need not wait.
+    left.stop()?;
+    ensure!(lease(&api)?.0.is_empty(), "{:?}", lease(&api)?);
+    let third = start("a")?;
+    leads(&third, Duration::from_secs(5))?;
+    third.stop()
+}
+
+#[test]
+fn an_outage_of_the_api_server_delays_what_is_written() -> Result<()> {
+    let (mut api, account, lab) = server()?;
+    shop(&api, &["one"])?;
+    let controller = Controller::start(&lab, "a", &account, &LEASE)?;
+    told(&api, "service one -n shop", BOUND, "True WaypointAccepted")?;
+    api.stop()?;
+    eventually("the controller leads no more", SUCCEEDED, || {
+        ensure!(!controller.leads()?, "it still does");
+        Ok(())
+    })?;
+    ensure!(
+        controller.get(15021, "/healthz/ready")?.status == 200,
+        "it knows the last state"
+    );
+    api.start_again()?;
+    api.kubectl(&["delete", "gateway", "w", "-n", "shop"])?;
+    let lost = told(
+        &api,
+        "service one -n shop",
+        BOUND,
+        "False WaypointIsNotReady",
+    )?;
+    ensure!(lost["status"]["loadBalancer"] == json!({}), "{lost}");
+    ensure!(controller.leads()?, "who else");
+    controller.stop()
+}
+
+/// Where an istiod is, it speaks about Istio's kinds, and we about our own.
+#[test]
+fn beside_istiod_only_our_own_is_written() -> Result<()> {
+    let (api, account, lab) = server()?;
+    shop(&api, &["one"])?;
+    api.apply(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {name: istio-waypoint}\n\
+         spec: {controllerName: istio.io/mesh-controller}\n---\n\
+         apiVersion: culvert.dev/v1alpha1\nkind: RateLimitPolicy\nmetadata: {name: p, namespace: shop}\n\
+         spec: {targetRefs: [{group: '', kind: Service, name: one}], limits: [{requests: 1}]}\n",
+    )?;
+    let accepted = json!({ "status": { "conditions": [{ "type": "Accepted", "status": "True", "reason": "Accepted",
+        "message": "Handled by Istio controller", "lastTransitionTime": "2026-01-01T00:00:00Z" }] } });
+    api.kubectl(&[
+        "patch",
+        "gatewayclass",
+        "istio-waypoint",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &accepted.to_string(),
+    ])?;
+    let before = version(&api, "gatewayclass istio-waypoint")?;
+    let controller = Controller::start(&lab, "a", &account, &[])?;
+    told(
+        &api,
+        "gatewayclass culvert-waypoint",
+        "Accepted",
+        "True Accepted",
+    )?;
+    told(&api, "gateway w -n shop", "Programmed", "True Programmed")?;
+    eventually("our policy has its status", SOON, || {
+        let policy = get(&api, "ratelimitpolicy p -n shop")?;
+        let ancestor = &policy["status"]["ancestors"][0];
+        ensure!(
+            ancestor["controllerName"] == "culvert.dev/policy-controller",
+            "{policy}"
+        );
+        let (accepted, _) = condition(&ancestor["conditions"], "Accepted")?;
+        ensure!(accepted == "True Accepted", "{ancestor}");
+        Ok(())
+    })?;
+    eventually("everything is written", SOON, || {
+        let pending = controller.metric("culvert_controller_pending", &[])?;
+        ensure!(pending < 0.5, "{pending} are still to be written");
+        Ok(())
+    })?;
+    let service = get(&api, "service one -n shop")?;
+    ensure!(
+        condition(&service["status"]["conditions"], BOUND).is_err(),
+        "{}",
+        service["status"]
+    );
+    let after = version(&api, "gatewayclass istio-waypoint")?;
+    ensure!(before == after, "istiod's class was written");
+    controller.stop()
+}
+
+/// `verb group/resource[/subresource] namespace [name]`, where a hyphen stands for all namespaces, and whether it is granted.
+type Right = (&'static str, bool);
+
+const CONTROLLERS: &[Right] = &[
+    ("patch /services/status shop", true),
+    (
+        "patch gateway.networking.k8s.io/httproutes/status shop",
+        true,
+    ),
+    ("create events.k8s.io/events shop", true),
+    ("list /pods -", true),
+    (
+        "update coordination.k8s.io/leases culvert-system culvert-controller",
+        true,
+    ),
+    (
+        "update coordination.k8s.io/leases culvert-system other",
+        false,
+    ),
+    (
+        "update coordination.k8s.io/leases kube-system culvert-controller",
+        false,
+    ),
+    ("patch /services shop", false),
+    ("update /services/status shop", false),
+    ("patch gateway.networking.k8s.io/httproutes shop", false),
+    ("delete gateway.networking.k8s.io/gatewayclasses -", false),
+    ("get /secrets culvert-system culvert-ca", false),
+    ("list /secrets -", false),
+    ("watch /secrets shop", false),
+    ("get /configmaps shop other", false),
+    ("create /pods shop", false),
+    ("create /pods/exec shop", false),
+    ("create /serviceaccounts/token culvert-system", false),
+    ("escalate rbac.authorization.k8s.io/clusterroles -", false),
+];
+
+const AGENTS: &[Right] = &[
+    ("list /pods -", true),
+    ("watch gateway.networking.k8s.io/httproutes -", true),
+    ("watch /configmaps istio-system istio", true),
+    ("get /pods shop", false),
+    ("patch /services/status shop", false),
+    ("patch /pods/status shop", false),
+    ("patch /nodes -", false),
+    ("get /secrets culvert-system culvert-ca", false),
+    ("list /secrets -", false),
+    ("create events.k8s.io/events shop", false),
+    (
+        "update coordination.k8s.io/leases culvert-system culvert-controller",
+        false,
+    ),
+    ("create /serviceaccounts/token shop", false),
+];
+
+/// The server's own answer about an account.
+fn may(api: &ApiServer, account: &str, right: &str) -> Result<bool> {
+    let words: Vec<&str> = right.split_whitespace().collect();
+    let (verb, namespace) = (words[0], words[2]);
+    let mut resource = words[1].split('/');
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {
+            "user": format!("system:serviceaccount:culvert-system:{account}"),
+            "groups": ["system:serviceaccounts", "system:serviceaccounts:culvert-system", "system:authenticated"],
+            "resourceAttributes": {
+                "verb": verb,
+                "group": resource.next(),
+                "resource": resource.next(),
+                "subresource": resource.next().unwrap_or_default(),
+                "namespace": namespace.trim_matches('-'),
+                "name": words.get(3).copied().unwrap_or_default(),
+            },
+        },
+    });
+    let answer = api.kubectl_fed(&["create", "-f", "-", "-o", "json"], &review.to_string())?;
+    let answer: Value = serde_json::from_str(&answer)?;
+    answer["status"]["allowed"].as_bool().context("no answer")
+}
+
+/// The accounts may do what the scenarios need that run as them, and no more.
+#[test]
+fn the_controllers_account_may_do_little() -> Result<()> {
+    let (api, _account, _lab) = server()?;
+    for (account, rights) in [
+        ("culvert-controller", CONTROLLERS),
+        ("culvert-agent", AGENTS),
+    ] {
+        for (right, expected) in rights {
+            let granted = may(&api, account, right)?;
+            ensure!(granted == *expected, "{account}: {right}: {granted}");
+        }
+    }
+    Ok(())
+}
