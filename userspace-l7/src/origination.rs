@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use rustls::CertificateError;
 use rustls::pki_types::ServerName;
 use tokio::time::{Instant, timeout_at};
 
@@ -26,6 +27,7 @@ pub(crate) use secured::{Raw, Secured};
 pub(crate) use settings::Settings;
 pub use settings::{UnusableTls, check};
 
+use self::verify::WrongName;
 use crate::hbone::Stream;
 use crate::model::{AppProtocol, Encryption, Opening, ProxyProtocol, UpstreamTls};
 use crate::ring::Tcp;
@@ -51,6 +53,9 @@ pub(crate) enum OriginationError {
     /// The server's certificate or messages do not pass, or it refuses ours.
     #[error("TLS_error: {0}")]
     Handshake(rustls::Error),
+    /// The server's certificate is sound and names somebody else.
+    #[error("TLS_error: {0}")]
+    WrongName(WrongName),
     /// The server left before the end of the handshake.
     #[error("TLS_error: the server closed the connection during the handshake")]
     ClosedEarly,
@@ -63,6 +68,18 @@ pub(crate) enum OriginationError {
     /// The server's node says so, which begins it.
     #[error("{0}")]
     Elsewhere(Rc<str>),
+}
+
+impl OriginationError {
+    /// Sorts what rustls reports: our verifier's own verdict comes back in the type that it went in.
+    fn of_handshake(error: rustls::Error) -> Self {
+        if let rustls::Error::InvalidCertificate(CertificateError::Other(other)) = &error
+            && let Some(wrong) = other.0.downcast_ref::<WrongName>()
+        {
+            return Self::WrongName(wrong.clone());
+        }
+        Self::Handshake(error)
+    }
 }
 
 impl From<UnusableTls> for OriginationError {

@@ -63,6 +63,7 @@ pub struct Validation {
     /// Who may vouch for the server.
     pub ca_certificate_refs: Vec<CertificateReference>,
     /// Or those that the system trusts.
+    #[serde(rename = "wellKnownCACertificates")]
     pub well_known_ca_certificates: Option<WellKnown>,
     /// The server's name.
     pub hostname: String,

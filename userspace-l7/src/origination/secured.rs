@@ -214,7 +214,7 @@ impl Inner {
                 if self.poll_flush(cx).is_ready() {
                     drop(self.raw.finish());
                 }
-                return Poll::Ready(Err(OriginationError::Handshake(error)));
+                return Poll::Ready(Err(OriginationError::of_handshake(error)));
             }
         }
     }

@@ -48,9 +48,9 @@ impl fmt::Display for Wanted {
 }
 
 /// The certificate is sound and names somebody else.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the server's certificate is for none of {0}")]
-struct WrongName(String);
+pub(crate) struct WrongName(String);
 
 impl Verifier {
     pub(super) fn new(
