@@ -183,10 +183,8 @@ impl Cluster {
 
     /// What is in the way of any object is in the way of its kind.
     fn tell_named(&mut self, kind: &Kind) {
-        let of_kind = self.named.iter().filter(|(key, _)| key.kind == *kind);
-        let trouble = of_kind
-            .filter_map(|(_, named)| named.trouble.clone())
-            .next();
+        let mut of_kind = self.named.iter().filter(|(key, _)| key.kind == *kind);
+        let trouble = of_kind.find_map(|(_, named)| named.trouble.clone());
         if let Some(stock) = self.kinds.get_mut(kind) {
             stock.trouble = trouble;
         }

@@ -240,16 +240,21 @@ fn istios_configuration_is_read_out_of_its_text() {
     );
 }
 
-#[test]
-fn what_others_name_is_followed_one_by_one() {
-    let mut cluster = listed();
-    assert!(cluster.names().is_empty());
-    let rule = json!({
+/// A DestinationRule that names a Secret.
+fn sealing_rule() -> Value {
+    json!({
         "apiVersion": "networking.istio.io/v1",
         "kind": "DestinationRule",
         "metadata": { "name": "r", "namespace": "app" },
         "spec": { "host": "s", "trafficPolicy": { "tls": { "mode": "SIMPLE", "credentialName": "c" } } },
-    });
+    })
+}
+
+#[test]
+fn what_others_name_is_followed_one_by_one() {
+    let mut cluster = listed();
+    assert!(cluster.names().is_empty());
+    let rule = sealing_rule();
     hear(
         &mut cluster,
         &Kind::DestinationRule,

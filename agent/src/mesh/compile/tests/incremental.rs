@@ -106,6 +106,7 @@ fn universe() -> Vec<Object> {
         policies(),
         settings(),
         limits_and_records(),
+        openings(),
         routes(),
     ];
     objects(&parts.concat().concat())
@@ -377,35 +378,9 @@ fn settings() -> Vec<String> {
     all
 }
 
-fn limits_and_records() -> Vec<String> {
+/// TLS towards applications, with what it names.
+fn openings() -> Vec<String> {
     let mut all = Vec::new();
-    for (kind, version, spec) in [
-        (
-            "RateLimitPolicy",
-            "culvert.dev/v1alpha1",
-            "{targetRefs: [{kind: Service, name: s}], limits: [{requests: 5, per: [clientIdentity]}]}",
-        ),
-        (
-            "RateLimitPolicy",
-            "culvert.dev/v1alpha1",
-            "{targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}, {group: gateway.networking.k8s.io, kind: Gateway, name: w}], limits: [{requests: 5}]}",
-        ),
-        (
-            "Telemetry",
-            "telemetry.istio.io/v1",
-            "{accessLogging: [{providers: [{name: envoy}]}]}",
-        ),
-        (
-            "Telemetry",
-            "telemetry.istio.io/v1",
-            "{targetRefs: [{kind: Service, name: s}], tracing: [{randomSamplingPercentage: 5}]}",
-        ),
-    ] {
-        for namespace in ["a", "istio-system"] {
-            let metadata = format!("name: y, namespace: {namespace}");
-            all.push(manifest(version, kind, &metadata, &format!("spec: {spec}")));
-        }
-    }
     for spec in [
         "{host: s, trafficPolicy: {tls: {mode: SIMPLE, credentialName: c}}}",
         "{host: e.x, trafficPolicy: {tls: {mode: SIMPLE}, proxyProtocol: {version: V2}}}",
@@ -446,6 +421,38 @@ fn limits_and_records() -> Vec<String> {
             metadata,
             &format!("stringData: {data}"),
         ));
+    }
+    all
+}
+
+fn limits_and_records() -> Vec<String> {
+    let mut all = Vec::new();
+    for (kind, version, spec) in [
+        (
+            "RateLimitPolicy",
+            "culvert.dev/v1alpha1",
+            "{targetRefs: [{kind: Service, name: s}], limits: [{requests: 5, per: [clientIdentity]}]}",
+        ),
+        (
+            "RateLimitPolicy",
+            "culvert.dev/v1alpha1",
+            "{targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}, {group: gateway.networking.k8s.io, kind: Gateway, name: w}], limits: [{requests: 5}]}",
+        ),
+        (
+            "Telemetry",
+            "telemetry.istio.io/v1",
+            "{accessLogging: [{providers: [{name: envoy}]}]}",
+        ),
+        (
+            "Telemetry",
+            "telemetry.istio.io/v1",
+            "{targetRefs: [{kind: Service, name: s}], tracing: [{randomSamplingPercentage: 5}]}",
+        ),
+    ] {
+        for namespace in ["a", "istio-system"] {
+            let metadata = format!("name: y, namespace: {namespace}");
+            all.push(manifest(version, kind, &metadata, &format!("spec: {spec}")));
+        }
     }
     for (service, more) in [
         ("e.x", ""),

@@ -1,6 +1,7 @@
 //! What connections to applications begin with: DestinationRule's `tls` and `proxyProtocol`, BackendTLSPolicy.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use rcgen::{CertificateParams, KeyPair};
 use userspace_l7::model::{
@@ -10,7 +11,7 @@ use userspace_l7::model::{
 
 use super::{compile, compiler, upserts};
 use crate::mesh::compile::Compiler;
-use crate::mesh::{Interner, decode};
+use crate::mesh::{Interner, Object, decode};
 use crate::sources::for_test::documents;
 
 const MESH: &str = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: a}\nspec: {gatewayClassName: istio-waypoint}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {istio.io/use-waypoint: w}}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.9.0.1, selector: {app: x}, ports: [{name: http, port: 80}, {name: other, port: 90}]}\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: a}\nspec: {hosts: [e.example, '*.w.example'], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, location: MESH_EXTERNAL, addresses: [10.9.0.2], endpoints: [{address: 10.8.0.1}], subjectAltNames: [san.example]}\n";
@@ -35,9 +36,10 @@ fn map(kind: &str, name: &str, entries: &[(&str, &str)]) -> String {
         "---\napiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\n{data}:\n"
     );
     for (key, value) in entries {
-        text.push_str(&format!("  {key}: |\n"));
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {key}: |");
         for line in value.lines() {
-            text.push_str(&format!("    {line}\n"));
+            let _ = writeln!(text, "    {line}");
         }
     }
     text
@@ -205,19 +207,22 @@ fn names_and_authorities_are_istios() {
     let wildcard = traffic(&snapshot, "*.w.example");
     let wildcard = said(&wildcard.policy.opening.encryption);
     assert!(
-        wildcard.starts_with("!") && wildcard.contains("name it in sni"),
+        wildcard.starts_with('!') && wildcard.contains("name it in sni"),
         "{wildcard}"
     );
+}
+
+/// A rule that takes its certificates from Secret `a/c`, with these Secrets.
+fn with_credential(mode: &str, secrets: &str) -> String {
+    let spec = format!("host: s, trafficPolicy: {{tls: {{mode: {mode}, credentialName: c}}}}");
+    format!("{}{secrets}", rule("a/r", &spec))
 }
 
 #[test]
 fn credentials_are_read_under_the_keys_of_kubernetes_and_of_istio() {
     let (certificate, key) = pair();
-    let (other, other_key) = pair();
-    let with = |mode: &str, secrets: &str| {
-        let spec = format!("host: s, trafficPolicy: {{tls: {{mode: {mode}, credentialName: c}}}}");
-        format!("{}{secrets}", rule("a/r", &spec))
-    };
+    let (other, _) = pair();
+    let with = with_credential;
     let whole = [
         ("tls.crt", &*certificate),
         ("tls.key", &*key),
@@ -246,6 +251,18 @@ fn credentials_are_read_under_the_keys_of_kubernetes_and_of_istio() {
         map("Secret", "a/c-cacert", &[("cacert", &*other)])
     );
     assert!(tls(&with("MUTUAL", &apart)).credential.is_some());
+}
+
+#[test]
+fn a_credential_that_cannot_be_used_is_told_with_what_is_missing() {
+    let (certificate, key) = pair();
+    let (other, other_key) = pair();
+    let with = with_credential;
+    let whole = [
+        ("tls.crt", &*certificate),
+        ("tls.key", &*key),
+        ("ca.crt", &*other),
+    ];
     for (mode, secrets, why) in [
         (
             "SIMPLE",
@@ -545,7 +562,7 @@ fn what_changes_is_noticed_and_what_is_named_is_asked_for() {
     ));
     let names: BTreeSet<String> = objects
         .iter()
-        .flat_map(|object| object.names())
+        .flat_map(Object::names)
         .map(|key| key.to_string())
         .collect();
     let expected = [
