@@ -9,7 +9,9 @@
 //! ```
 
 mod authorization;
+mod backend_tls_policy;
 mod compile;
+mod credential;
 mod decode;
 mod destination_rule;
 mod duration;
@@ -38,15 +40,21 @@ mod stream_route;
 mod syntax;
 mod telemetry;
 mod unheeded;
+mod upstream_tls;
 mod virtual_service;
 
 pub use authorization::{
     AuthorizationPolicy, AuthorizationPolicySpec, Condition, From, Operation, PolicyAction,
     PolicyRule, Provider, Source, To,
 };
+pub use backend_tls_policy::{
+    AlternativeKind, AlternativeName, BackendTlsPolicy, BackendTlsPolicySpec, CertificateReference,
+    PolicyTarget, Validation, WellKnown,
+};
 pub use compile::{
     Bystander, Compiler, LocalPod, MeshOptions, Notice, PodNetns, PolicyStatus, SameNode,
 };
+pub use credential::CredentialSource;
 pub use decode::{Decoded, Standing, closed, decode, decode_served};
 pub use destination_rule::{
     ConnectionPool, ConsistentHash, DestinationRule, DestinationRuleSpec, Distribute, Failover,
@@ -74,7 +82,7 @@ pub use http_route::{
     HttpRouteSpec, HttpRouteTimeouts, PathMatch, PathMatchType, PathModifier, PathModifierType,
     RedirectFilter, RewriteFilter, ValueMatch, ValueMatchType,
 };
-pub use kinds::{UsedKind, used_kinds};
+pub use kinds::{UsedKind, named_kinds, used_kinds};
 pub use mesh_config::{
     AccessLogEncoding, DefaultProviders, ExtensionProvider, FileAccessLog, LogFormat, MeshConfig,
     MeshConfigSpec, Normalization, NormalizationSetting, ProxyConfig, ProxyTracing,
@@ -106,6 +114,7 @@ pub use telemetry::{
     Tracing,
 };
 pub(crate) use unheeded::of_kind as without_effect;
+pub use upstream_tls::{ClientTls, ProxyProtocol, ProxyVersion, TlsMode};
 pub use virtual_service::{
     DestinationReference, DirectResponse, HeaderOperations, Percent, PortNumber, RegexRewrite,
     ResponseBody, TextPattern, UnmatchedPreflights, VirtualAbort, VirtualCors, VirtualDelay,

@@ -25,12 +25,12 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
 pub use mesh::{EchoMesh, destination_rule};
-pub use seen::Seen;
+pub use seen::{Seen, SeenTls};
 pub(crate) use wish::HEADER as WISH_HEADER;
 pub use wish::Wish;
 
 use crate::lab::Pod;
-use crate::net::service::{Ends, Service};
+use crate::net::service::{Ends, Front, Service};
 use wish::{Cut, Tries};
 
 /// What a body may end with instead of its end: the connection is cut.
@@ -68,6 +68,14 @@ impl Echo {
     /// # Errors
     /// If a port cannot be opened.
     pub fn start(pod: &Pod, ports: &[u16]) -> Result<Self> {
+        Self::start_behind(Front::default(), pod, ports)
+    }
+
+    /// The same, for clients that begin their connections in a certain way.
+    ///
+    /// # Errors
+    /// If a port cannot be opened.
+    pub fn start_behind(front: Front, pod: &Pod, ports: &[u16]) -> Result<Self> {
         let requests = Arc::new(AtomicUsize::new(0));
         let version = pod.spec().labels.get("version");
         let workload = Arc::new(Workload {
@@ -76,7 +84,7 @@ impl Echo {
             requests: Arc::clone(&requests),
             tries: Tries::default(),
         });
-        let service = Service::start(pod, ports, move |ends, request| {
+        let service = Service::start_behind(front, pod, ports, move |ends, request| {
             let workload = Arc::clone(&workload);
             async move { workload.answer(ends, request).await }
         })?;
@@ -122,7 +130,7 @@ impl Workload {
         let trailers = body.trailers().cloned().unwrap_or_default();
         let seen = Seen::of(
             (&self.pod, &self.version),
-            (ends.peer, ends.local),
+            &ends,
             &parts,
             (&body.to_bytes(), &trailers),
         );

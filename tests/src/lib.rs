@@ -20,4 +20,5 @@ pub mod rate_limiter;
 pub mod runtime;
 pub mod scenario;
 pub mod seed;
+pub mod tls;
 pub mod traffic;

@@ -90,6 +90,7 @@ fn kustomize_and_helm_make_the_same_and_a_server_takes_it() -> Result<()> {
         names
             == [
                 r#""ClusterRole" "culvert-agent""#,
+                r#""ClusterRole" "culvert-agent-credentials""#,
                 r#""ClusterRole" "culvert-controller""#,
                 r#""ClusterRoleBinding" "culvert-agent""#,
                 r#""ClusterRoleBinding" "culvert-controller""#,

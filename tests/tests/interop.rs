@@ -5,13 +5,15 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::echo::{Echo, EchoMesh, Seen};
+use e2e::echo::{Echo, EchoMesh, Seen, destination_rule};
 use e2e::envoy::{Envoy, Fronted};
 use e2e::lab::{Lab, PodSpec, eventually};
 use e2e::net::http::Ask;
 use e2e::net::serve::{Server, echo};
+use e2e::net::service::Front;
 use e2e::net::{self, pattern};
 use e2e::scenario::{Pair, echoes};
+use e2e::tls::Authority;
 
 const PORT: u16 = 7000;
 const LENGTH: u64 = 32 << 20;
@@ -288,6 +290,53 @@ fn culvert_as_waypoint_serves_names_workloads_and_ports_without_http() -> Result
             Ok(())
         })?;
         mesh.lab.manifests().delete("policy.yaml")?;
+    }
+    Ok(())
+}
+
+/// A pod with a sidecar that terminates HBONE, behind a service that is bound to a waypoint of ours: the client's node
+/// does all that a waypoint does, and TLS for the application is inside of the sidecar's tunnel.
+#[test]
+fn waypoint_with_sidecar_backend() -> Result<()> {
+    let mut mesh = EchoMesh::shop()?;
+    let spec = PodSpec::new("b", "sidecar").in_namespace("shop");
+    let spec = spec.as_account("sidecar").with_label("app", "sidecar");
+    let spec = spec.with_label("networking.istio.io/tunnel", "http");
+    let sidecar = mesh.lab.place(&spec.uncaptured())?;
+    let ports = "  - {name: http, port: 80, targetPort: 8080, appProtocol: http}\n";
+    mesh.service_with("shop", "sidecar", "{}", "{app: sidecar}", ports)?;
+    mesh.apply(
+        "policy.yaml",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: sidecar, namespace: \
+         shop}\nspec:\n  targetRefs: [{group: \"\", kind: Service, name: sidecar}]\n  rules: [{to: [{operation: {methods: \
+         [GET]}}]}]\n",
+    )?;
+    let authority = Authority::new("shop")?;
+    let name = "sidecar.shop.svc.cluster.local";
+    let sealed = Front {
+        tls: Some(authority.server(&[name], None)?),
+        ..Front::default()
+    };
+    let to = mesh.at("sidecar", 80)?;
+    let client = mesh.pod("client")?.identity();
+    let application = SocketAddr::new(sidecar.v4(), 8080);
+    let envoy = Envoy::server(&mesh.lab, &sidecar, application, &client)?;
+    for front in [Front::default(), sealed] {
+        let has_tls = front.tls.is_some();
+        if has_tls {
+            let rule = "tls: {mode: SIMPLE, credentialName: ca}";
+            mesh.apply("secret.yaml", &authority.secret("ca", None)?)?;
+            mesh.apply("rule.yaml", &destination_rule("sidecar", rule))?;
+        }
+        let _application = Echo::start_behind(front, &sidecar, &[8080])?;
+        mesh.soon("requests are answered", || {
+            let seen = mesh.seen("client", to, &Ask::get("/"))?;
+            ensure!(seen.header("x-request-id").is_some(), "{seen:?}");
+            ensure!(seen.tls.is_some() == has_tls, "{seen:?}");
+            Ok(())
+        })
+        .with_context(|| envoy.log())?;
+        mesh.soon_answers("client", to, &Ask::new("POST", "/"), 403)?;
     }
     Ok(())
 }

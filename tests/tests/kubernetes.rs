@@ -250,3 +250,39 @@ fn what_the_agent_may_not_read_it_says_and_waits_for() -> Result<()> {
     cluster.api()?.deploy()?;
     cluster.lab.agent("a")?.wait_ready()
 }
+
+/// A DestinationRule whose Secret nobody lets the agent read yet.
+const SEALED: &str = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews, namespace: \
+    bookinfo}\nspec: {host: reviews, trafficPolicy: {tls: {mode: SIMPLE, credentialName: ca}}}\n";
+
+#[test]
+fn secrets_that_rules_name_are_read_where_a_role_binding_lets_the_agent() -> Result<()> {
+    let mut cluster = running(&Definitions::ALL)?;
+    let authority = e2e::tls::Authority::new("bookinfo")?;
+    let secret = authority.secret("ca", None)?;
+    cluster.apply(&secret.replace("namespace: shop", "namespace: bookinfo"))?;
+    cluster.apply(SEALED)?;
+    let missing = "names Secret bookinfo/ca, which is not there";
+    eventually("the agent says what it may not read", BACK, || {
+        let said = status(&cluster, "a")?;
+        ensure!(
+            said.contains("secrets") && said.contains("cannot"),
+            "{said}"
+        );
+        ensure!(said.contains(missing), "{said}");
+        Ok(())
+    })?;
+    // Whoever is not asked about TLS does not notice.
+    let ready = cluster.lab.agent("a")?.get(15021, "/healthz/ready")?;
+    ensure!(ready.status == 200, "the agent waits for a Secret");
+    cluster.kubectl(
+        "create rolebinding credentials -n bookinfo --clusterrole=culvert-agent-credentials \
+         --serviceaccount=culvert-system:culvert-agent",
+    )?;
+    eventually("the Secret is read", BACK, || {
+        let said = status(&cluster, "a")?;
+        ensure!(!said.contains(missing), "{said}");
+        Ok(())
+    })?;
+    follows_again(cluster.lab.agent("a")?)
+}

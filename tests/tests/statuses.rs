@@ -119,15 +119,19 @@ fn a_field_without_effect_is_a_warning_at_its_line() -> Result<()> {
     mesh.apply(
         "rule.yaml",
         "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: echo, namespace: shop}\nspec:\n  \
-         host: echo\n  trafficPolicy:\n    tls:\n      mode: SIMPLE\n",
+         host: echo\n  trafficPolicy:\n    tunnel:\n      protocol: CONNECT\n",
     )?;
-    let line = "rule.yaml:7: DestinationRule shop/echo: spec.trafficPolicy.tls: is not acted on: ";
+    let line =
+        "rule.yaml:7: DestinationRule shop/echo: spec.trafficPolicy.tunnel: is not acted on: ";
     soon("the field is named", || {
         let text = told(&mesh, &["status"])?;
         ensure!(text.contains(line), "{text}");
         Ok(())
     })?;
     let log = mesh.lab.agent("a")?.log()?;
-    ensure!(log.contains("spec.trafficPolicy.tls"), "the log is silent");
+    ensure!(
+        log.contains("spec.trafficPolicy.tunnel"),
+        "the log is silent"
+    );
     Ok(())
 }

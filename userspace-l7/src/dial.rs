@@ -9,16 +9,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::endpoints::Endpoints;
 use crate::error::Retry;
-use crate::hbone::{self, Cause, ConnectRequest, FirstBytes, Stream};
+use crate::hbone::{self, Cause, ConnectRequest, FirstBytes, OpeningClaim, Stream};
 use crate::hub::Hub;
-use crate::model::{SpiffeId, Workload};
+use crate::model::{AppProtocol, Encryption, Opening, SpiffeId, Workload};
+use crate::origination::{self, Ends, Opened, OriginationError, Raw};
 use crate::pod::{Family, Pod};
 use crate::relay::Far;
 use crate::ring::Tcp;
 use crate::route::{Target, Transport};
 use crate::telemetry::ResponseFlags;
 use crate::tls::{self, Identity};
+use crate::traffic::GroupKey;
 
 /// Time that one endpoint has to answer if no policy says otherwise (ztunnel's constant).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,6 +52,11 @@ pub(crate) enum DialError {
         to: SocketAddr,
         source: hbone::OpenError,
     },
+    #[error("cannot begin the connection to {to}: {source}")]
+    Begin {
+        to: SocketAddr,
+        source: OriginationError,
+    },
 }
 
 impl DialError {
@@ -57,13 +65,14 @@ impl DialError {
             Self::NoIdentity(_) => ResponseFlags::IdentityError,
             Self::Connect { .. } => ResponseFlags::Connect,
             Self::Tunnel { source, .. } => source.flags(),
+            Self::Begin { .. } => ResponseFlags::TlsFailure,
         }
     }
 
     /// Why nobody answered, where it is the network that says so.
     pub(crate) fn cause(&self) -> Option<Cause> {
         match self {
-            Self::NoIdentity(_) => None,
+            Self::NoIdentity(_) | Self::Begin { .. } => None,
             Self::Connect { source, .. } => Cause::of(source),
             Self::Tunnel { source, .. } => source.cause(),
         }
@@ -72,10 +81,103 @@ impl DialError {
     pub(crate) fn retry(&self) -> Retry {
         match self {
             Self::NoIdentity(_) => Retry::Never,
-            Self::Connect { .. } => Retry::Safe,
+            Self::Connect { .. } | Self::Begin { .. } => Retry::Safe,
             Self::Tunnel { source, .. } => source.retry(),
         }
     }
+
+    /// Why what the application wants first could not be done, where it is that.
+    pub(crate) fn reason(&self) -> Option<Rc<str>> {
+        match self {
+            Self::NoIdentity(_) | Self::Connect { .. } => None,
+            Self::Tunnel { source, .. } => source.reason().map(Rc::clone),
+            Self::Begin { source, .. } => Some(source.to_string().into()),
+        }
+    }
+}
+
+/// As what a connection to an endpoint has to begin.
+#[derive(Clone, Copy)]
+pub(crate) struct Beginning<'a> {
+    opening: &'a Opening,
+    /// The policy that says so.
+    policy: &'a GroupKey,
+    /// What is spoken then.
+    speaks: AppProtocol,
+    /// Whose connection it is; nobody's where the agent itself asks.
+    client: Option<SocketAddr>,
+}
+
+impl<'a> Beginning<'a> {
+    pub(crate) fn of(
+        endpoints: &'a Endpoints,
+        speaks: AppProtocol,
+        client: Option<SocketAddr>,
+    ) -> Self {
+        Self {
+            opening: &endpoints.policy.opening,
+            policy: &endpoints.key,
+            speaks,
+            client,
+        }
+    }
+
+    /// Whether anything has to come first on the way to this target.
+    ///
+    /// # Errors
+    /// Nothing may be sent to it at all.
+    fn needs(&self, target: &Target) -> Result<bool, OriginationError> {
+        match &self.opening.encryption {
+            Encryption::Unusable(why) => Err(OriginationError::Unusable(Arc::clone(why))),
+            Encryption::Mesh if target.transport == Transport::Plain => {
+                Err(OriginationError::OutsideTheMesh)
+            }
+            Encryption::Tls(_) => Ok(true),
+            Encryption::None | Encryption::Mesh => Ok(self.opening.proxy_protocol.is_some()),
+        }
+    }
+
+    fn claim(&self) -> Result<OpeningClaim, OriginationError> {
+        let GroupKey {
+            service,
+            port,
+            subset,
+        } = self.policy;
+        let claim = OpeningClaim::of((service, *port), subset.as_deref(), self.speaks);
+        claim.ok_or_else(|| {
+            let text = "the name of the subset cannot be told to another node";
+            OriginationError::Unusable(text.into())
+        })
+    }
+}
+
+/// Begins a connection that has been made to `server`.
+///
+/// # Errors
+/// As [`origination::begin`].
+///
+/// # Cancel safety
+/// As [`origination::begin`].
+pub(crate) async fn begin(
+    hub: &Hub,
+    far: Far,
+    (opening, speaks): (&Opening, AppProtocol),
+    (client, server): (Option<SocketAddr>, SocketAddr),
+    patience: Duration,
+) -> Result<Far, OriginationError> {
+    let raw = match far {
+        Far::Plain(tcp) => Raw::tcp(tcp),
+        Far::Tunnel(stream) => Raw::tunnel(stream),
+        begun @ Far::Secured(_) => return Ok(begun),
+    };
+    let ends = Ends { client, server };
+    let deadline = Instant::now() + patience;
+    let opened = origination::begin(&hub.originations, raw, (opening, speaks), ends, deadline);
+    Ok(match opened.await? {
+        Opened::Tcp(tcp) => Far::Plain(tcp),
+        Opened::Tunnel(stream) => Far::Tunnel(stream),
+        Opened::Secured(secured) => Far::Secured(secured),
+    })
 }
 
 /// Reaches a target, which has so much time to answer: `request` is what a tunnel is asked for.
@@ -90,10 +192,11 @@ pub(crate) async fn reach(
     pod: &Pod,
     workload: &Workload,
     target: (&Target, Duration),
-    request: impl FnOnce() -> ConnectRequest,
+    (request, beginning): (impl FnOnce() -> ConnectRequest, Option<Beginning<'_>>),
 ) -> Result<Far, DialError> {
     let mut none = FirstBytes::new(&[]);
-    reach_with(hub, pod, workload, target, (request, &mut none)).await
+    let request = (request, &mut none);
+    reach_with(hub, pod, workload, target, (request, beginning)).await
 }
 
 /// As [`reach`], for an application that has spoken already: `first` may leave along with the request for a tunnel.
@@ -104,6 +207,44 @@ pub(crate) async fn reach(
 /// # Cancel safety
 /// As [`reach`]; `first` says whether bytes have left.
 pub(crate) async fn reach_with(
+    hub: &Hub,
+    pod: &Pod,
+    workload: &Workload,
+    (target, patience): (&Target, Duration),
+    ((request, first), beginning): (
+        (impl FnOnce() -> ConnectRequest, &mut FirstBytes<'_>),
+        Option<Beginning<'_>>,
+    ),
+) -> Result<Far, DialError> {
+    let to = target.destination;
+    let unbegun = |source| DialError::Begin { to, source };
+    let beginning = match beginning {
+        Some(one) if one.needs(target).map_err(unbegun)? => Some(one),
+        _ => None,
+    };
+    let Some(beginning) = beginning else {
+        let request = (request, first);
+        return reach_bare(hub, pod, workload, (target, patience), request).await;
+    };
+    if target.is_judged_there() {
+        // Its node has to see the requests before they are sealed.
+        let claim = beginning.claim().map_err(unbegun)?;
+        let request = || request().opened_as(claim);
+        let request = (request, first);
+        return reach_bare(hub, pod, workload, (target, patience), request).await;
+    }
+    let begun = Box::pin(async move {
+        let mut none = FirstBytes::new(&[]);
+        let request = (request, &mut none);
+        let far = reach_bare(hub, pod, workload, (target, patience), request).await?;
+        let what = (beginning.opening, beginning.speaks);
+        let begun = begin(hub, far, what, (beginning.client, to), patience).await;
+        begun.map_err(unbegun)
+    });
+    begun.await
+}
+
+async fn reach_bare(
     hub: &Hub,
     pod: &Pod,
     workload: &Workload,

@@ -26,6 +26,7 @@ mod machine;
 #[cfg(feature = "measuring")]
 #[expect(clippy::expect_used, reason = "a measurement reports by panicking")]
 pub mod measuring;
+mod opening;
 mod pool;
 mod server;
 #[cfg(test)]
@@ -39,5 +40,6 @@ pub use connection::{FirstBytes, Stream, StreamReader, StreamWriter};
 pub use error::{ConnectionError, DialError, ErrorCode, Lost, OpenError, StreamError};
 pub use forwarded::Forwarded;
 pub use head::{ConnectRequest, ConnectResponse};
+pub use opening::OpeningClaim;
 pub use pool::{Pool, PoolKey};
 pub use server::{Incoming, serve};

@@ -16,6 +16,7 @@ use crate::hbone::Pool;
 use crate::http;
 use crate::key_sets::{KeySets, Keys};
 use crate::model::{NamespacedHostname, Side, Snapshot, Workload, WorkloadUid};
+use crate::origination;
 use crate::telemetry::{Metrics, RateLimit};
 use crate::tls::{Identities, Identity};
 use crate::traffic::Traffic;
@@ -37,6 +38,8 @@ pub(crate) struct Hub {
     pub(crate) tunnels: Pool,
     /// Connections for requests, most of them through tunnels.
     pub(crate) requests: http::Pool,
+    /// What connections to applications that want TLS of their own are made with.
+    pub(crate) originations: origination::Settings,
     /// How many copies of requests may be under way for mirrors.
     pub(crate) mirrored: Arc<Semaphore>,
     /// Bounds what is said of services that do not answer the agent's own questions.
@@ -64,6 +67,7 @@ impl Hub {
             connections: Rc::default(),
             tunnels: Pool::new(),
             requests: http::Pool::default(),
+            originations: origination::Settings::default(),
             mirrored: Arc::new(Semaphore::new(MIRRORED)),
             silences: RateLimit::per_second(SILENCES_LOGGED_PER_SECOND),
             keys: Keys::new(key_sets),

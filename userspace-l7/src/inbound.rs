@@ -17,15 +17,16 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::connections::{Carriage, Claim, Direction, LiveConnection, Tracked, WorkloadGone};
-use crate::dial::DialError;
-use crate::hbone::{self, Baggage, Cause, ConnectResponse, Incoming};
+use crate::dial::{self, DialError};
+use crate::hbone::{self, Baggage, Cause, ConnectResponse, Incoming, OpeningClaim};
 use crate::hub::{Hub, UnknownWorkload};
-use crate::model::{SpiffeId, Workload};
+use crate::model::{AppProtocol, Opening, SpiffeId, Workload};
+use crate::origination::OriginationError;
 use crate::pod::{Family, Pod};
 use crate::policy::http::HttpDenial;
 use crate::policy::{Allowed, Denial};
 use crate::relay::Far;
-use crate::ring::Tcp;
+use crate::ring::{RecvBuf, Tcp};
 use crate::route;
 use crate::telemetry::{Reporter, ResponseFlags};
 use crate::tls;
@@ -39,6 +40,12 @@ const APPLICATION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that a peer has to finish a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a policy that the client's node goes by may be unknown to ours: both hear of it at about the same time.
+const POLICY_WAIT: Duration = Duration::from_secs(2);
+
+/// What is said when it stays unknown.
+const UNKNOWN_OPENING: &str = "the server's node knows no policy by which the connection would begin with TLS or a PROXY header";
 
 /// Why a connection did not reach the application.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +68,11 @@ enum InboundError {
     Demanded(HttpDenial),
     #[error("the application does not answer at {to}: {source}")]
     Application { to: SocketAddr, source: io::Error },
+    #[error("the connection to {to} cannot begin: {source}")]
+    Begin {
+        to: SocketAddr,
+        source: OriginationError,
+    },
     #[error("no certificate for {0} has been issued yet")]
     NoIdentity(SpiffeId),
     #[error("TLS handshake failed: {0}")]
@@ -79,7 +91,7 @@ impl InboundError {
             Self::Denied(_) | Self::Demanded(_) => ResponseFlags::Deny,
             Self::Application { .. } => ResponseFlags::Connect,
             Self::NoIdentity(_) => ResponseFlags::IdentityError,
-            Self::Tls(_) => ResponseFlags::TlsFailure,
+            Self::Tls(_) | Self::Begin { .. } => ResponseFlags::TlsFailure,
         }
     }
 
@@ -94,6 +106,7 @@ impl InboundError {
             | Self::Beyond(_)
             | Self::Dial(_)
             | Self::Application { .. }
+            | Self::Begin { .. }
             | Self::NoIdentity(_)
             | Self::Tls(_) => 503,
         }
@@ -106,6 +119,15 @@ impl InboundError {
         match self {
             Self::Application { source, .. } => Cause::of(source),
             _ => None,
+        }
+    }
+
+    /// What the client's node is answered.
+    fn answer(&self) -> ConnectResponse {
+        let refused = ConnectResponse::refused(self.status(), self.cause());
+        match self {
+            Self::Begin { source, .. } => refused.because(&source.to_string()),
+            _ => refused,
         }
     }
 }
@@ -127,8 +149,11 @@ struct Admitted {
     workload: Arc<Workload>,
     pass: Allowed,
     tracked: Tracked,
-    app: Tcp,
+    /// Never a tunnel.
+    app: Far,
     to: SocketAddr,
+    /// As what further connections to the application have to begin.
+    opening: Opening,
 }
 
 /// Serves plaintext that arrived for `pod`.
@@ -161,13 +186,18 @@ async fn open_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) -> Option<Fulfilment>
         let service = claim::from_outside(&snapshot, &workload, to, |bound| hub.choose(bound));
         let demands =
             service.map(|one| Demanded::of_outsider(&snapshot, &workload, to, (&caller, one)));
-        let admitted = admit(hub, pod, workload, &caller, (to, demands.as_ref())).await?;
+        let opening = (Opening::default(), AppProtocol::Tcp);
+        let asked = (to, demands.as_ref(), opening);
+        let admitted = admit(hub, pod, workload, &caller, asked).await?;
         Ok::<_, InboundError>((admitted, demands))
     };
     let far = Far::Plain(client.clone());
     match admitted.await {
         Ok((admitted, Some(demands))) => Some(fulfil(hub, pod, caller, (admitted, demands), far)),
-        Ok((admitted, None)) => Some(Box::pin(carry(hub, &caller, admitted, far))),
+        Ok((admitted, None)) => {
+            let far = (far, RecvBuf::default());
+            Some(Box::pin(carry(hub, &caller, admitted, far)))
+        }
         Err(error) => {
             refuse(hub, &caller, &error);
             client.abort();
@@ -245,7 +275,9 @@ async fn open_stream(
         let claim = request.service.as_ref();
         let believed = claim.and_then(|claim| claim::believe(&snapshot, &workload, to, claim));
         let demands = Demanded::of(&snapshot, &workload, to, (&caller, believed));
-        let admitted = admit(hub, pod, workload, &caller, (to, Some(&demands))).await?;
+        let opening = opening(hub, &workload, to, request.opening.as_ref()).await?;
+        let asked = (to, Some(&demands), opening);
+        let admitted = admit(hub, pod, workload, &caller, asked).await?;
         Ok::<_, InboundError>((admitted, demands))
     };
     match admitted.await {
@@ -257,7 +289,7 @@ async fn open_stream(
         }
         Err(error) => {
             refuse(hub, &caller, &error);
-            incoming.reject(error.status(), error.cause());
+            incoming.reject(&error.answer());
             None
         }
     }
@@ -270,7 +302,7 @@ async fn admit(
     pod: &Pod,
     workload: Arc<Workload>,
     caller: &Caller,
-    (to, demands): (SocketAddr, Option<&Demanded>),
+    (to, demands, (opening, speaks)): (SocketAddr, Option<&Demanded>, (Opening, AppProtocol)),
 ) -> Result<Admitted, InboundError> {
     let claim = Claim {
         workload: workload.uid.clone(),
@@ -312,13 +344,46 @@ async fn admit(
     let app = Tcp::connect_within(socket, to, APPLICATION_TIMEOUT)
         .await
         .map_err(unreachable)?;
+    let mut app = Far::Plain(app);
+    if !opening.is_nothing() {
+        let ends = (Some(caller.address), to);
+        let begun = dial::begin(hub, app, (&opening, speaks), ends, APPLICATION_TIMEOUT);
+        let begun = Box::pin(begun).await;
+        app = begun.map_err(|source| InboundError::Begin { to, source })?;
+    }
     Ok(Admitted {
         workload,
         pass,
         tracked,
         app,
         to,
+        opening,
     })
+}
+
+/// As what the application's connection has to begin, as the client's node wants it: by a policy that this node knows,
+/// too, if need be a moment later.
+async fn opening(
+    hub: &Hub,
+    workload: &Workload,
+    to: SocketAddr,
+    claim: Option<&OpeningClaim>,
+) -> Result<(Opening, AppProtocol), InboundError> {
+    let Some(claim) = claim else {
+        return Ok((Opening::default(), AppProtocol::Tcp));
+    };
+    let mut found = None;
+    let known = hub.until(|snapshot| {
+        found = claim::opening(snapshot, workload, to, claim);
+        found.is_some()
+    });
+    // Without it nothing may be sent: the application wants something else than what the client says.
+    drop(tokio::time::timeout(POLICY_WAIT, known).await);
+    let found = found.ok_or_else(|| InboundError::Begin {
+        to,
+        source: OriginationError::Elsewhere(UNKNOWN_OPENING.into()),
+    })?;
+    Ok((found, claim.speaks))
 }
 
 fn refuse(hub: &Hub, caller: &Caller, error: &InboundError) {

@@ -22,6 +22,7 @@ mod io;
 mod judgement;
 pub mod key_sets;
 pub mod model;
+pub mod origination;
 mod outbound;
 pub mod pod;
 pub mod policy;

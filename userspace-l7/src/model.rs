@@ -9,6 +9,7 @@ mod identity;
 mod jwt;
 mod layer7;
 mod nearness;
+mod opening;
 mod policy;
 mod rate_limit;
 mod request_head;
@@ -38,6 +39,9 @@ pub use layer7::{
 };
 pub use nearness::{
     ComparedLabel, LocalityPattern, LocalityShares, Nearness, PriorityLabel, Tiering,
+};
+pub use opening::{
+    Authorities, Credential, Encryption, Opening, PrivateKey, ProxyProtocol, UpstreamTls,
 };
 pub use policy::{
     Action, AuthorizationPolicy, Clause, Match, PolicyKey, Rule, Scope, ServiceAccountMatch,

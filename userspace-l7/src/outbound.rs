@@ -11,12 +11,12 @@ use ::http::StatusCode;
 use tracing::debug;
 
 use crate::connections::{Carriage, Direction, LiveConnection};
-use crate::dial::{self, DialError};
+use crate::dial::{self, Beginning, DialError};
 use crate::endpoints::{self, Endpoints};
 use crate::error::Retry;
 use crate::hbone::{Baggage, Cause, ConnectRequest, FirstBytes, ServiceClaim};
 use crate::hub::{Hub, UnknownWorkload};
-use crate::model::{Balance, HashKey, Peer, Side, Workload};
+use crate::model::{AppProtocol, Balance, HashKey, Peer, Side, Workload};
 use crate::pod::Pod;
 use crate::relay::{self, Application, Far, Local, Pass};
 use crate::ring::{RecvBuf, Tcp};
@@ -193,11 +193,9 @@ pub(crate) async fn reach(
 ) -> Result<Reached, OutboundError> {
     let workload = hub.workload(&pod.uid).await?;
     let (plan, endpoints) = plan(hub, pod, &workload, (source, dialled))?;
-    let side = plan
-        .service
-        .as_ref()
-        .map(|service| hub.side(&service.key))
-        .unwrap_or_default();
+    let called = plan.service.as_ref();
+    let side = called.map(|service| hub.side(&service.key));
+    let side = side.unwrap_or_default();
     let admitted = endpoints.as_ref().map(admit).transpose()?;
     let mut last = OutboundError::Refused(Refusal::NoHealthyUpstream);
     for target in &plan.targets {
@@ -218,7 +216,9 @@ pub(crate) async fn reach(
                 .as_ref()
                 .and_then(|one| one.policy.connect_timeout);
             let target = (target, dial::patience(limit));
-            let reached = dial::reach_with(hub, pod, &workload, target, (request, &mut first));
+            let beginning = endpoints.as_ref().map(|one| bytes_of(one, source));
+            let request = ((request, &mut first), beginning);
+            let reached = dial::reach_with(hub, pod, &workload, target, request);
             let reached = pin!(reached);
             tokio::select! {
                 biased;
@@ -256,6 +256,11 @@ pub(crate) async fn reach(
         }
     }
     Err(last)
+}
+
+/// As what a connection of bytes has to begin.
+fn bytes_of(endpoints: &Endpoints, source: SocketAddr) -> Beginning<'_> {
+    Beginning::of(endpoints, AppProtocol::Tcp, Some(source))
 }
 
 /// Room for one more connection within the policy's limits.

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use crate::dormant::Dormant;
 use crate::hbone::{Stream, StreamSink};
 use crate::io::{BothWays, Preceded, TcpSink, TcpSource, carry, is_ordinary_end};
+use crate::origination::Secured;
 use crate::policy::{Allowed, Denial};
 use crate::ring::{RecvBuf, Tcp};
 use crate::telemetry::{OpenFlow, Outcome, ResponseFlags};
@@ -17,6 +18,8 @@ pub(crate) enum Far {
     Plain(Tcp),
     /// A stream in an HBONE tunnel.
     Tunnel(Stream),
+    /// Either of them, inside of TLS of the application's own.
+    Secured(Secured),
 }
 
 /// The local application's connection.
@@ -121,6 +124,12 @@ pub(crate) fn run<'a>(
             let down = carry(source, writer, from_far);
             Carried::Tunnelled(BothWays::new(up, down))
         }
+        Far::Secured(secured) => {
+            let (source, sink) = secured.split();
+            let up = carry(reader, sink, from_app);
+            let down = carry(source, writer, from_far);
+            Carried::Secured(Box::new(BothWays::new(up, down)))
+        }
     };
     let refused = Dormant::new(refused);
     async move {
@@ -143,12 +152,14 @@ pub(crate) fn run<'a>(
 }
 
 /// Both directions, by what the far side is.
-enum Carried<P, T> {
+enum Carried<P, T, S> {
     Plain(Tcp, P),
     Tunnelled(T),
+    /// On the heap: few are.
+    Secured(Box<S>),
 }
 
-impl<P, T> Carried<P, T> {
+impl<P, T, S> Carried<P, T, S> {
     /// Both directions have ended in order: closing the far side's socket is no cut.
     fn is_over(&self) {
         if let Self::Plain(tcp, _) = self {
@@ -157,10 +168,11 @@ impl<P, T> Carried<P, T> {
     }
 }
 
-impl<P, T> Future for Carried<P, T>
+impl<P, T, S> Future for Carried<P, T, S>
 where
     P: Future<Output = io::Result<()>> + Unpin,
     T: Future<Output = io::Result<()>> + Unpin,
+    S: Future<Output = io::Result<()>> + Unpin,
 {
     type Output = io::Result<()>;
 
@@ -168,6 +180,7 @@ where
         match &mut *self {
             Self::Plain(_, both) => Pin::new(both).poll(cx),
             Self::Tunnelled(both) => Pin::new(both).poll(cx),
+            Self::Secured(both) => Pin::new(both).poll(cx),
         }
     }
 }
@@ -199,6 +212,12 @@ pub(crate) async fn pass_on(
             let up = carry(from_client, StreamSink::new(sink), up);
             let down = carry(source, StreamSink::new(to_client), down);
             Carried::Tunnelled(BothWays::new(up, down))
+        }
+        Far::Secured(secured) => {
+            let (source, sink) = secured.split();
+            let up = carry(from_client, sink, up);
+            let down = carry(source, StreamSink::new(to_client), down);
+            Carried::Secured(Box::new(BothWays::new(up, down)))
         }
     };
     tokio::select! {

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::dial;
+use crate::dial::{self, Beginning};
 use crate::endpoints::Endpoints;
 use crate::hbone::{Baggage, ConnectRequest, ServiceClaim};
 use crate::http::{self, Keeping, Lease, Peer, PoolKey, Version, Wire};
@@ -112,6 +112,8 @@ async fn make(
     let Origin {
         hub, pod, workload, ..
     } = origin;
+    let beginning = Beginning::of(endpoints, version.into(), origin.source);
+    let request = (request, Some(beginning));
     let reached = dial::reach(hub, pod, workload, target_in_time, request);
     let far = match limit {
         None => reached.await?,
@@ -119,10 +121,7 @@ async fn make(
             .await
             .map_err(|_elapsed| NoConnection::Late)??,
     };
-    let wire = match far {
-        Far::Plain(tcp) => Wire::tcp(tcp, RecvBuf::default()),
-        Far::Tunnel(stream) => Wire::tunnel(stream, RecvBuf::default()),
-    };
+    let wire = wire(far);
     let flow = origin.hub.metrics.open(flow(origin, target));
     let wire = wire.accounted(Rc::new(flow), Peer::Server).holding(place);
     let sender = http::connect(wire, version).await?;
@@ -138,13 +137,25 @@ async fn make(
 fn key(origin: &Origin<'_>, (endpoints, target): (&Endpoints, &Target)) -> PoolKey {
     let workload = target.workload.as_ref();
     let claimed = |(port, side)| (origin.service.key.clone(), port, side);
+    let opening = &endpoints.policy.opening;
     PoolKey {
         pod: origin.pod.uid.clone(),
         destination: target.destination,
         workload: workload.map(|workload| workload.uid.clone()),
         service: origin.claimed.map(claimed),
         group: Some(endpoints.key.clone()),
-        client: None,
+        // A header names one client.
+        client: origin.source.filter(|_| opening.proxy_protocol.is_some()),
+        opening: opening.clone(),
+    }
+}
+
+/// A connection as HTTP wants it.
+pub(crate) fn wire(far: Far) -> Wire {
+    match far {
+        Far::Plain(tcp) => Wire::tcp(tcp, RecvBuf::default()),
+        Far::Tunnel(stream) => Wire::tunnel(stream, RecvBuf::default()),
+        Far::Secured(secured) => Wire::secured(secured),
     }
 }
 

@@ -14,6 +14,7 @@ mod http_policies;
 mod layer7;
 mod mark;
 mod mark_layer7;
+mod opening;
 mod peers;
 mod policies;
 mod precedence;
@@ -129,6 +130,7 @@ enum Unit {
     Policy(ObjectName),
     Namespace(Arc<str>),
     Telemetry(ObjectName),
+    Traffic(NamespacedHostname),
 }
 
 /// Policies that select by label, with what they select by.

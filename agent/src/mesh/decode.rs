@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::authorization::AuthorizationPolicy;
+use super::credential::{CONFIG_MAP_KEY, CredentialSource};
 use super::endpoint_slice::EndpointSlice;
 use super::external::{ServiceEntry, WorkloadEntry, WorkloadEntrySpec};
 use super::field::{Faults, FieldError, at};
@@ -113,8 +114,10 @@ fn read(
     };
     place_in_namespace(object, &kind, &mut faults);
     let is_mesh_config = is_mesh_config(&kind, &value);
+    let has_authorities = kind == "ConfigMap" && value["data"][CONFIG_MAP_KEY].is_string();
     let classified = match classify(&api_version, &kind) {
         Classified::Unused if is_mesh_config => Classified::Used(Kind::MeshConfig),
+        Classified::Unused if has_authorities => Classified::Used(Kind::Authorities),
         other => other,
     };
     match classified {
@@ -277,6 +280,16 @@ fn decode_used(
         Kind::EndpointSlice => {
             let slice: discovery::EndpointSlice = typed(value, faults)?;
             Object::EndpointSlice(Arc::new(EndpointSlice::read(slice, texts, faults)))
+        }
+        Kind::Secret => {
+            let secret: core::Secret = typed(value, faults)?;
+            let source = CredentialSource::of_secret(secret, texts, faults);
+            Object::Secret(Arc::new(source))
+        }
+        Kind::Authorities => {
+            let map: core::ConfigMap = typed(value, faults)?;
+            let source = CredentialSource::of_config_map(map, texts, faults);
+            Object::Authorities(Arc::new(source))
         }
         Kind::ServiceEntry => Object::ServiceEntry(Arc::new(service_entry(value, texts, faults)?)),
         Kind::WorkloadEntry => {

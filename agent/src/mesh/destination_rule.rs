@@ -12,6 +12,7 @@ use super::field::{Faults, FieldPath, at};
 use super::meta::Meta;
 use super::selector::WorkloadSelector;
 use super::syntax::read_port;
+use super::upstream_tls::{ClientTls, ProxyProtocol};
 pub use locality::{Distribute, Failover, LocalityLbSetting};
 
 /// A DestinationRule.
@@ -62,13 +63,13 @@ pub struct TrafficPolicy {
     /// Which endpoints are left alone.
     pub outlier_detection: Option<OutlierDetection>,
     /// TLS of the application's own, inside the tunnel.
-    pub tls: Option<Value>,
+    pub tls: Option<ClientTls>,
     /// Ports that differ.
     pub port_level_settings: Vec<PortPolicy>,
     /// A tunnel of Envoy's.
     pub tunnel: Option<Value>,
     /// PROXY protocol towards the application.
-    pub proxy_protocol: Option<Value>,
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Retries as a part of what is under way.
     pub retry_budget: Option<RetryBudget>,
 }
@@ -92,7 +93,7 @@ pub struct PortPolicy {
     pub load_balancer: Option<LoadBalancer>,
     pub connection_pool: Option<ConnectionPool>,
     pub outlier_detection: Option<OutlierDetection>,
-    pub tls: Option<Value>,
+    pub tls: Option<ClientTls>,
 }
 
 /// `port`.
@@ -275,6 +276,21 @@ impl DestinationRule {
     }
 }
 
+impl DestinationRuleSpec {
+    /// The Secrets that it names, by how `credentialName` says it.
+    pub(crate) fn credentials(&self) -> impl Iterator<Item = &str> {
+        let subsets = self.subsets.iter();
+        let policies = subsets.filter_map(|subset| subset.traffic_policy.as_ref());
+        let policies = self.traffic_policy.iter().chain(policies);
+        let all = policies.flat_map(|policy| {
+            let ports = policy.port_level_settings.iter();
+            let ports = ports.filter_map(|port| port.tls.as_ref());
+            policy.tls.iter().chain(ports)
+        });
+        all.filter_map(ClientTls::credential)
+    }
+}
+
 impl TrafficPolicy {
     fn check(&self, place: &FieldPath, faults: &mut Faults) {
         check_groups(
@@ -282,6 +298,9 @@ impl TrafficPolicy {
             place,
             faults,
         );
+        if let Some(tls) = &self.tls {
+            tls.check(&place.join("tls"), faults);
+        }
         let percent = self.retry_budget.and_then(|budget| budget.percent);
         if percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
             let place = place.join("retryBudget").join("percent");
@@ -291,6 +310,9 @@ impl TrafficPolicy {
             let place = place.join("portLevelSettings").join(index);
             let number = place.join("port").join("number");
             let _checked = read_port(port.port.number.into(), number, faults);
+            if let Some(tls) = &port.tls {
+                tls.check(&place.join("tls"), faults);
+            }
             check_groups(
                 (port.load_balancer.as_ref(), port.outlier_detection.as_ref()),
                 &place,

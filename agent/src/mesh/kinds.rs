@@ -34,6 +34,7 @@ static GROUPS: [Group; 8] = [
             ("Namespace", Kind::Namespace),
             ("Node", Kind::Node),
             ("Pod", Kind::Pod),
+            ("Secret", Kind::Secret),
             ("Service", Kind::Service),
         ],
         unused: &[
@@ -46,7 +47,6 @@ static GROUPS: [Group; 8] = [
             "PodTemplate",
             "ReplicationController",
             "ResourceQuota",
-            "Secret",
             "ServiceAccount",
         ],
     },
@@ -87,6 +87,7 @@ static GROUPS: [Group; 8] = [
         name: "gateway.networking.k8s.io",
         versions: &["v1", "v1beta1", "v1alpha2", "v1alpha3"],
         used: &[
+            ("BackendTLSPolicy", Kind::BackendTlsPolicy),
             ("Gateway", Kind::Gateway),
             ("GatewayClass", Kind::GatewayClass),
             ("GRPCRoute", Kind::GrpcRoute),
@@ -94,12 +95,7 @@ static GROUPS: [Group; 8] = [
             ("TCPRoute", Kind::TcpRoute),
             ("TLSRoute", Kind::TlsRoute),
         ],
-        unused: &[
-            "BackendTLSPolicy",
-            "ListenerSet",
-            "ReferenceGrant",
-            "UDPRoute",
-        ],
+        unused: &["ListenerSet", "ReferenceGrant", "UDPRoute"],
     },
     Group {
         name: "telemetry.istio.io",
@@ -199,10 +195,25 @@ pub struct UsedKind {
     pub plural: String,
 }
 
-/// Every kind that the mesh depends on.
+/// The kinds of which only those objects are used that others name: nobody needs to see the rest of them.
+pub fn named_kinds() -> Vec<UsedKind> {
+    let core = |kind: Kind, name| UsedKind {
+        kind,
+        group: "",
+        versions: &["v1"],
+        plural: plural(name),
+    };
+    vec![
+        core(Kind::Secret, "Secret"),
+        core(Kind::Authorities, "ConfigMap"),
+    ]
+}
+
+/// Every kind that the mesh depends on, less [`named_kinds`].
 pub fn used_kinds() -> Vec<UsedKind> {
     let of_group = |group: &'static Group| {
-        group.used.iter().map(|(name, kind)| UsedKind {
+        let all = group.used.iter().filter(|(_, kind)| *kind != Kind::Secret);
+        all.map(|(name, kind)| UsedKind {
             kind: kind.clone(),
             group: group.name,
             versions: group.versions,
@@ -267,7 +278,7 @@ mod tests {
         ] {
             assert_eq!(plural(kind), expected);
         }
-        assert_eq!(used_kinds().len(), 21);
+        assert_eq!(used_kinds().len(), 22);
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::authorization::AuthorizationPolicy;
+use super::backend_tls_policy::BackendTlsPolicy;
+use super::credential::{AUTHORITIES_SUFFIX, CredentialSource};
 use super::destination_rule::DestinationRule;
 use super::endpoint_slice::EndpointSlice;
 use super::external::{ServiceEntry, WorkloadEntry};
@@ -36,6 +38,10 @@ pub enum Kind {
     Gateway,
     /// The `ConfigMap` that holds the mesh's configuration.
     MeshConfig,
+    /// core/v1.
+    Secret,
+    /// A `ConfigMap` that holds certificates of authorities.
+    Authorities,
     /// security.istio.io.
     PeerAuthentication,
     /// security.istio.io.
@@ -52,6 +58,8 @@ pub enum Kind {
     Telemetry,
     /// networking.istio.io.
     DestinationRule,
+    /// gateway.networking.k8s.io.
+    BackendTlsPolicy,
     /// networking.istio.io.
     VirtualService,
     /// gateway.networking.k8s.io.
@@ -83,6 +91,8 @@ impl Kind {
                 | Self::Service
                 | Self::EndpointSlice
                 | Self::MeshConfig
+                | Self::Secret
+                | Self::Authorities
         )
     }
 }
@@ -100,7 +110,9 @@ impl fmt::Display for Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::RequestAuthentication => "RequestAuthentication",
-            Self::MeshConfig => "ConfigMap",
+            Self::MeshConfig | Self::Authorities => "ConfigMap",
+            Self::Secret => "Secret",
+            Self::BackendTlsPolicy => "BackendTLSPolicy",
             Self::GatewayClass => "GatewayClass",
             Self::DestinationRule => "DestinationRule",
             Self::RateLimitPolicy => "RateLimitPolicy",
@@ -152,6 +164,12 @@ pub enum Object {
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     /// A DestinationRule.
     DestinationRule(Arc<DestinationRule>),
+    /// A BackendTLSPolicy.
+    BackendTlsPolicy(Arc<BackendTlsPolicy>),
+    /// A Secret.
+    Secret(Arc<CredentialSource>),
+    /// A `ConfigMap` with certificates of authorities.
+    Authorities(Arc<CredentialSource>),
     /// A VirtualService.
     VirtualService(Arc<VirtualService>),
     /// A RateLimitPolicy.
@@ -197,6 +215,9 @@ impl Object {
             Self::RateLimitPolicy(policy) => (Kind::RateLimitPolicy, &policy.meta),
             Self::Telemetry(telemetry) => (Kind::Telemetry, &telemetry.meta),
             Self::DestinationRule(rule) => (Kind::DestinationRule, &rule.meta),
+            Self::BackendTlsPolicy(policy) => (Kind::BackendTlsPolicy, &policy.meta),
+            Self::Secret(source) => (Kind::Secret, &source.meta),
+            Self::Authorities(source) => (Kind::Authorities, &source.meta),
             Self::MeshConfig(config) => (Kind::MeshConfig, &config.meta),
             Self::PeerAuthentication(policy) => (Kind::PeerAuthentication, &policy.meta),
             Self::GatewayClass(class) => (Kind::GatewayClass, &class.meta),
@@ -212,6 +233,43 @@ impl Object {
             name: meta.name.clone(),
         }
     }
+}
+
+impl Object {
+    /// The Secrets and ConfigMaps that it takes certificates from, whether they are there or not.
+    pub fn names(&self) -> Vec<ObjectKey> {
+        match self {
+            Self::DestinationRule(rule) => {
+                let secrets = rule
+                    .spec
+                    .credentials()
+                    .flat_map(|name| [name.to_owned(), format!("{name}{AUTHORITIES_SUFFIX}")]);
+                let secrets = secrets.map(|name| (Kind::Secret, name));
+                keys(&rule.meta, secrets)
+            }
+            Self::BackendTlsPolicy(policy) => {
+                let references = policy.spec.validation.ca_certificate_refs.iter();
+                let named = references.filter_map(|one| match one.kind.as_str() {
+                    "ConfigMap" => Some((Kind::Authorities, one.name.clone())),
+                    "Secret" => Some((Kind::Secret, one.name.clone())),
+                    _ => None,
+                });
+                keys(&policy.meta, named)
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn keys(meta: &Meta, named: impl Iterator<Item = (Kind, String)>) -> Vec<ObjectKey> {
+    let key = |(kind, name): (Kind, String)| ObjectKey {
+        kind,
+        name: ObjectName {
+            namespace: Arc::clone(&meta.name.namespace),
+            name: name.into(),
+        },
+    };
+    named.map(key).collect()
 }
 
 /// One difference between two states of the objects.

@@ -152,37 +152,52 @@ impl Backend<'_> {
 
 /// A backend with filters of its own.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(bound = "F: serde::de::DeserializeOwned")]
+#[serde(
+    from = "Written<F>",
+    bound(deserialize = "F: serde::de::DeserializeOwned")
+)]
 pub struct FilteredBackend<F> {
-    /// As [`BackendReference`].
-    #[serde(default)]
-    pub group: String,
-    /// As [`BackendReference`].
-    pub kind: Option<String>,
-    /// As [`BackendReference`].
-    pub namespace: Option<String>,
-    /// As [`BackendReference`].
-    pub name: String,
-    /// As [`BackendReference`].
-    pub port: Option<i64>,
-    /// As [`BackendReference`].
-    pub weight: Option<i64>,
+    /// Where requests go.
+    pub reference: BackendReference,
     /// What is done on this way.
-    #[serde(default = "Vec::new")]
     pub filters: Vec<F>,
+}
+
+/// A [`FilteredBackend`] as it is written: all in one. (serde's `flatten` would not tell which fields are unknown.)
+#[derive(Deserialize)]
+#[serde(bound = "F: serde::de::DeserializeOwned")]
+struct Written<F> {
+    #[serde(default)]
+    group: String,
+    kind: Option<String>,
+    namespace: Option<String>,
+    name: String,
+    port: Option<i64>,
+    weight: Option<i64>,
+    #[serde(default = "Vec::new")]
+    filters: Vec<F>,
+}
+
+impl<F> From<Written<F>> for FilteredBackend<F> {
+    fn from(written: Written<F>) -> Self {
+        Self {
+            reference: BackendReference {
+                group: written.group,
+                kind: written.kind,
+                namespace: written.namespace,
+                name: written.name,
+                port: written.port,
+                weight: written.weight,
+            },
+            filters: written.filters,
+        }
+    }
 }
 
 impl<F> FilteredBackend<F> {
     /// The backend without its filters.
     pub(crate) fn backend(&self) -> Backend<'_> {
-        Backend {
-            group: &self.group,
-            kind: self.kind.as_deref().unwrap_or(SERVICE),
-            namespace: self.namespace.as_deref(),
-            name: &self.name,
-            port: self.port,
-            weight: self.weight,
-        }
+        self.reference.backend()
     }
 }
 

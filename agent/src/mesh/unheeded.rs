@@ -83,7 +83,7 @@ fn is_empty(value: &Value) -> bool {
 
 /// Kinds that are known and do nothing here, with what that means; the rest of the unused kinds are no business of a
 /// mesh's.
-const KINDS: [(&str, &str); 7] = [
+const KINDS: [(&str, &str); 6] = [
     (
         "EnvoyFilter",
         "has no effect: there is no Envoy to configure; DestinationRule, RateLimitPolicy and Telemetry cover its usual purposes",
@@ -94,10 +94,6 @@ const KINDS: [(&str, &str); 7] = [
     ),
     ("Sidecar", "has no effect: there are no sidecars"),
     ("WasmPlugin", "has no effect: nothing here runs WebAssembly"),
-    (
-        "BackendTLSPolicy",
-        "has no effect: connections to applications are encrypted by the mesh, and begin no TLS of their own",
-    ),
     ("UDPRoute", "has no effect: UDP is not captured"),
     (
         "ListenerSet",
@@ -148,13 +144,10 @@ mod tests {
             )
         };
         check(&rule("trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}"), &[]);
+        check(&rule("trafficPolicy: {tls: {mode: SIMPLE}}"), &[]);
         check(
-            &rule("trafficPolicy: {tls: {mode: SIMPLE}}"),
-            &["spec.trafficPolicy.tls"],
-        );
-        check(
-            &rule("subsets: [{name: a}, {name: b, trafficPolicy: {proxyProtocol: {version: V2}}}]"),
-            &["spec.subsets[1].trafficPolicy.proxyProtocol"],
+            &rule("trafficPolicy: {tunnel: {protocol: CONNECT}}"),
+            &["spec.trafficPolicy.tunnel"],
         );
         check(&rule("exportTo: ['*']"), &[]);
         check(&rule("exportTo: ['.']"), &["spec.exportTo"]);

@@ -21,6 +21,8 @@ mod tests;
 mod trim;
 mod writer;
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::future::Future;
 use std::io;
 use std::path::Path;
@@ -31,6 +33,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::runtime::{self, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
@@ -39,6 +42,7 @@ use self::api::Api;
 use self::collection::{Collection, Topic};
 use self::follow::{Follower, Installed, News};
 use super::Update;
+use crate::mesh::ObjectKey;
 
 pub use self::access::ClusterError;
 pub use self::api::{Cause, Trouble};
@@ -110,15 +114,7 @@ impl KubernetesWatch {
             access.api()?
         };
         let (stop, stopped) = oneshot::channel();
-        let cluster = cluster(api.server(), &collection::all());
-        let desk = Desk {
-            cluster,
-            installed: watch::Sender::new(Installed::default()),
-            conditions,
-            take,
-            told: None,
-        };
-        let following = move || run(&runtime, &api, desk, stopped);
+        let following = move || run(&runtime, &api, cluster, conditions, take, stopped);
         let thread = thread::Builder::new()
             .name("kubernetes".to_owned())
             .spawn(following)
@@ -141,31 +137,45 @@ impl Drop for KubernetesWatch {
 fn run(
     runtime: &Runtime,
     api: &Api,
-    mut desk: Desk<impl FnMut(Update, &Cluster)>,
+    cluster: fn(Arc<str>, &[Collection]) -> Cluster,
+    conditions: Conditions,
+    take: impl FnMut(Update, &Cluster),
     stopped: oneshot::Receiver<()>,
 ) {
-    let known = desk.installed.subscribe();
+    let collections = collection::all();
+    let cluster = cluster(api.server(), &collections);
+    let (installed, known) = watch::channel(Installed::default());
+    let (tell, news) = mpsc::channel(IN_FLIGHT);
+    let recovered = watch::Sender::new(());
+    let follow = |collection| {
+        let (api, known) = (api.clone(), known.clone());
+        let follower = Follower::new(api, collection, known, recovered.clone(), tell.clone());
+        tokio::spawn(follower.run()).abort_handle()
+    };
     runtime.block_on(async {
-        let (tell, news) = mpsc::channel(IN_FLIGHT);
-        let recovered = watch::Sender::new(());
-        for collection in collection::all() {
-            let follower = Follower::new(
-                api.clone(),
-                collection,
-                known.clone(),
-                recovered.clone(),
-                tell.clone(),
-            );
-            tokio::spawn(follower.run());
+        for collection in collections {
+            let _lives_with_the_runtime = follow(collection);
         }
-        drop(tell);
+        let mut desk = Desk {
+            cluster,
+            follow,
+            followed: BTreeMap::new(),
+            installed,
+            conditions,
+            take,
+            told: None,
+        };
         desk.serve(news, stopped).await;
     });
 }
 
 /// Where news arrive, and are handed on in bursts.
-struct Desk<T> {
+struct Desk<T, F> {
     cluster: Cluster,
+    /// Begins to follow one collection.
+    follow: F,
+    /// Objects that others name, with who follows each.
+    followed: BTreeMap<ObjectKey, AbortHandle>,
     installed: watch::Sender<Installed>,
     conditions: Conditions,
     take: T,
@@ -173,7 +183,11 @@ struct Desk<T> {
     told: Option<Arc<ClusterCondition>>,
 }
 
-impl<T: FnMut(Update, &Cluster)> Desk<T> {
+impl<T, F> Desk<T, F>
+where
+    T: FnMut(Update, &Cluster),
+    F: Fn(Collection) -> AbortHandle,
+{
     async fn serve(
         &mut self,
         mut news: mpsc::Receiver<(Topic, News)>,
@@ -208,6 +222,9 @@ impl<T: FnMut(Update, &Cluster)> Desk<T> {
     fn hear(&mut self, topic: Topic, news: News) {
         match topic {
             Topic::Kind(kind) => self.cluster.take(&kind, news, Timestamp::now()),
+            // What was still on its way when nobody named it any more says nothing.
+            Topic::Named(key) if !self.followed.contains_key(&key) => {}
+            Topic::Named(key) => self.cluster.take_named(&key, news, Timestamp::now()),
             Topic::Definitions => {
                 self.installed
                     .send_if_modified(|installed| installed.take(&news));
@@ -217,10 +234,35 @@ impl<T: FnMut(Update, &Cluster)> Desk<T> {
     }
 
     fn hand_on(&mut self) {
+        self.follow_named();
         if let Some(update) = self.cluster.update() {
             (self.take)(update, &self.cluster);
         }
         self.tell();
+    }
+
+    /// Follows what others name now, and no longer what nobody names.
+    fn follow_named(&mut self) {
+        let names = self.cluster.names();
+        let gone: Vec<_> = self
+            .followed
+            .keys()
+            .filter(|key| !names.contains(*key))
+            .cloned()
+            .collect();
+        for key in gone {
+            if let Some(follower) = self.followed.remove(&key) {
+                follower.abort();
+            }
+            self.cluster.forget(&key);
+        }
+        for key in names {
+            if let Entry::Vacant(place) = self.followed.entry(key)
+                && let Some(collection) = Collection::of_one(place.key())
+            {
+                place.insert((self.follow)(collection));
+            }
+        }
     }
 
     /// Shows the condition, and logs what is new of it.

@@ -8,6 +8,7 @@ use hyper::http::request::Parts;
 use serde::{Deserialize, Serialize};
 
 use crate::net::http::Response;
+use crate::net::service::{Ends, TlsEnds};
 
 /// Longest part of a body that is told back.
 const MAX_BODY_TOLD: usize = 4096;
@@ -33,6 +34,10 @@ pub struct Seen {
     pub peer: SocketAddr,
     /// What it was accepted on.
     pub local: SocketAddr,
+    /// The header of the PROXY protocol that came first.
+    pub proxied: Option<String>,
+    /// The TLS that it came in.
+    pub tls: Option<SeenTls>,
     /// Bytes of the body.
     pub length: usize,
     /// The body's beginning.
@@ -41,10 +46,31 @@ pub struct Seen {
     pub trailers: Vec<(String, String)>,
 }
 
+/// The TLS of a connection, seen from the application.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct SeenTls {
+    /// The server's name that was asked for.
+    pub server_name: Option<String>,
+    /// The protocol that was agreed on.
+    pub alpn: Option<String>,
+    /// Whether the client has shown a certificate.
+    pub has_certificate: bool,
+}
+
+impl SeenTls {
+    fn of(ends: &TlsEnds) -> Self {
+        Self {
+            server_name: ends.server_name.clone(),
+            alpn: ends.alpn.clone(),
+            has_certificate: ends.has_certificate,
+        }
+    }
+}
+
 impl Seen {
     pub(super) fn of(
         (pod, version): (&str, &str),
-        (peer, local): (SocketAddr, SocketAddr),
+        ends: &Ends,
         parts: &Parts,
         (body, trailers): (&[u8], &HeaderMap),
     ) -> Self {
@@ -59,8 +85,10 @@ impl Seen {
             path: path.unwrap_or_default(),
             host: authority.or(host).unwrap_or_default(),
             headers: pairs(&parts.headers),
-            peer,
-            local,
+            peer: ends.peer,
+            local: ends.local,
+            proxied: ends.proxied.clone(),
+            tls: ends.tls.as_ref().map(SeenTls::of),
             length: body.len(),
             body: String::from_utf8_lossy(&body[..body.len().min(MAX_BODY_TOLD)]).into_owned(),
             trailers: pairs(trailers),

@@ -189,6 +189,7 @@ impl Connection {
             return Err(OpenError::Status {
                 status: response.status,
                 cause: response.cause,
+                reason: response.reason.map(Into::into),
             });
         }
         Ok(Stream::new(held, response.baggage))

@@ -139,6 +139,10 @@ fn because(cause: Option<Cause>) -> String {
     cause.map_or_else(String::new, |cause| format!(" ({cause})"))
 }
 
+fn told(reason: Option<&str>) -> String {
+    reason.map_or_else(String::new, |reason| format!(": {reason}"))
+}
+
 /// What operators look for in vain when HBONE's port answers nothing while the application's does.
 const UNANSWERED: &str = ": does a NetworkPolicy keep port 15008 closed?";
 
@@ -160,12 +164,14 @@ pub enum OpenError {
     #[error("the server refuses new streams")]
     Refused,
     /// The server answered with another status than success.
-    #[error("http status: {status}{}", because(*.cause))]
+    #[error("http status: {status}{}{}", because(*.cause), told(.reason.as_deref()))]
     Status {
         /// The status.
         status: u16,
         /// Why, if the server says so: it is Culvert, then.
         cause: Option<Cause>,
+        /// The same in words.
+        reason: Option<Rc<str>>,
     },
     /// The server gave the request up without an answer.
     #[error("the server reset the request ({0})")]
@@ -231,6 +237,15 @@ impl OpenError {
         }
     }
 
+    /// What the server says in words of why its application is not to be had.
+    pub fn reason(&self) -> Option<&Rc<str>> {
+        match self {
+            Self::Status { reason, .. } => reason.as_ref(),
+            Self::Unsure(error) => error.reason(),
+            _ => None,
+        }
+    }
+
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         match self {
@@ -273,6 +288,7 @@ mod tests {
         OpenError::Status {
             status,
             cause: None,
+            reason: None,
         }
     }
 

@@ -14,6 +14,7 @@ use super::baggage::Baggage;
 use super::cause::Cause;
 use super::forwarded::Forwarded;
 use super::hpack::{ENTRY_OVERHEAD, put_field};
+use super::opening::OpeningClaim;
 use crate::model::Side;
 use crate::telemetry::trace::Traceparent;
 
@@ -27,6 +28,14 @@ const CAUSE: &str = "x-culvert-errno";
 const WAYPOINT: &str = "x-culvert-waypoint";
 /// Its one value.
 const CANARY: &str = "canary";
+
+/// The header that says as what a connection to the application has to begin.
+const OPENING: &str = "x-culvert-opening";
+
+/// The header that says in words why an application could not be reached.
+const REASON: &str = "x-culvert-reason";
+/// Longest reason that is told.
+const MAX_REASON: usize = 512;
 
 /// Longest network name that is believed.
 const MAX_NETWORK: usize = 253;
@@ -81,6 +90,8 @@ pub struct ConnectRequest {
     pub forwarded_network: Option<String>,
     /// The service that the client says it called.
     pub service: Option<ServiceClaim>,
+    /// As what the connection to the application has to begin: whoever does not know that must not begin it.
+    pub opening: Option<OpeningClaim>,
 }
 
 impl ConnectRequest {
@@ -93,6 +104,7 @@ impl ConnectRequest {
             traceparent: Traceparent::random(),
             forwarded_network: None,
             service: None,
+            opening: None,
         }
     }
 
@@ -125,6 +137,13 @@ impl ConnectRequest {
         self
     }
 
+    /// Says as what the connection to the application has to begin.
+    #[must_use]
+    pub fn opened_as(mut self, opening: OpeningClaim) -> Self {
+        self.opening = Some(opening);
+        self
+    }
+
     /// The client's address, as its node says.
     pub fn forwarded_for(&self) -> Option<SocketAddr> {
         self.forwarded.client
@@ -142,6 +161,10 @@ impl ConnectRequest {
         block.put(":method", Some("CONNECT"));
         let mut text = String::with_capacity(64);
         block.put_displayed(":authority", &self.authority, &mut text);
+        // Before all that may have to be left out for want of room.
+        if let Some(opening) = &self.opening {
+            block.put_displayed(OPENING, opening, &mut text);
+        }
         block.put("baggage", self.baggage.as_deref());
         if !self.forwarded.is_empty() {
             block.put_displayed("forwarded", &self.forwarded, &mut text);
@@ -173,6 +196,12 @@ impl ConnectRequest {
         let authority = Authority::parse(only(fields, ":authority")?)?;
         let traceparent = only(fields, "traceparent").and_then(Traceparent::parse);
         let network = only(fields, "x-forwarded-network");
+        // It informs no one: what cannot be read cannot be overlooked.
+        let opening = if fields.iter().any(|(name, _)| name == OPENING.as_bytes()) {
+            Some(OpeningClaim::parse(only(fields, OPENING)?)?)
+        } else {
+            None
+        };
         let side = match only(fields, WAYPOINT) {
             Some(CANARY) => Side::Canary,
             _ => Side::Primary,
@@ -190,6 +219,7 @@ impl ConnectRequest {
             service: only(fields, "x-culvert-service")
                 .and_then(ServiceClaim::parse)
                 .map(|claim| ServiceClaim { side, ..claim }),
+            opening,
         })
     }
 }
@@ -203,6 +233,8 @@ pub struct ConnectResponse {
     pub baggage: Option<String>,
     /// Why the application could not be reached; only with 503, and only from Culvert.
     pub cause: Option<Cause>,
+    /// The same in words, where no `connect` would have failed; only from Culvert.
+    pub reason: Option<String>,
 }
 
 impl ConnectResponse {
@@ -212,6 +244,7 @@ impl ConnectResponse {
             status: 200,
             baggage: baggage.map(Baggage::text),
             cause: None,
+            reason: None,
         }
     }
 
@@ -221,7 +254,16 @@ impl ConnectResponse {
             status,
             baggage: None,
             cause,
+            reason: None,
         }
+    }
+
+    /// Says in words why, as far as a header can hold them.
+    #[must_use]
+    pub fn because(mut self, reason: &str) -> Self {
+        let printable = reason.chars().filter(|c| matches!(c, ' '..='~'));
+        self.reason = Some(printable.take(MAX_REASON).collect());
+        self
     }
 
     /// Whether there is a tunnel now: "Any 2xx response" (RFC 9110 §9.3.6).
@@ -238,6 +280,7 @@ impl ConnectResponse {
         block.put(":status", Some(&status));
         block.put("baggage", self.baggage.as_deref());
         block.put(CAUSE, self.cause.map(Cause::name));
+        block.put(REASON, self.reason.as_deref());
         block.bytes
     }
 
@@ -250,6 +293,9 @@ impl ConnectResponse {
             status,
             baggage: only(fields, "baggage").map(str::to_owned),
             cause: only(fields, CAUSE).and_then(Cause::parse),
+            reason: only(fields, REASON)
+                .filter(|reason| reason.len() <= MAX_REASON)
+                .map(str::to_owned),
         })
     }
 }
@@ -413,11 +459,29 @@ mod tests {
         let accepted = ConnectResponse::accepted(Some(&Baggage::default()));
         let refused = ConnectResponse::refused(503, None);
         let unreachable = ConnectResponse::refused(503, Some(Cause::HostUnreachable));
-        for response in [refused, unreachable, accepted] {
+        let told = ConnectResponse::refused(503, None).because("TLS_error:\r\n no");
+        assert_eq!(told.reason.as_deref(), Some("TLS_error: no"));
+        for response in [refused, unreachable, told, accepted] {
             assert_eq!(
                 ConnectResponse::decode(&decoded(&response.encode(MAX_SENT))),
                 Some(response)
             );
+        }
+    }
+
+    #[test]
+    fn an_opening_that_cannot_be_read_is_no_request() {
+        let with = |opening: &str| {
+            ConnectRequest::decode(&fields(&[
+                (":method", "CONNECT"),
+                (":authority", "10.0.0.1:80"),
+                ("x-culvert-opening", opening),
+            ]))
+        };
+        let claim = with("web/reviews:9080;speaks=http2").unwrap();
+        assert!(claim.opening.is_some());
+        for broken in ["", "reviews", "web/reviews:9080;later=1"] {
+            assert_eq!(with(broken), None, "{broken}");
         }
     }
 

@@ -6,7 +6,6 @@ use std::pin::pin;
 
 use tokio::task::JoinSet;
 
-use super::cause::Cause;
 use super::connection::{Connection, Held, Liveness, Stream};
 use super::error::{ErrorCode, Lost};
 use super::head::{ConnectRequest, ConnectResponse};
@@ -37,10 +36,9 @@ impl Incoming {
         Stream::new(self.held, None)
     }
 
-    /// Answers with a status that is not success, and ends the stream. `cause` says why the application could not
-    /// be reached.
-    pub fn reject(self, status: u16, cause: Option<Cause>) {
-        self.held.respond(&ConnectResponse::refused(status, cause));
+    /// Answers with a status that is not success, and ends the stream.
+    pub fn reject(self, refusal: &ConnectResponse) {
+        self.held.respond(refusal);
         // The answer is complete; the rest of the request is not wanted (RFC 9113 §8.1).
         self.held.reset(ErrorCode::NO_ERROR);
     }

@@ -18,7 +18,7 @@ use super::body::Body;
 use super::client::{SendError, Sender};
 use super::sniff::Version;
 use super::wire::Wire;
-use crate::model::{NamespacedHostname, Side, WorkloadUid};
+use crate::model::{NamespacedHostname, Opening, Side, WorkloadUid};
 use crate::traffic::GroupKey;
 
 /// Time that a connection without requests is kept: as long as a tunnel without streams.
@@ -48,6 +48,8 @@ pub(crate) struct PoolKey {
     pub(crate) group: Option<GroupKey>,
     /// The client that the application shall see, where it is not the pod itself.
     pub(crate) client: Option<SocketAddr>,
+    /// What it begins with: one that was made with other settings is none that may be used.
+    pub(crate) opening: Opening,
 }
 
 /// How long a connection is kept for further requests. One that was made under other rules than its next

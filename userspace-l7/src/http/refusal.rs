@@ -2,6 +2,7 @@
 //! flag and body (spec: §2.7, with Envoy's words, which people search for).
 
 use std::borrow::Cow;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use http::header::{
@@ -30,6 +31,8 @@ pub(crate) enum Refusal {
     NoHealthyUpstream,
     /// No endpoint could be reached.
     ConnectFailure,
+    /// No connection to an endpoint could begin as its policy wants (TLS, PROXY protocol), and why.
+    Unbegun(Rc<str>),
     /// The server ended the connection without a response.
     UpstreamReset,
     /// What the server sent is no HTTP.
@@ -138,6 +141,13 @@ impl Refusal {
                 Some(RequestFlag::UpstreamConnectionFailure),
                 "upstream_reset_before_response_started{connection_failure}",
                 "upstream connect error or disconnect/reset before headers. reset reason: connection failure",
+            ),
+            Self::Unbegun(_) => told(
+                StatusCode::SERVICE_UNAVAILABLE,
+                GrpcCode::Unavailable,
+                Some(RequestFlag::UpstreamConnectionFailure),
+                "upstream_reset_before_response_started{connection_failure}",
+                "upstream connect error or disconnect/reset before headers. reset reason: connection failure, transport failure reason: ",
             ),
             Self::UpstreamReset => told(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -251,7 +261,18 @@ impl Refusal {
     pub(crate) fn details(&self) -> Cow<'static, str> {
         match self {
             Self::Denied(denial) => Cow::Owned(denial.to_string()),
+            Self::Unbegun(why) => Cow::Owned(format!(
+                "upstream_reset_before_response_started{{connection_failure|{why}}}"
+            )),
             other => Cow::Borrowed(other.telling().details),
+        }
+    }
+
+    /// Why a connection to an endpoint could not begin, in words (Envoy's transport failure reason).
+    pub(crate) fn failure(&self) -> Option<&Rc<str>> {
+        match self {
+            Self::Unbegun(why) => Some(why),
+            _ => None,
         }
     }
 
@@ -264,6 +285,7 @@ impl Refusal {
             Self::Unauthenticated(why) => Bytes::from(why.to_string()),
             Self::Rejected(rejection) => rejection.body.clone(),
             Self::OverLimit(over) => over.body.clone(),
+            Self::Unbegun(why) => Bytes::from(format!("{body}{why}")),
             _ => Bytes::from_static(body.as_bytes()),
         };
         let mut response = if is_grpc {

@@ -1,6 +1,8 @@
 //! What a client speaks, by its first bytes. Pure, and bounded: what is not HTTP within [`LONGEST`] bytes is
 //! carried as bytes.
 
+use crate::model::AppProtocol;
+
 /// Bytes that are looked at before a request line has to have ended: targets of more are no ordinary
 /// requests (hyper itself refuses them).
 pub(crate) const LONGEST: usize = 64 << 10;
@@ -18,6 +20,15 @@ pub(crate) enum Version {
     Http1,
     /// HTTP/2 with prior knowledge.
     Http2,
+}
+
+impl From<Version> for AppProtocol {
+    fn from(version: Version) -> Self {
+        match version {
+            Version::Http1 => Self::Http1,
+            Version::Http2 => Self::Http2,
+        }
+    }
 }
 
 impl Version {

@@ -15,8 +15,20 @@ const TOLD: [(&str, Refusal); 3] = [
     ("nonsense", Refusal::UpstreamNonsense),
 ];
 
+/// What a connection that could not begin is told by: why stands behind it.
+const UNBEGUN: &str = "unbegun: ";
+/// As much of that as is told.
+const MAX_WORDS: usize = 512;
+
 /// Says in the answer to a request that it is not the application's.
 pub(crate) fn tell(refusal: &Refusal, headers: &mut HeaderMap) {
+    if let Refusal::Unbegun(why) = refusal {
+        let words = why.chars().filter(|c| matches!(c, ' '..='~'));
+        let words: String = words.take(MAX_WORDS).collect();
+        if let Ok(words) = HeaderValue::from_str(&format!("{UNBEGUN}{words}")) {
+            drop(headers.insert(UNANSWERED, words));
+        }
+    }
     let told = TOLD.iter().find(|(_, one)| one == refusal);
     if let Some((name, _)) = told {
         drop(headers.insert(UNANSWERED, HeaderValue::from_static(name)));
@@ -27,6 +39,13 @@ pub(crate) fn tell(refusal: &Refusal, headers: &mut HeaderMap) {
 /// version may know is as good as none.
 pub(crate) fn take_told(headers: &mut HeaderMap) -> Option<Refusal> {
     let name = headers.remove(UNANSWERED)?;
+    let words = name
+        .to_str()
+        .ok()
+        .and_then(|name| name.strip_prefix(UNBEGUN));
+    if let Some(words) = words {
+        return Some(Refusal::Unbegun(words.into()));
+    }
     let told = TOLD
         .iter()
         .find(|(one, _)| name.as_bytes() == one.as_bytes());
@@ -41,7 +60,8 @@ mod tests {
 
     #[test]
     fn what_is_told_is_heard_once() {
-        for (_, refusal) in TOLD {
+        let unbegun = Refusal::Unbegun("TLS_error: no such name".into());
+        for (_, refusal) in TOLD.into_iter().chain([("", unbegun)]) {
             let mut headers = HeaderMap::new();
             tell(&refusal, &mut headers);
             assert_eq!(take_told(&mut headers), Some(refusal));

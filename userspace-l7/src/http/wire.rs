@@ -11,6 +11,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 
 use crate::hbone::{Stream, StreamReader, StreamWriter};
 use crate::io::is_ordinary_end;
+use crate::origination::Secured;
 use crate::ring::{RecvBuf, Tcp};
 use crate::telemetry::OpenFlow;
 use crate::traffic::Place;
@@ -29,6 +30,7 @@ pub(crate) struct Wire {
 enum End {
     Tcp(Tcp),
     Tunnel(StreamReader, StreamWriter),
+    Secured(Secured),
 }
 
 /// Whose bytes these are, for the connection's account.
@@ -57,6 +59,11 @@ impl Wire {
     pub(crate) fn tunnel(stream: Stream, early: RecvBuf) -> Self {
         let (reader, writer) = stream.split();
         Self::new(End::Tunnel(reader, writer), early)
+    }
+
+    /// A connection inside of TLS.
+    pub(crate) fn secured(secured: Secured) -> Self {
+        Self::new(End::Secured(secured), RecvBuf::default())
     }
 
     fn new(end: End, early: RecvBuf) -> Self {
@@ -96,6 +103,7 @@ impl Wire {
             End::Tunnel(reader, _) => {
                 RecvBuf::from(ready!(reader.poll_recv(cx))?.unwrap_or_default())
             }
+            End::Secured(secured) => RecvBuf::from(ready!(secured.poll_recv(cx))?),
         };
         if let Some(Account { flow, peer }) = &self.account {
             let bytes = received.len() as u64;
@@ -121,6 +129,7 @@ impl Wire {
         let sent = match &mut self.end {
             End::Tcp(tcp) => ready!(tcp.poll_send(cx, slices))?,
             End::Tunnel(_, writer) => ready!(send_frames(writer, cx, slices))?,
+            End::Secured(secured) => ready!(secured.poll_send(cx, slices))?,
         };
         if let Some(Account { flow, peer }) = &self.account {
             let bytes = sent as u64;
@@ -140,6 +149,10 @@ impl Wire {
                 tcp.shutdown_write()
             }
             End::Tunnel(_, writer) => writer.finish().map_err(io::Error::from),
+            End::Secured(secured) => {
+                secured.finish();
+                Ok(())
+            }
         };
         match finished {
             // The peer was faster; there is nothing left to end.
@@ -150,8 +163,10 @@ impl Wire {
 
     /// Resets the connection.
     pub(crate) fn abort(self) {
-        if let End::Tcp(tcp) = &self.end {
-            tcp.abort();
+        match &self.end {
+            End::Tcp(tcp) => tcp.abort(),
+            End::Secured(secured) => secured.abort(),
+            End::Tunnel(..) => {}
         }
     }
 }
@@ -161,6 +176,7 @@ impl fmt::Debug for Wire {
         let end = match &self.end {
             End::Tcp(_) => "tcp",
             End::Tunnel(..) => "tunnel",
+            End::Secured(_) => "secured",
         };
         f.debug_struct("Wire")
             .field("end", &end)
@@ -221,9 +237,12 @@ impl Write for Wire {
         self.get_mut().poll_send(cx, &[IoSlice::new(buf)])
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Nothing is held back: what was taken lies in the kernel's buffer or in the tunnel's next batch.
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.end {
+            // Nothing is held back: what was taken lies in the kernel's buffer or in the tunnel's next batch.
+            End::Tcp(_) | End::Tunnel(..) => Poll::Ready(Ok(())),
+            End::Secured(secured) => secured.poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {

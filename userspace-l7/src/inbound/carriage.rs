@@ -1,5 +1,6 @@
 //! L6: what an admitted connection is carried as: bytes, or requests that are judged one by one.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -19,6 +20,7 @@ use crate::pod::Pod;
 use crate::relay::{self, Application, Far, Local, Pass};
 use crate::ring::RecvBuf;
 use crate::telemetry::{Flow, OpenFlow, Reporter, Security};
+use crate::upstream;
 
 /// What is left to do for an admitted connection, on the heap: how much room that takes depends on what it carries.
 pub(super) type Fulfilment = Pin<Box<dyn Future<Output = ()>>>;
@@ -35,7 +37,7 @@ pub(super) fn fulfil(
     far: Far,
 ) -> Fulfilment {
     match demands.protocol() {
-        Protocol::Bytes => Box::pin(carry(hub, &caller, admitted, far)),
+        Protocol::Bytes => Box::pin(carry(hub, &caller, admitted, (far, RecvBuf::default()))),
         Protocol::Requests(protocol) => {
             let ours = (Rc::clone(hub), pod.clone());
             Box::pin(converse(ours, caller, (admitted, demands), (far, protocol)))
@@ -67,6 +69,7 @@ async fn converse(
         tracked,
         app,
         to,
+        opening,
     } = admitted;
     let flow = flow_of(&hub.snapshot(), &caller, Arc::clone(&workload), to);
     let flow = Rc::new(hub.metrics.open(flow));
@@ -79,13 +82,16 @@ async fn converse(
         identity: caller.identity,
         to,
         called: demands.called,
+        opening,
         beyond: None,
         _pass: Pass::Judged(pass),
     };
-    let app = Wire::tcp(app, RecvBuf::default());
+    let app = upstream::wire(app);
     let wire = match far {
         Far::Plain(tcp) => Wire::tcp(tcp, early),
         Far::Tunnel(stream) => Wire::tunnel(stream, early),
+        // Nobody comes like that.
+        Far::Secured(secured) => Wire::secured(secured),
     };
     let served = requests::serve(exchange, wire, version, Some(app), Rc::clone(&flow));
     tokio::select! {
@@ -107,6 +113,10 @@ pub(super) async fn receive(far: &mut Far) -> io::Result<RecvBuf> {
             let received = stream.recv().await.map_err(io::Error::from)?;
             Ok(RecvBuf::from(received.unwrap_or_default()))
         }
+        Far::Secured(secured) => {
+            let received = poll_fn(|cx| secured.poll_recv(cx)).await?;
+            Ok(RecvBuf::from(received))
+        }
     }
 }
 
@@ -115,6 +125,7 @@ fn give_up(far: Far) {
     match far {
         Far::Plain(tcp) => tcp.abort(),
         Far::Tunnel(stream) => stream.reset(ErrorCode::CONNECT_ERROR),
+        Far::Secured(secured) => secured.abort(),
     }
 }
 
@@ -125,7 +136,7 @@ pub(super) fn close(flow: Rc<OpenFlow>, ending: relay::Ending) {
     }
 }
 
-/// Carries an admitted connection as bytes.
+/// Carries an admitted connection as bytes; `early` has been received from the client already.
 ///
 /// # Cancel safety
 /// Dropping the future resets both sides.
@@ -133,7 +144,7 @@ pub(super) fn carry(
     hub: &Rc<Hub>,
     caller: &Caller,
     admitted: Admitted,
-    far: Far,
+    (far, early): (Far, RecvBuf),
 ) -> impl Future<Output = ()> + use<> {
     let Admitted {
         workload,
@@ -141,31 +152,50 @@ pub(super) fn carry(
         tracked,
         app,
         to,
+        ..
     } = admitted;
     let flow = flow_of(&hub.snapshot(), caller, workload, to);
     let flow = hub.metrics.open(flow);
     async move {
-        let local = Local {
-            application: Application::Server,
-            tcp: &app,
-            early: RecvBuf::default(),
+        let pass = Pass::Judged(pass);
+        let ending = match (app, far) {
+            (Far::Plain(app), far) => {
+                let local = Local {
+                    application: Application::Server,
+                    tcp: &app,
+                    early: RecvBuf::default(),
+                };
+                relay::run(pass, local, far, &flow, tracked.refused()).await
+            }
+            (app, Far::Tunnel(client)) => {
+                let client = (client, early);
+                let carried = relay::pass_on(pass, client, app, &flow, tracked.refused());
+                Box::pin(carried).await
+            }
+            // Only a client with a tunnel can ask for more than a socket.
+            (_, far) => {
+                give_up(far);
+                relay::Ending::Complete
+            }
         };
-        let ending = relay::run(Pass::Judged(pass), local, far, &flow, tracked.refused()).await;
         ending.settle(flow);
     }
 }
 
 /// As [`carry`], with bytes that the client has sent already.
 async fn carry_after(hub: &Rc<Hub>, caller: Caller, admitted: Admitted, early: RecvBuf, far: Far) {
-    if !early.is_empty() {
-        let (sent, _early) = admitted.app.send(early).await;
+    let mut early = early;
+    if let Far::Plain(app) = &admitted.app
+        && !early.is_empty()
+    {
+        let (sent, _early) = app.send(std::mem::take(&mut early)).await;
         if let Err(source) = sent {
             let to = admitted.to;
             refuse(hub, &caller, &InboundError::Application { to, source });
             return give_up(far);
         }
     }
-    carry(hub, &caller, admitted, far).await;
+    carry(hub, &caller, admitted, (far, early)).await;
 }
 
 fn flow_of(snapshot: &Snapshot, caller: &Caller, workload: Arc<Workload>, to: SocketAddr) -> Flow {

@@ -4,10 +4,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::hbone::ServiceClaim;
+use crate::hbone::{OpeningClaim, ServiceClaim};
 use crate::model::{
-    AppProtocol, BackendTarget, HttpAction, HttpRouteTable, NamespacedHostname, PortLayer7,
-    PortRoutes, ServiceLayer7, Side, Snapshot, Workload,
+    AppProtocol, BackendTarget, HttpAction, HttpRouteTable, NamespacedHostname, Opening,
+    PortLayer7, PortRoutes, ServiceLayer7, Side, Snapshot, Workload,
 };
 
 /// A claim that the mesh bears out.
@@ -46,6 +46,28 @@ pub(super) fn believe(
         side: claim.side,
         layer7: Arc::clone(layer7.at(claim.side)),
     })
+}
+
+/// As what a connection has to begin by the policy that a client's node goes by, if that policy is about this workload
+/// and port and wants anything at all.
+pub(super) fn opening(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    to: SocketAddr,
+    claim: &OpeningClaim,
+) -> Option<Opening> {
+    let service = NamespacedHostname {
+        namespace: claim.service.namespace.as_str().into(),
+        hostname: claim.service.host.as_str().into(),
+    };
+    let port = claim.service.port;
+    if !selects(snapshot, workload, to.port(), &service, port) {
+        return None;
+    }
+    let traffic = snapshot.traffic.get(&service)?;
+    let policy = traffic.policy_for(port, claim.subset.as_deref());
+    let opening = Some(&policy.opening);
+    opening.filter(|opening| !opening.is_nothing()).cloned()
 }
 
 /// The service that a client outside the mesh called by calling this workload at this port: one that wants such

@@ -12,13 +12,13 @@ use super::claim::Believed;
 use super::demands::{Demanded, Protocol};
 use super::{Caller, InboundError, client_address, refuse, requests};
 use crate::connections::{Carriage, Direction, LiveConnection};
-use crate::dial;
-use crate::endpoints;
+use crate::dial::{self, Beginning};
+use crate::endpoints::{self, Endpoints};
 use crate::error::Retry;
 use crate::hbone::{Baggage, ConnectRequest, ConnectResponse, ErrorCode, Incoming, Stream};
 use crate::http::{self, Wire};
 use crate::hub::Hub;
-use crate::model::{AppProtocol, Service, Snapshot, Workload};
+use crate::model::{AppProtocol, Opening, Service, Snapshot, Workload};
 use crate::pod::Pod;
 use crate::policy::BytesClaim;
 use crate::relay::{self, Ending, Far, Pass};
@@ -73,7 +73,7 @@ pub(super) async fn serve(
         Err(unserved) => {
             let error = InboundError::Unserved(unserved);
             refuse(hub, &caller, &error);
-            incoming.reject(error.status(), None);
+            incoming.reject(&ConnectResponse::refused(error.status(), None));
         }
     }
     None
@@ -153,7 +153,7 @@ impl Front<'_> {
         let Some(target) = self
             .targets(snapshot)
             .ok()
-            .and_then(|all| all.into_iter().next())
+            .and_then(|(all, _)| all.into_iter().next())
         else {
             return stream.reset(ErrorCode::CONNECT_ERROR);
         };
@@ -169,6 +169,7 @@ impl Front<'_> {
             to: self.dialled,
             called: None,
             beyond: Some(target),
+            opening: Opening::default(),
             _pass: Pass::JudgedElsewhere,
         };
         let wire = Wire::tunnel(stream, early);
@@ -187,13 +188,14 @@ impl Front<'_> {
     ) {
         let reached = async {
             let snapshot = self.hub.snapshot();
-            let targets = self.targets(&snapshot)?;
+            let (targets, endpoints) = self.targets(&snapshot)?;
             let to = targets
                 .first()
                 .map_or(self.dialled, |target| target.destination);
             let bytes = demands.bytes(&self.caller, to);
             judge(bytes.as_ref(), &snapshot)?;
-            let (target, far) = self.reach(&targets, service.as_deref()).await?;
+            let to = (&targets[..], endpoints.as_ref());
+            let (target, far) = self.reach(to, service.as_deref()).await?;
             let tracked = self.track(&target, service.as_deref());
             let bytes = demands.bytes(&self.caller, target.destination);
             // Again, now that it is known for which endpoint, and that every later change is noticed.
@@ -216,22 +218,25 @@ impl Front<'_> {
         carried.await.settle(flow);
     }
 
-    /// Where bytes may go, in the order to try: never empty.
-    fn targets(&self, snapshot: &Arc<Snapshot>) -> Result<Vec<Target>, Refusal> {
+    /// Where bytes may go, in the order to try, never empty; and what watches over them, if a service was called.
+    fn targets(
+        &self,
+        snapshot: &Arc<Snapshot>,
+    ) -> Result<(Vec<Target>, Option<Endpoints>), Refusal> {
         let mut choose = |bound| self.hub.choose(bound);
-        let targets = match route::meaning(snapshot, &self.own, self.dialled, &mut choose)? {
-            Meaning::Target(plan) => plan.targets,
+        match route::meaning(snapshot, &self.own, self.dialled, &mut choose)? {
+            Meaning::Target(plan) => Ok((plan.targets.into_vec(), None)),
             Meaning::Service(_, towards) => {
                 let regard = (endpoints::policy(snapshot, &towards), Wish::default());
-                endpoints::choose(self.hub, snapshot, &self.own, &towards, regard)?.targets
+                let chosen = endpoints::choose(self.hub, snapshot, &self.own, &towards, regard)?;
+                Ok((chosen.targets.to_vec(), Some(chosen)))
             }
-        };
-        Ok(targets.into_vec())
+        }
     }
 
     async fn reach(
         &self,
-        targets: &[Target],
+        (targets, endpoints): (&[Target], Option<&Endpoints>),
         service: Option<&Service>,
     ) -> Result<(Target, Far), InboundError> {
         let mut last = InboundError::Beyond(Refusal::NoHealthyUpstream);
@@ -243,6 +248,9 @@ impl Front<'_> {
                     .from_workload(&Baggage::of(&self.own))
                     .forwarded(Some(self.caller.address), host)
             };
+            let beginning = endpoints
+                .map(|one| Beginning::of(one, AppProtocol::Tcp, Some(self.caller.address)));
+            let request = (request, beginning);
             match dial::reach(self.hub, self.pod, &self.own, (target, patience), request).await {
                 Ok(far) => return Ok((target.clone(), far)),
                 Err(error) => {

@@ -22,13 +22,15 @@ use crate::http::{
 };
 use crate::hub::Hub;
 use crate::judgement::{self, Call, Judged};
-use crate::model::{Demands, Snapshot, SpiffeId, Workload};
+use crate::model::{Demands, Opening, Snapshot, SpiffeId, Workload};
+use crate::origination::OriginationError;
 use crate::pod::{Family, Pod};
 use crate::policy::ext_authz;
 use crate::relay::{Far, Pass};
-use crate::ring::{RecvBuf, Tcp};
+use crate::ring::Tcp;
 use crate::route::Target;
 use crate::telemetry::OpenFlow;
+use crate::upstream;
 
 use super::APPLICATION_TIMEOUT;
 
@@ -46,6 +48,8 @@ pub(super) struct Exchange {
     pub(super) to: SocketAddr,
     /// The service that was called; else the workload itself.
     pub(super) called: Option<Believed>,
+    /// As what connections to it have to begin.
+    pub(super) opening: Opening,
     /// How the application is reached where it is not the pod's.
     pub(super) beyond: Option<Target>,
     /// The connection itself may be carried.
@@ -102,6 +106,7 @@ impl Exchange {
             service: None,
             group: None,
             client: Some(self.client),
+            opening: self.opening.clone(),
         }
     }
 
@@ -239,22 +244,34 @@ impl Exchange {
     }
 
     async fn connect(&self, key: &Rc<PoolKey>, version: Version) -> Result<Lease, Refusal> {
+        let mut unbegun = None;
         let connected = async {
-            let wire = if let Some(target) = &self.beyond {
+            let far = if let Some(target) = &self.beyond {
                 let reached = self.reach(target).await;
                 reached.map_err(|error| io::Error::other(error.to_string()))?
             } else {
                 let socket = self.pod.sockets.leg(Family::of(self.to), self.client)?;
                 let app = Tcp::connect_within(socket, self.to, APPLICATION_TIMEOUT).await?;
-                Wire::tcp(app, RecvBuf::default())
+                Far::Plain(app)
             };
+            let far = if self.opening.is_nothing() {
+                far
+            } else {
+                let begun = Box::pin(self.begin(far, version)).await;
+                begun.map_err(|error| {
+                    let why = error.to_string();
+                    unbegun = Some(why.as_str().into());
+                    io::Error::other(why)
+                })?
+            };
+            let wire = upstream::wire(far);
             http::connect(wire, version).await.map_err(io::Error::other)
         };
         match connected.await {
             Ok(sender) => Ok(self.hub.requests.adopt(key, sender, Keeping::default())),
             Err(error) => {
                 debug!(workload = %self.workload.uid, to = %self.to, %error, "the application does not answer");
-                Err(Refusal::ConnectFailure)
+                Err(unbegun.map_or(Refusal::ConnectFailure, Refusal::Unbegun))
             }
         }
     }
@@ -262,18 +279,21 @@ impl Exchange {
 
 impl Exchange {
     /// A connection to an application that is not the pod's.
-    async fn reach(&self, target: &Target) -> Result<Wire, DialError> {
+    async fn reach(&self, target: &Target) -> Result<Far, DialError> {
         let request = || {
             ConnectRequest::to_address(target.destination)
                 .from_workload(&Baggage::of(&self.own))
                 .forwarded(Some(self.client), None)
         };
         let target = (target, dial::patience(None));
-        let reached = dial::reach(&self.hub, &self.pod, &self.own, target, request).await;
-        Ok(match reached? {
-            Far::Plain(tcp) => Wire::tcp(tcp, RecvBuf::default()),
-            Far::Tunnel(stream) => Wire::tunnel(stream, RecvBuf::default()),
-        })
+        dial::reach(&self.hub, &self.pod, &self.own, target, (request, None)).await
+    }
+
+    /// Begins a connection to the application as its policy wants.
+    async fn begin(&self, far: Far, version: Version) -> Result<Far, OriginationError> {
+        let what = (&self.opening, version.into());
+        let ends = (Some(self.client), self.to);
+        dial::begin(&self.hub, far, what, ends, APPLICATION_TIMEOUT).await
     }
 }
 

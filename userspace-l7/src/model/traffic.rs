@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::nearness::Nearness;
+use super::opening::Opening;
 use super::workload::WorkloadUid;
 
 /// What a DestinationRule says about one service.
@@ -61,6 +62,8 @@ pub struct TrafficPolicy {
     pub warmup: Option<Warmup>,
     /// How much it matters where an endpoint is.
     pub nearness: Option<Nearness>,
+    /// What connections to an endpoint begin with.
+    pub opening: Opening,
 }
 
 /// Which endpoint takes a request.

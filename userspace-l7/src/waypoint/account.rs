@@ -30,6 +30,8 @@ pub(super) struct Account {
     grpc_status: Option<u16>,
     flags: RequestFlags,
     details: Cow<'static, str>,
+    /// Why no connection to an endpoint could begin.
+    failure: Option<Rc<str>>,
     rule: Option<Arc<HttpRule>>,
     asked: Option<Asked>,
     attempts: u32,
@@ -57,6 +59,7 @@ impl Account {
             grpc_status: None,
             flags: RequestFlags::NONE,
             details: Cow::Borrowed("via_upstream"),
+            failure: None,
             rule: None,
             asked: None,
             attempts: 0,
@@ -107,6 +110,10 @@ impl Account {
 
     pub(super) fn details(&mut self, details: Cow<'static, str>) {
         self.details = details;
+    }
+
+    pub(super) fn failed(&mut self, why: &Rc<str>) {
+        self.failure = Some(Rc::clone(why));
     }
 
     /// One more attempt, at this endpoint.
@@ -164,7 +171,7 @@ impl Account {
             grpc_status: self.grpc_status,
             flags: self.flags,
             details: Some(&self.details),
-            failure: None,
+            failure: self.failure.as_deref(),
             route_name: self.rule.as_ref().map(|rule| &*rule.name),
             upstream: self.asked.as_ref().map(|asked| Upstream {
                 host: asked.host,

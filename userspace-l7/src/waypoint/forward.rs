@@ -133,9 +133,10 @@ pub(super) async fn forward(
 /// What a refusal says of the endpoint that was asked; `None`: nothing.
 fn outcome(refusal: &Refusal) -> Option<Outcome> {
     match refusal {
-        Refusal::ConnectFailure | Refusal::UpstreamReset | Refusal::UpstreamNonsense => {
-            Some(Outcome::LocalFailure)
-        }
+        Refusal::ConnectFailure
+        | Refusal::Unbegun(_)
+        | Refusal::UpstreamReset
+        | Refusal::UpstreamNonsense => Some(Outcome::LocalFailure),
         // What the client is told.
         Refusal::Timeout => Some(Outcome::Status(StatusCode::GATEWAY_TIMEOUT)),
         _ => None,
@@ -291,7 +292,7 @@ async fn attempt_once(
 fn unanswered(refusal: Refusal) -> Failed {
     Failed {
         attempt: match refusal {
-            Refusal::ConnectFailure => Attempt::ConnectFailure,
+            Refusal::ConnectFailure | Refusal::Unbegun(_) => Attempt::ConnectFailure,
             _ => Attempt::Reset { request_sent: true },
         },
         refusal,
@@ -303,9 +304,11 @@ fn unanswered(refusal: Refusal) -> Failed {
 fn refusal(error: &NoConnection) -> Refusal {
     match error {
         NoConnection::Overflow => Refusal::Overflow,
-        NoConnection::Dial(_) | NoConnection::Late | NoConnection::Handshake(_) => {
-            Refusal::ConnectFailure
-        }
+        NoConnection::Dial(error) => match error.reason() {
+            Some(why) => Refusal::Unbegun(why),
+            None => Refusal::ConnectFailure,
+        },
+        NoConnection::Late | NoConnection::Handshake(_) => Refusal::ConnectFailure,
     }
 }
 

@@ -449,6 +449,9 @@ fn refuse(refusal: &Refusal, is_grpc: bool, mut account: Account) -> Answer {
         account.flag(flag);
     }
     account.details(refusal.details());
+    if let Some(why) = refusal.failure() {
+        account.failed(why);
+    }
     own(refusal.answer(is_grpc), account)
 }
 

@@ -3,16 +3,18 @@
 use super::source::SourceFile;
 
 /// Layers of the proxy library. A module may name only modules of lower layers, never one of its own.
-const PROXY_LAYERS: [&[&str]; 16] = [
+const PROXY_LAYERS: [&[&str]; 18] = [
     &["model", "error", "time", "envoy", "dormant"],
     &["policy", "route", "telemetry"],
     &["ring", "key_sets", "traffic", "direct"],
     &["io"],
     &["tls"],
     &["hbone", "pod", "connections"],
+    &["origination"],
     &["http", "relay"],
     &["hub"],
-    &["dial", "endpoints"],
+    &["endpoints"],
+    &["dial"],
     &["upstream"],
     &["asking"],
     &["judgement"],

@@ -8,9 +8,9 @@ use std::time::SystemTime;
 use hyper::StatusCode;
 use userspace_l7::direct::{self, Passage};
 use userspace_l7::model::{
-    Action, AuthorizationPolicy, Demands, Health, HttpPolicy, HttpPolicyAction, JwtKeys,
-    NamespacedHostname, Peer, Scope, Service, ServiceLayer7, Snapshot, SpiffeId, TunnelProtocol,
-    Workload,
+    Action, AuthorizationPolicy, Demands, Encryption, Health, HttpPolicy, HttpPolicyAction,
+    JwtKeys, NamespacedHostname, Peer, Scope, Service, ServiceLayer7, Snapshot, SpiffeId,
+    TunnelProtocol, Workload,
 };
 use userspace_l7::policy::http::{HttpDecision, HttpRequest, HttpVerdict, judge_http};
 use userspace_l7::policy::jwt::{self, Claims, KeySet, TokenError};
@@ -27,6 +27,8 @@ pub(super) struct Judgement {
     pub(super) policies: Vec<PolicyStep>,
     /// Why layer 7 refuses; `None`: it lets the request pass.
     denied: Option<Expectation>,
+    /// Why no connection to any backend could begin; `None`: one can.
+    unbegun: Option<String>,
     /// The sentence beside a request that passes.
     allowed: String,
 }
@@ -36,6 +38,7 @@ pub(super) fn walk(inquiry: &Inquiry<'_>, routing: &Routing<'_>) -> Judgement {
         backends: Vec::new(),
         policies: Vec::new(),
         denied: None,
+        unbegun: unbegun(inquiry, routing),
         allowed: "the application answers".to_owned(),
     };
     let total: u64 = weights(routing).sum();
@@ -50,6 +53,28 @@ pub(super) fn walk(inquiry: &Inquiry<'_>, routing: &Routing<'_>) -> Judgement {
         layer7(inquiry, demands, waypoint, &servers, &mut judged);
     }
     judged
+}
+
+/// Why nothing may be sent to any backend, by what policies say of TLS. They hold for what is bound to a waypoint.
+fn unbegun(inquiry: &Inquiry<'_>, routing: &Routing<'_>) -> Option<String> {
+    let _bound = called(routing)?;
+    let why = |backend: &Backend<'_>| {
+        let BackendKind::Service {
+            service,
+            port,
+            subset,
+        } = &backend.kind
+        else {
+            return None;
+        };
+        let traffic = inquiry.snapshot.traffic.get(&service.key)?;
+        match &traffic.policy_for(*port, *subset).opening.encryption {
+            Encryption::Unusable(why) => Some(why.to_string()),
+            Encryption::None | Encryption::Mesh | Encryption::Tls(_) => None,
+        }
+    };
+    let whys: Option<Vec<String>> = routing.backends.iter().map(why).collect();
+    whys?.into_iter().next()
 }
 
 /// A service that was called, with what its waypoint does.
@@ -67,6 +92,14 @@ impl Judgement {
         }
         if let Some(denied) = &self.denied {
             return denied.clone();
+        }
+        if let Some(unbegun) = &self.unbegun {
+            let why = format!("the connection to the endpoint cannot begin: {unbegun}");
+            return if routing.is_http {
+                Expectation::answered(StatusCode::SERVICE_UNAVAILABLE, why)
+            } else {
+                Expectation::refused(format!("the connection is reset; {why}"))
+            };
         }
         let endpoints = || self.backends.iter().flat_map(|backend| &backend.endpoints);
         let takers = || endpoints().filter(|endpoint| endpoint.takes_requests);

@@ -141,6 +141,11 @@ impl Compiler {
             Kind::DestinationRule => {
                 self.set_destination_rule(name, of!(object, DestinationRule), marks);
             }
+            Kind::BackendTlsPolicy => {
+                self.set_backend_tls(&key, of!(object, BackendTlsPolicy), marks);
+            }
+            Kind::Secret => self.set_credentials(&key, of!(object, Secret), marks),
+            Kind::Authorities => self.set_credentials(&key, of!(object, Authorities), marks),
             Kind::MeshConfig => self.set_mesh_config(name, of!(object, MeshConfig), marks),
             Kind::Other(..) => {}
         }

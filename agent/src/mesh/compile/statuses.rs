@@ -1,6 +1,7 @@
 //! What each object's owner is told about it, as Istio and Gateway API write it into `status`. Computed anew from the
 //! objects and from what became of them: nothing is kept, so nothing can be out of date.
 
+mod backend_tls;
 mod binding;
 mod gateway;
 mod policy;
@@ -27,6 +28,7 @@ impl Compiler {
         self.binding_statuses(&mut all);
         self.route_statuses(&mut all);
         self.policy_statuses_of_objects(&mut all);
+        self.backend_tls_statuses(&mut all);
         status::sort(&mut all);
         all
     }

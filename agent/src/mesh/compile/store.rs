@@ -10,6 +10,8 @@ use smallvec::SmallVec;
 use super::routes::Route;
 use super::targets::Target;
 use crate::mesh::authorization::AuthorizationPolicy;
+use crate::mesh::backend_tls_policy::BackendTlsPolicy;
+use crate::mesh::credential::CredentialSource;
 use crate::mesh::destination_rule::DestinationRule;
 use crate::mesh::endpoint_slice::EndpointSlice;
 use crate::mesh::external::{ServiceEntry, WorkloadEntry};
@@ -219,6 +221,10 @@ pub(super) struct Store {
     pub(super) destination_rules: Table<DestinationRule>,
     /// DestinationRules about a host.
     pub(super) rules_of_host: Index<Arc<str>, ObjectName>,
+    pub(super) backend_tls: Table<BackendTlsPolicy>,
+    pub(super) secrets: Table<CredentialSource>,
+    /// ConfigMaps with certificates of authorities.
+    pub(super) authorities: Table<CredentialSource>,
     pub(super) rate_limits: Table<RateLimitPolicy>,
     pub(super) telemetries: Table<Telemetry>,
     pub(super) authentications: Table<RequestAuthentication>,

@@ -6,6 +6,7 @@ mod external;
 mod http_routes;
 mod incremental;
 mod layer7;
+mod openings;
 mod peers;
 mod pods;
 mod scale;

@@ -2,18 +2,60 @@
 
 mod policy;
 
-use std::collections::{BTreeMap, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use userspace_l7::model::{
-    LoadBalancerMode, NamespacedHostname, Service, ServiceTraffic, Subset, WorkloadUid,
+    Encryption, LoadBalancerMode, NamespacedHostname, Service, ServiceTraffic, Subset,
+    TrafficPolicy, WorkloadUid,
 };
 
 use self::policy::Groups;
-use super::Compiler;
 use super::mark::Marks;
+use super::opening::Rules;
+use super::{Compiler, Notices, Unit};
 use crate::mesh::destination_rule::{self as istio, DestinationRule};
 use crate::mesh::meta::{Interner, Labels, ObjectName};
+
+/// What all policies about one service are compiled with.
+struct Settings<'a> {
+    localities: Option<&'a istio::LocalityLbSetting>,
+    openings: &'a Rules<'a>,
+    /// What BackendTLSPolicies say of ports.
+    of_backends: &'a BTreeMap<u16, Encryption>,
+}
+
+impl Settings<'_> {
+    /// A policy for one port, or for those that have none of their own.
+    fn compile(&self, groups: Groups<'_>, port: Option<u16>) -> TrafficPolicy {
+        let mut opening = self.openings.opening(groups.tls, groups.proxy);
+        if groups.tls.is_none()
+            && let Some(own) = port.and_then(|port| self.of_backends.get(&port))
+        {
+            opening.encryption = own.clone();
+        }
+        groups.compile(self.localities, opening)
+    }
+
+    /// Policies for the ports that have their own, by a rule or by a BackendTLSPolicy.
+    fn ports(
+        &self,
+        whole: Groups<'_>,
+        ports: &BTreeMap<u16, Groups<'_>>,
+    ) -> BTreeMap<u16, Arc<TrafficPolicy>> {
+        let numbers: BTreeSet<u16> = ports
+            .keys()
+            .chain(self.of_backends.keys())
+            .copied()
+            .collect();
+        let compiled = numbers.into_iter().map(|port| {
+            let groups = ports.get(&port).copied().unwrap_or(whole);
+            (port, Arc::new(self.compile(groups, Some(port))))
+        });
+        compiled.collect()
+    }
+}
 
 impl Compiler {
     pub(super) fn set_destination_rule(
@@ -51,7 +93,7 @@ impl Compiler {
         self.service_key(&service).hostname
     }
 
-    fn mark_host(&self, host: &str, marks: &mut Marks) {
+    pub(super) fn mark_host(&self, host: &str, marks: &mut Marks) {
         let keys = self.current.services_by_hostname.get(host);
         marks.traffic.extend(keys.into_iter().flatten().cloned());
     }
@@ -61,7 +103,8 @@ impl Compiler {
         let mut changed = false;
         for key in std::mem::take(&mut marks.traffic) {
             let old = self.current.traffic.get(&key).cloned();
-            let new = self.service_traffic(&key);
+            let (new, notices) = self.service_traffic(&key);
+            self.say(Unit::Traffic(key.clone()), notices.0);
             if old.as_deref() == new.as_ref() {
                 continue;
             }
@@ -90,33 +133,58 @@ impl Compiler {
         found.find(|rules| !rules.is_empty()).unwrap_or_default()
     }
 
-    /// Of several rules the oldest with a policy counts; subsets are taken from all, the oldest's first.
-    fn service_traffic(&self, key: &NamespacedHostname) -> Option<ServiceTraffic> {
-        let localities = self.mesh_localities(self.current.services.get(key)?);
+    /// Of several rules the oldest with a policy counts; subsets are taken from all, the oldest's first. What they say
+    /// of TLS goes before what a BackendTLSPolicy says, which only knows ports.
+    fn service_traffic(&self, key: &NamespacedHostname) -> (Option<ServiceTraffic>, Notices) {
+        let Some(service) = self.current.services.get(key) else {
+            return (None, Notices::default());
+        };
+        let localities = self.mesh_localities(service);
         let rules = self.rules_about(key);
         let has_shares = localities.is_some_and(|setting| !setting.distribute.is_empty());
-        if rules.is_empty() && !has_shares {
-            return None;
+        let openings = Rules {
+            compiler: self,
+            service,
+            notices: RefCell::default(),
+        };
+        let of_backends: BTreeMap<u16, Encryption> = self
+            .declarer(key)
+            .into_iter()
+            .flat_map(|owner| service.ports.keys().map(move |port| (owner, *port)))
+            .filter_map(|(owner, port)| {
+                let found = self.backend_tls(owner, service, port, &openings.notices);
+                Some((port, found?))
+            })
+            .collect();
+        if rules.is_empty() && !has_shares && of_backends.is_empty() {
+            return (None, Notices::default());
         }
-        let policy = rules
-            .iter()
-            .find_map(|rule| rule.spec.traffic_policy.as_ref());
+        let policy = rules.iter().find_map(|rule| {
+            let policy = rule.spec.traffic_policy.as_ref();
+            Some((&rule.meta.name, policy?))
+        });
         let whole = policy.map(Groups::of).unwrap_or_default();
         let ports: BTreeMap<u16, Groups<'_>> = policy.into_iter().flat_map(policy::ports).collect();
+        let settings = Settings {
+            localities,
+            openings: &openings,
+            of_backends: &of_backends,
+        };
         let mut subsets: BTreeMap<Arc<str>, Subset> = BTreeMap::new();
-        for subset in rules.iter().flat_map(|rule| &rule.spec.subsets) {
+        for (rule, subset) in rules
+            .iter()
+            .flat_map(|rule| rule.spec.subsets.iter().map(|one| (&rule.meta.name, one)))
+        {
             subsets
                 .entry(subset.name.as_str().into())
-                .or_insert_with(|| self.subset((key, localities), subset, (whole, &ports)));
+                .or_insert_with(|| self.subset(key, (rule, subset), (whole, &ports), &settings));
         }
-        let compiled = ports.iter();
-        Some(ServiceTraffic {
-            policy: Arc::new(whole.compile(localities)),
-            ports: compiled
-                .map(|(port, groups)| (*port, Arc::new(groups.compile(localities))))
-                .collect(),
+        let traffic = ServiceTraffic {
+            policy: Arc::new(settings.compile(whole, None)),
+            ports: settings.ports(whole, &ports),
             subsets,
-        })
+        };
+        (Some(traffic), openings.notices.into_inner())
     }
 
     /// What the mesh's configuration says of localities for a service: nothing if it says itself what is near (Istio).
@@ -128,9 +196,10 @@ impl Compiler {
 
     fn subset(
         &self,
-        (key, localities): (&NamespacedHostname, Option<&istio::LocalityLbSetting>),
-        subset: &istio::Subset,
+        key: &NamespacedHostname,
+        (rule, subset): (&ObjectName, &istio::Subset),
         (whole, ports): (Groups<'_>, &BTreeMap<u16, Groups<'_>>),
+        settings: &Settings<'_>,
     ) -> Subset {
         let labels = Labels::new(Some(subset.labels.clone()), &mut Interner::default());
         let endpoints = self.current.endpoints_of(key).iter();
@@ -144,20 +213,18 @@ impl Compiler {
                 ..Subset::default()
             };
         };
-        let own_whole = Groups::of(own);
+        let own_whole = Groups::of((rule, own));
         // Over the rule's port goes what the subset says for all, and over that its own port.
         let mut own_ports: BTreeMap<u16, Groups<'_>> = ports
             .iter()
             .map(|(port, groups)| (*port, groups.overlaid(own_whole)))
             .collect();
-        own_ports.extend(policy::ports(own));
-        let own_ports = own_ports.iter();
+        own_ports.extend(policy::ports((rule, own)));
+        let own_whole = whole.overlaid(own_whole);
         Subset {
             members: Arc::new(members),
-            policy: Some(Arc::new(whole.overlaid(own_whole).compile(localities))),
-            ports: own_ports
-                .map(|(port, groups)| (*port, Arc::new(groups.compile(localities))))
-                .collect(),
+            policy: Some(Arc::new(settings.compile(own_whole, None))),
+            ports: settings.ports(own_whole, &own_ports),
         }
     }
 

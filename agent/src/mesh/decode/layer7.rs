@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::typed::partly_typed;
 use super::{decode_metadata, resource};
+use crate::mesh::backend_tls_policy::BackendTlsPolicy;
 use crate::mesh::destination_rule::DestinationRule;
 use crate::mesh::field::{Faults, at};
 use crate::mesh::gateway::{Gateway, GatewayAddress, GatewayClass};
@@ -95,6 +96,14 @@ fn decode_policy(
             let rule = DestinationRule { meta, spec };
             rule.check(faults);
             Object::DestinationRule(Arc::new(rule))
+        }
+        Kind::BackendTlsPolicy => {
+            let (meta, spec, _) = resource(value, texts, faults)?;
+            let spec =
+                faults.require(spec, at!["spec"], "say at least which server it is about")?;
+            let policy = BackendTlsPolicy { meta, spec };
+            policy.check(faults);
+            Object::BackendTlsPolicy(Arc::new(policy))
         }
         Kind::VirtualService => {
             let (meta, spec, _) = resource(value, texts, faults)?;

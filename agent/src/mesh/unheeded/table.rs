@@ -24,18 +24,8 @@ pub(super) const ROWS: &[Row] = rows! {
         "rules of a service's own namespace hold for every client";
     DestinationRule "spec.workloadSelector",
         "the rule holds for every client, not for those of some sidecars";
-    DestinationRule "spec.trafficPolicy.tls" if |_, tls| begins_tls(tls),
-        "the mesh encrypts by itself, and inside of that the application gets what its client sent";
-    DestinationRule "spec.trafficPolicy.portLevelSettings[].tls" if |_, tls| begins_tls(tls),
-        "the mesh encrypts by itself, and inside of that the application gets what its client sent";
-    DestinationRule "spec.subsets[].trafficPolicy.tls" if |_, tls| begins_tls(tls),
-        "the mesh encrypts by itself, and inside of that the application gets what its client sent";
     DestinationRule "spec.trafficPolicy.tunnel",
         "connections take the mesh's own tunnels";
-    DestinationRule "spec.trafficPolicy.proxyProtocol",
-        "the application sees its client's address on the connection itself";
-    DestinationRule "spec.subsets[].trafficPolicy.proxyProtocol",
-        "the application sees its client's address on the connection itself";
     DestinationRule "spec.trafficPolicy.loadBalancer.localityLbSetting.failover"
         if |rule, _| has_no_outlier_detection(rule),
         "nearer endpoints come first only with `outlierDetection`, which tells when they fail";
@@ -74,6 +64,8 @@ pub(super) const ROWS: &[Row] = rows! {
         "the match is by port only";
     VirtualService "spec.tcp[].match[].sourceNamespace",
         "the match is by port only";
+    BackendTlsPolicy "spec.options",
+        "no option is known here";
     ServiceEntry "spec.resolution" if |_, how| how == "DYNAMIC_DNS",
         "names that a wildcard stands for are not looked up: list the hosts, with resolution DNS";
     MeshConfig "data.mesh.extensionProviders[].envoyExtAuthzGrpc.clearRouteCache",
@@ -129,12 +121,6 @@ pub(super) const ROWS: &[Row] = rows! {
 fn lists(list: &Value, word: &str) -> bool {
     let items = list.as_array();
     items.is_some_and(|items| items.iter().any(|item| item == word))
-}
-
-/// TLS that is begun, beyond what the mesh does anyway.
-fn begins_tls(tls: &Value) -> bool {
-    let mode = tls.get("mode").and_then(Value::as_str);
-    !matches!(mode, None | Some("DISABLE" | "ISTIO_MUTUAL"))
 }
 
 fn has_no_outlier_detection(rule: &Value) -> bool {

@@ -323,16 +323,20 @@ impl Watching {
 /// Path and query of a request.
 fn target(collection: &Collection, version: &str, query: Vec<(&str, String)>) -> String {
     let Collection { group, plural, .. } = collection;
+    let space = match &collection.namespace {
+        Some(namespace) => format!("namespaces/{namespace}/"),
+        None => String::new(),
+    };
     let root = if group.is_empty() {
-        format!("/api/{version}/{plural}?")
+        format!("/api/{version}/{space}{plural}?")
     } else {
-        format!("/apis/{group}/{version}/{plural}?")
+        format!("/apis/{group}/{version}/{space}{plural}?")
     };
     let at = root.len();
     let mut target = Serializer::for_suffix(root, at);
     target.extend_pairs(query);
-    if let Some(selector) = collection.field_selector {
-        target.append_pair("fieldSelector", selector);
+    if let Some(name) = &collection.name {
+        target.append_pair("fieldSelector", &format!("metadata.name={name}"));
     }
     target.finish()
 }
@@ -406,7 +410,8 @@ mod tests {
     use http::StatusCode;
 
     use super::{Cause, refusal, target};
-    use crate::sources::kubernetes::collection::all;
+    use crate::mesh::{Kind, ObjectKey, ObjectName};
+    use crate::sources::kubernetes::collection::{Collection, all};
 
     #[test]
     fn collections_have_the_paths_of_the_api() {
@@ -421,6 +426,17 @@ mod tests {
         assert_eq!(
             target(of("ConfigMap"), "v1", query()),
             "/api/v1/configmaps?limit=500&fieldSelector=metadata.name%3Distio"
+        );
+        let one = Collection::of_one(&ObjectKey {
+            kind: Kind::Secret,
+            name: ObjectName {
+                namespace: "shop".into(),
+                name: "ca".into(),
+            },
+        });
+        assert_eq!(
+            target(&one.unwrap(), "v1", query()),
+            "/api/v1/namespaces/shop/secrets?limit=500&fieldSelector=metadata.name%3Dca"
         );
     }
 

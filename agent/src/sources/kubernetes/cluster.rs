@@ -13,6 +13,7 @@ use super::follow::News;
 use super::held::{Held, Holdings, is_held};
 use crate::mesh::{
     Change, FieldError, Interner, Kind, Object, ObjectKey, ObjectName, closed, decode_served,
+    named_kinds,
 };
 use crate::sources::mesh_config;
 use crate::sources::problem::{OneLine, Place, Problem, Problems, Severity};
@@ -28,6 +29,8 @@ pub struct Cluster {
     kinds: BTreeMap<Kind, Stock>,
     /// `CustomResourceDefinition`s: only how they fare.
     definitions: Stock,
+    /// Objects that others name, and what is in the way of each.
+    named: BTreeMap<ObjectKey, Named>,
     /// What is different from what was handed on.
     changed: BTreeSet<ObjectKey>,
     texts: Interner,
@@ -57,6 +60,14 @@ struct Stock {
     trouble: Option<Since>,
 }
 
+/// One object that others name.
+#[derive(Debug, Default)]
+struct Named {
+    /// Whether the list that is coming in has had it.
+    is_listed: bool,
+    trouble: Option<Since>,
+}
+
 impl Cluster {
     pub(super) fn new(server: Arc<str>, collections: &[Collection]) -> Self {
         let stock = |collection: &Collection| Stock {
@@ -71,12 +82,23 @@ impl Cluster {
                     kinds.insert(kind.clone(), stock(collection));
                 }
                 Topic::Definitions => definitions = stock(collection),
+                Topic::Named(_) => {}
             }
+        }
+        for used in named_kinds() {
+            // There may be none, so nobody waits for them.
+            let following = Stock {
+                resource: used.plural.into(),
+                phase: Phase::Following,
+                ..Stock::default()
+            };
+            kinds.insert(used.kind, following);
         }
         Self {
             server,
             kinds,
             definitions,
+            named: BTreeMap::new(),
             changed: BTreeSet::new(),
             texts: Interner::default(),
             problems: Arc::default(),
@@ -139,6 +161,58 @@ impl Cluster {
             }
             News::NotInstalled => self.keep(kind, &HashSet::new()),
             News::Following | News::Failing(_) => {}
+        }
+    }
+
+    /// The objects that others name now.
+    pub(super) fn names(&self) -> BTreeSet<ObjectKey> {
+        let objects = self.kinds.values().flat_map(|stock| stock.objects.values());
+        objects.flat_map(Object::names).collect()
+    }
+
+    /// Nobody names an object any more.
+    pub(super) fn forget(&mut self, key: &ObjectKey) {
+        self.named.remove(key);
+        self.remove(&key.kind, &key.name);
+        self.tell_named(&key.kind);
+    }
+
+    /// Takes news of an object that others name.
+    pub(super) fn take_named(&mut self, key: &ObjectKey, news: News, now: Timestamp) {
+        self.refusals += u64::from(matches!(news, News::Failing(_)));
+        let named = self.named.entry(key.clone()).or_default();
+        match news {
+            News::Listing => named.is_listed = false,
+            News::Listed(value) => {
+                named.is_listed = true;
+                self.put(&key.kind, value);
+            }
+            News::ListEnd if named.is_listed => {}
+            News::ListEnd | News::Deleted(_) | News::NotInstalled => {
+                self.remove(&key.kind, &key.name);
+            }
+            News::Changed(value) => {
+                self.put(&key.kind, value);
+            }
+            News::Following => named.trouble = None,
+            News::Failing(trouble) => {
+                let since = named.trouble.take();
+                let since = since.filter(|known| known.trouble.cause == trouble.cause);
+                named.trouble = Some(Since {
+                    since: since.map_or(now, |known| known.since),
+                    trouble,
+                });
+            }
+        }
+        self.tell_named(&key.kind);
+    }
+
+    /// What is in the way of any object is in the way of its kind.
+    fn tell_named(&mut self, kind: &Kind) {
+        let mut of_kind = self.named.iter().filter(|(key, _)| key.kind == *kind);
+        let trouble = of_kind.find_map(|(_, named)| named.trouble.clone());
+        if let Some(stock) = self.kinds.get_mut(kind) {
+            stock.trouble = trouble;
         }
     }
 

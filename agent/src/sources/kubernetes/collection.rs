@@ -1,12 +1,16 @@
 //! What is followed: the collection of each kind, and how much of its objects.
 
-use crate::mesh::{Kind, UsedKind, used_kinds};
+use std::sync::Arc;
+
+use crate::mesh::{Kind, ObjectKey, UsedKind, named_kinds, used_kinds};
 
 /// What news are about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Topic {
     /// Objects of a kind.
     Kind(Kind),
+    /// One object that others name.
+    Named(ObjectKey),
     /// Which custom kinds are installed.
     Definitions,
 }
@@ -31,8 +35,10 @@ pub(super) struct Collection {
     pub(super) versions: &'static [&'static str],
     pub(super) plural: String,
     pub(super) extent: Extent,
-    /// Only objects with these fields, as the API server selects them.
-    pub(super) field_selector: Option<&'static str>,
+    /// Only objects of this namespace.
+    pub(super) namespace: Option<Arc<str>>,
+    /// Only the object of this name.
+    pub(super) name: Option<Arc<str>>,
     /// Whether a `CustomResourceDefinition` has to be there first.
     pub(super) is_custom: bool,
 }
@@ -49,10 +55,24 @@ impl Collection {
             group: used.group,
             versions: used.versions,
             plural: used.plural,
-            field_selector: (used.kind == Kind::MeshConfig).then_some("metadata.name=istio"),
+            namespace: None,
+            name: (used.kind == Kind::MeshConfig).then(|| "istio".into()),
             is_custom: !used.kind.is_kubernetes_own(),
             topic: Topic::Kind(used.kind),
         }
+    }
+
+    /// One object that others name. Who may read that one object need not be able to read any other.
+    pub(super) fn of_one(key: &ObjectKey) -> Option<Self> {
+        let used = named_kinds()
+            .into_iter()
+            .find(|used| used.kind == key.kind)?;
+        Some(Self {
+            topic: Topic::Named(key.clone()),
+            namespace: Some(Arc::clone(&key.name.namespace)),
+            name: Some(Arc::clone(&key.name.name)),
+            ..Self::of(used)
+        })
     }
 
     fn definitions() -> Self {
@@ -63,7 +83,8 @@ impl Collection {
             versions: &["v1"],
             plural: "customresourcedefinitions".to_owned(),
             extent: Extent::Metadata,
-            field_selector: None,
+            namespace: None,
+            name: None,
             is_custom: false,
         }
     }

@@ -10,7 +10,7 @@ use super::cluster::Cluster;
 use super::collection::{Collection, Topic, all};
 use super::condition::Phase;
 use super::follow::News;
-use crate::mesh::{Change, Kind, Object, PolicyAction};
+use crate::mesh::{Change, Kind, Object, ObjectKey, PolicyAction};
 use crate::sources::{Input as _, Severity, Update, for_test};
 
 /// A cluster of which every kind has been listed, and found empty.
@@ -80,7 +80,7 @@ fn nothing_is_handed_on_before_every_kind_is_listed() {
         .into_iter()
         .filter_map(|collection| match collection.topic {
             Topic::Kind(kind) => Some(kind),
-            Topic::Definitions => None,
+            Topic::Definitions | Topic::Named(_) => None,
         });
     let (last, rest) = (
         Kind::AuthorizationPolicy,
@@ -240,6 +240,89 @@ fn istios_configuration_is_read_out_of_its_text() {
     );
 }
 
+/// A DestinationRule that names a Secret.
+fn sealing_rule() -> Value {
+    json!({
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "DestinationRule",
+        "metadata": { "name": "r", "namespace": "app" },
+        "spec": { "host": "s", "trafficPolicy": { "tls": { "mode": "SIMPLE", "credentialName": "c" } } },
+    })
+}
+
+#[test]
+fn what_others_name_is_followed_one_by_one() {
+    let mut cluster = listed();
+    assert!(cluster.names().is_empty());
+    let rule = sealing_rule();
+    hear(
+        &mut cluster,
+        &Kind::DestinationRule,
+        [News::Changed(rule.clone())],
+    );
+    let names: Vec<_> = cluster.names().into_iter().collect();
+    let [own, authorities] = names.as_slice() else {
+        panic!("{names:?}");
+    };
+    assert_eq!(own.to_string(), "Secret app/c");
+    assert_eq!(authorities.to_string(), "Secret app/c-cacert");
+    let mut told = |key: &ObjectKey, news: Vec<News>| {
+        for one in news {
+            cluster.take_named(key, one, Timestamp::UNIX_EPOCH);
+        }
+        let condition = cluster.condition();
+        let secrets = condition.kinds.iter().find(|kind| &*kind.kind == "Secret");
+        let is_troubled = secrets.unwrap().trouble.is_some();
+        (
+            shown(&cluster.update().unwrap_or_else(|| Update {
+                changes: Vec::new(),
+                problems: std::sync::Arc::default(),
+            })),
+            is_troubled,
+        )
+    };
+    let secret = json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": { "name": "c", "namespace": "app" },
+        "data": { "ca.crt": "eA==", "password": "eA==" },
+    });
+    let (_, is_troubled) = told(own, vec![failing(Cause::Forbidden, "no")]);
+    assert!(is_troubled);
+    // Another's news do not hide it.
+    let (_, is_troubled) = told(
+        authorities,
+        vec![News::Following, News::Listing, News::ListEnd],
+    );
+    assert!(is_troubled);
+    let listed = vec![
+        News::Following,
+        News::Listing,
+        News::Listed(secret.clone()),
+        News::ListEnd,
+    ];
+    assert_eq!(
+        told(own, listed),
+        (vec!["+ Secret app/c".to_owned()], false)
+    );
+    // Gone while nobody watched.
+    let relisted = vec![News::Listing, News::ListEnd];
+    assert_eq!(
+        told(own, relisted),
+        (vec!["- Secret app/c".to_owned()], false)
+    );
+    let again = vec![News::Changed(secret)];
+    assert_eq!(told(own, again), (vec!["+ Secret app/c".to_owned()], false));
+    hear(&mut cluster, &Kind::DestinationRule, [News::Deleted(rule)]);
+    assert!(cluster.names().is_empty());
+    cluster.forget(own);
+    let changes = shown(&cluster.update().unwrap());
+    assert!(
+        changes.contains(&"- Secret app/c".to_owned()),
+        "{changes:?}"
+    );
+}
+
 #[test]
 fn an_outage_is_said_once_and_so_is_its_end() {
     let mut cluster = listed();
@@ -329,9 +412,7 @@ fn the_role_that_is_deployed_grants_exactly_what_is_followed() {
         }
     }
     let followed = all().into_iter().map(|collection: Collection| {
-        let only = collection
-            .field_selector
-            .map(|_name| vec!["istio".to_owned()]);
+        let only = collection.name.map(|name| vec![name.to_string()]);
         (collection.group.to_owned(), collection.plural, only)
     });
     assert_eq!(granted, followed.collect());

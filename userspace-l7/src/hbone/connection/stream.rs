@@ -94,6 +94,23 @@ impl Stream {
         self.reader.recv().await
     }
 
+    /// As [`StreamReader::poll_recv`].
+    pub(crate) fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Vec<u8>>, StreamError>> {
+        self.reader.poll_recv(cx)
+    }
+
+    /// As [`StreamWriter::poll_send`].
+    pub(crate) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        payload: &[u8],
+    ) -> Poll<Result<usize, StreamError>> {
+        self.writer.poll_send(cx, payload)
+    }
+
     /// As [`StreamWriter::send`].
     ///
     /// # Errors

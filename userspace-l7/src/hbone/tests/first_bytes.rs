@@ -40,7 +40,10 @@ fn what_has_no_room_in_one_frame_waits_for_the_answer() {
 fn an_answer_that_refuses_proves_that_nothing_was_passed_on_and_silence_does_not() {
     on_both_backends(|| async {
         let pool = Pool::new();
-        let refusing = Node::start(|incoming| async move { incoming.reject(503, None) });
+        let refusing =
+            Node::start(
+                |incoming| async move { incoming.reject(&ConnectResponse::refused(503, None)) },
+            );
         let refused = refusing.ask(&pool, b"first").await.unwrap_err();
         assert!(
             matches!(refused, OpenError::Status { status: 503, .. }),

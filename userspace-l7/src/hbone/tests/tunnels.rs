@@ -47,7 +47,7 @@ fn the_handler_sees_who_asks_for_what_and_its_answer_arrives() {
                 stream.finish().unwrap();
                 assert_eq!(stream.recv().await, Ok(None));
             } else {
-                incoming.reject(401, None);
+                incoming.reject(&ConnectResponse::refused(401, None));
             }
         });
         let pool = Pool::new();

@@ -16,9 +16,9 @@ use crate::mesh::status::{
 };
 
 /// Why a policy does not hold for a target.
-struct Unbound {
-    reason: &'static str,
-    message: String,
+pub(super) struct Unbound {
+    pub(super) reason: &'static str,
+    pub(super) message: String,
 }
 
 impl Compiler {
@@ -105,7 +105,11 @@ impl Compiler {
     }
 
     /// Where a policy is held to for a target.
-    fn bound_to(&self, target: &TargetReference, namespace: &Arc<str>) -> Result<String, Unbound> {
+    pub(super) fn bound_to(
+        &self,
+        target: &TargetReference,
+        namespace: &Arc<str>,
+    ) -> Result<String, Unbound> {
         let root = &self.options.root_namespace;
         let Some(found) = Target::of(target, namespace, root) else {
             let message = format!(

@@ -106,6 +106,7 @@ fn universe() -> Vec<Object> {
         policies(),
         settings(),
         limits_and_records(),
+        openings(),
         routes(),
     ];
     objects(&parts.concat().concat())
@@ -374,6 +375,53 @@ fn settings() -> Vec<String> {
         "name: y, namespace: a",
         "spec: {targetRefs: [{kind: Service, name: s}], action: CUSTOM, provider: {name: x}}",
     ));
+    all
+}
+
+/// TLS towards applications, with what it names.
+fn openings() -> Vec<String> {
+    let mut all = Vec::new();
+    for spec in [
+        "{host: s, trafficPolicy: {tls: {mode: SIMPLE, credentialName: c}}}",
+        "{host: e.x, trafficPolicy: {tls: {mode: SIMPLE}, proxyProtocol: {version: V2}}}",
+    ] {
+        let metadata = "name: sealed, namespace: a";
+        let version = "networking.istio.io/v1";
+        all.push(manifest(
+            version,
+            "DestinationRule",
+            metadata,
+            &format!("spec: {spec}"),
+        ));
+    }
+    for section in ["", ", sectionName: http"] {
+        let spec = format!(
+            "spec: {{targetRefs: [{{kind: Service, name: s{section}}}], validation: {{hostname: h, caCertificateRefs: [{{kind: ConfigMap, name: c}}]}}}}"
+        );
+        let version = "gateway.networking.k8s.io/v1";
+        all.push(manifest(
+            version,
+            "BackendTLSPolicy",
+            "name: p, namespace: a",
+            &spec,
+        ));
+    }
+    for authority in ["no certificate", "neither"] {
+        let metadata = "name: c, namespace: a";
+        let data = format!("{{ca.crt: {authority}}}");
+        all.push(manifest(
+            "v1",
+            "ConfigMap",
+            metadata,
+            &format!("data: {data}"),
+        ));
+        all.push(manifest(
+            "v1",
+            "Secret",
+            metadata,
+            &format!("stringData: {data}"),
+        ));
+    }
     all
 }
 

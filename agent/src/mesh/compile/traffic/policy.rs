@@ -6,11 +6,14 @@ use std::time::Duration;
 use http::HeaderName;
 use userspace_l7::model::{
     Balance, ComparedLabel, ConnectionLimits, HashAlgorithm, HashKey, LocalityPattern,
-    LocalityShares, Nearness, OutlierDetection, PriorityLabel, RetryBudget, Tiering, TrafficPolicy,
-    Warmup,
+    LocalityShares, Nearness, Opening, OutlierDetection, PriorityLabel, RetryBudget, Tiering,
+    TrafficPolicy, Warmup,
 };
 
+use crate::mesh::compile::opening::OfRule;
 use crate::mesh::destination_rule::{self as istio, SimpleBalancer, UpgradePolicy};
+use crate::mesh::meta::ObjectName;
+use crate::mesh::upstream_tls::ProxyProtocol;
 
 /// Istio's defaults for outlier detection.
 const CONSECUTIVE_5XX: u32 = 5;
@@ -36,28 +39,36 @@ pub(super) struct Groups<'a> {
     pool: Option<&'a istio::ConnectionPool>,
     outliers: Option<&'a istio::OutlierDetection>,
     budget: Option<&'a istio::RetryBudget>,
+    pub(super) tls: Option<OfRule<'a>>,
+    pub(super) proxy: Option<&'a ProxyProtocol>,
 }
 
-/// Ports with settings of their own. They inherit nothing (Istio).
-pub(super) fn ports(policy: &istio::TrafficPolicy) -> impl Iterator<Item = (u16, Groups<'_>)> {
-    policy.port_level_settings.iter().filter_map(|port| {
+/// Ports with settings of their own. They inherit nothing but what ports cannot have (Istio).
+pub(super) fn ports<'a>(
+    (rule, policy): (&'a ObjectName, &'a istio::TrafficPolicy),
+) -> impl Iterator<Item = (u16, Groups<'a>)> {
+    policy.port_level_settings.iter().filter_map(move |port| {
         let groups = Groups {
             balancer: port.load_balancer.as_ref(),
             pool: port.connection_pool.as_ref(),
             outliers: port.outlier_detection.as_ref(),
             budget: None,
+            tls: port.tls.as_ref().map(|tls| (rule, tls)),
+            proxy: policy.proxy_protocol.as_ref(),
         };
         Some((u16::try_from(port.port.number).ok()?, groups))
     })
 }
 
 impl<'a> Groups<'a> {
-    pub(super) fn of(policy: &'a istio::TrafficPolicy) -> Self {
+    pub(super) fn of((rule, policy): (&'a ObjectName, &'a istio::TrafficPolicy)) -> Self {
         Self {
             balancer: policy.load_balancer.as_ref(),
             pool: policy.connection_pool.as_ref(),
             outliers: policy.outlier_detection.as_ref(),
             budget: policy.retry_budget.as_ref(),
+            tls: policy.tls.as_ref().map(|tls| (rule, tls)),
+            proxy: policy.proxy_protocol.as_ref(),
         }
     }
 
@@ -68,11 +79,18 @@ impl<'a> Groups<'a> {
             pool: narrower.pool.or(self.pool),
             outliers: narrower.outliers.or(self.outliers),
             budget: narrower.budget.or(self.budget),
+            tls: narrower.tls.or(self.tls),
+            proxy: narrower.proxy.or(self.proxy),
         }
     }
 
-    /// `mesh` is what the mesh's configuration says of localities, for policies that do not.
-    pub(super) fn compile(self, mesh: Option<&istio::LocalityLbSetting>) -> TrafficPolicy {
+    /// `mesh` is what the mesh's configuration says of localities, for policies that do not; `opening` what connections
+    /// begin with.
+    pub(super) fn compile(
+        self,
+        mesh: Option<&istio::LocalityLbSetting>,
+        opening: Opening,
+    ) -> TrafficPolicy {
         let pool = self.pool;
         let connect_timeout = pool.and_then(|pool| pool.tcp.connect_timeout);
         let idle = pool.and_then(|pool| pool.http.idle_timeout.or(pool.tcp.idle_timeout));
@@ -89,6 +107,7 @@ impl<'a> Groups<'a> {
                 .is_some_and(|pool| pool.http.h2_upgrade_policy == UpgradePolicy::Upgrade),
             warmup: self.balancer.and_then(warmup),
             nearness: self.nearness(mesh),
+            opening,
         }
     }
 }
