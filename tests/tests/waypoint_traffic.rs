@@ -365,7 +365,7 @@ fn destination_rule_ejects_outliers() -> Result<()> {
     };
     // Requests that fail at whichever endpoint gets them, until only one gets any.
     let failing = Ask::get("/").wishing("status=500");
-    e2e::lab::eventually(
+    eventually(
         "one endpoint is left alone",
         Duration::from_secs(10),
         || {
@@ -378,7 +378,7 @@ fn destination_rule_ejects_outliers() -> Result<()> {
     // Half of two is one: the other one is kept however it answers.
     answers(&mesh, to, &failing, 10)?;
     ensure!(used()?.len() == 1);
-    e2e::lab::eventually("it comes back", Duration::from_secs(15), || {
+    eventually("it comes back", Duration::from_secs(15), || {
         let used = used()?;
         ensure!(used == both, "{used:?}");
         Ok(())
@@ -398,7 +398,7 @@ fn destination_rule_ejects_endpoints_that_do_not_answer() -> Result<()> {
     ensure!(used.len() == 2, "{used:?}");
     // It stops to listen, and nobody has told the mesh.
     mesh.end_workload("echo-v2");
-    e2e::lab::eventually("the other one gets all", Duration::from_secs(10), || {
+    eventually("the other one gets all", Duration::from_secs(10), || {
         let used = pods(&mesh, to, &Ask::get("/"), 20)?;
         ensure!(used.len() == 1, "{used:?}");
         Ok(())
@@ -491,7 +491,7 @@ fn destination_rule_holds_for_bytes() -> Result<()> {
     )?;
     // Once is enough: the places of those that went away are free a moment later.
     let third = "a third connection is one too many";
-    e2e::lab::eventually(third, Duration::from_secs(10), || {
+    eventually(third, Duration::from_secs(10), || {
         let held = (reached()?, reached()?);
         ensure!(reached().is_err(), "it is let in");
         drop(held);
