@@ -151,7 +151,7 @@ fn values_of_the_chart_change_what_it_renders() -> Result<()> {
     ensure!(changed.len() == base.len() - 1, "{:?}", changed.keys());
     let alone = stored(&api, &chart(&["controller.enabled=false"])?)?;
     ensure!(
-        alone.len() == 5 && alone.keys().all(|name| !name.contains("controller")),
+        alone.len() == 6 && alone.keys().all(|name| !name.contains("controller")),
         "{:?}",
         alone.keys()
     );
