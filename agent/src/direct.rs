@@ -333,6 +333,8 @@ impl Desk {
         if self.none_alive && !can_have_begun {
             return Ok(None);
         }
+        // Until it is seen: a look that fails has asked for the rulings' sake already.
+        self.none_alive = false;
         let flows = self.direct.path.flows()?;
         self.none_alive = flows.is_empty();
         Ok(Some(flows))
