@@ -302,20 +302,21 @@ impl Capture {
     }
 
     /// Releases pods that an earlier agent with the same run directory enrolled and this one has not, but for those
-    /// that are `awaited`: they stay as they are, closed, until they are enrolled. Returns the UIDs of the released.
+    /// that are `awaited`: they stay as they are, closed, until they are enrolled. Returns the UIDs of the released, and
+    /// what of others could not be undone; these are told again the next time.
     ///
     /// # Errors
     ///
-    /// When something cannot be undone.
+    /// When it cannot be known which there are.
     pub(crate) fn release_unclaimed(
         &mut self,
         awaited: impl Fn(&str) -> bool,
-    ) -> Result<Vec<String>, CaptureError> {
+    ) -> Result<(Vec<String>, Vec<CaptureError>), CaptureError> {
         let node = |source| CaptureError::Node {
             operation: Operation::Disarm,
             source,
         };
-        let mut released = Vec::new();
+        let (mut released, mut failures) = (Vec::new(), Vec::new());
         for record in self.records.all().map_err(node)? {
             let claimed = self
                 .pods
@@ -324,22 +325,21 @@ impl Capture {
             if claimed || awaited(&record.uid) {
                 continue;
             }
-            let failed = |source| CaptureError::Pod {
-                operation: Operation::Disarm,
-                pod: record.uid.clone(),
-                source,
-            };
-            match Netns::open(&record.netns) {
-                Ok(netns) if netns.cookie() == record.cookie => {
-                    pods::disarm(&self.shared, &netns).map_err(failed)?;
-                }
+            let let_go = match Netns::open(&record.netns) {
+                Ok(netns) if netns.cookie() == record.cookie => pods::disarm(&self.shared, &netns),
                 // The namespace is gone, or the path names another one by now.
-                _ => pods::forget(&self.shared, record.cookie).map_err(failed)?,
+                _ => pods::forget(&self.shared, record.cookie),
+            };
+            match let_go.and_then(|()| self.records.remove(record.cookie)) {
+                Ok(()) => released.push(record.uid),
+                Err(source) => failures.push(CaptureError::Pod {
+                    operation: Operation::Disarm,
+                    pod: record.uid,
+                    source,
+                }),
             }
-            self.records.remove(record.cookie).map_err(failed)?;
-            released.push(record.uid);
         }
-        Ok(released)
+        Ok((released, failures))
     }
 
     /// Compares the kernel with what it should be and repairs what differs.
@@ -424,7 +424,10 @@ impl Capture {
         for uid in enrolled {
             self.release(&uid)?;
         }
-        self.release_unclaimed(|_| false)?;
+        let (_released, failures) = self.release_unclaimed(|_| false)?;
+        if let Some(failure) = failures.into_iter().next() {
+            return Err(failure);
+        }
         let node = |source| CaptureError::Node {
             operation: Operation::Remove,
             source,

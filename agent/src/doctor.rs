@@ -61,7 +61,7 @@ pub(crate) const REQUIREMENTS: [Requirement; 14] = [
     Requirement {
         name: "capabilities",
         need: Need::Required,
-        cost: "no pod can be captured: the agent needs CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN",
+        cost: "no pod can be captured: the agent needs CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON and CAP_SYS_ADMIN",
         probe: capabilities,
     },
     Requirement {

@@ -10,6 +10,7 @@ mod arrivals;
 mod ledger;
 mod network;
 mod orders;
+mod release;
 mod sandboxes;
 mod whereabouts;
 
@@ -26,7 +27,6 @@ use userspace_l7::model::WorkloadUid;
 use userspace_l7::pod::TakeDns;
 use userspace_l7::worker::{Attachment, Worker};
 
-use crate::admin::Released;
 use crate::capture::{
     self, Capture, CaptureError, DnsSockets, Enrolled, Report, Sockets, WorkerListeners,
 };
@@ -233,23 +233,6 @@ impl Office {
         self.settle_arrivals();
     }
 
-    /// Releases what an earlier agent has captured and nobody wants any more. Only those are sure to be such that are
-    /// wanted no more; once all that is wanted is captured, the others are, too.
-    fn release_inherited(&mut self, is_complete: bool) {
-        let Some(capture) = self.capture.as_mut().filter(|_| self.inherited) else {
-            return;
-        };
-        let awaited = |uid: &str| !is_complete && self.wanted.contains_key(&WorkloadUid::new(uid));
-        match capture.release_unclaimed(awaited) {
-            Ok(released) if released.is_empty() => {}
-            Ok(released) => info!(pods = ?released, "released pods of an earlier agent"),
-            Err(error) => {
-                warn!(error = %chain(&error), "cannot release pods of an earlier agent");
-            }
-        }
-        self.inherited = !is_complete;
-    }
-
     /// Captures what is to be captured and is not. Gives whether all is.
     fn enrol_missing(&mut self) -> bool {
         if let Some(whereabouts) = &mut self.whereabouts {
@@ -367,7 +350,18 @@ impl Office {
             }
             is_complete = false;
         }
+        let is_lost = |uid: &WorkloadUid| capture.sockets(uid.as_str()).is_none();
+        let lost: Vec<_> = self
+            .enrolled
+            .keys()
+            .filter(|uid| is_lost(uid))
+            .cloned()
+            .collect();
         self.capture = Some(capture);
+        // They are in another network namespace by now, and could not be captured there yet.
+        for uid in lost {
+            self.stop_serving(&uid);
+        }
         if is_few {
             self.guard();
         }
@@ -459,50 +453,6 @@ impl Office {
         }
     }
 
-    /// Connections end first, while their packets still find their way.
-    fn release(&mut self, uid: &WorkloadUid) {
-        if let Some(direct) = &self.direct {
-            direct.dismiss(uid);
-        }
-        let detached: Vec<_> = self
-            .workers
-            .iter()
-            .map(|worker| worker.detach(uid.clone()))
-            .collect();
-        for done in detached {
-            // A worker that has ended has no connections.
-            let _ended = done.blocking_recv();
-        }
-        self.dns.forget(uid);
-        self.enrolled.remove(uid);
-        let mut ledger = read(&self.ledger);
-        ledger.pods.remove(uid);
-        ledger.stopped += 1;
-        drop(ledger);
-        let Some(capture) = &mut self.capture else {
-            return;
-        };
-        match capture.release(uid.as_str()) {
-            Ok(()) => info!(workload = %uid, "pod released"),
-            Err(error) => warn!(workload = %uid, error = %chain(&error), "cannot release the pod"),
-        }
-    }
-
-    fn release_all(&mut self) -> Released {
-        self.wanted.clear();
-        let pods: Vec<_> = self.enrolled.keys().cloned().collect();
-        for uid in &pods {
-            self.release(uid);
-        }
-        let removed = self.capture.take().map(Capture::remove_everything);
-        let failed = removed.and_then(Result::err);
-        let failures = failed.map(|error| chain(&error)).into_iter().collect();
-        Released {
-            pods: pods.iter().map(ToString::to_string).collect(),
-            failures,
-        }
-    }
-
     fn tick(&mut self) {
         self.beat();
         self.repair(Capture::reconcile_some);
@@ -545,13 +495,6 @@ impl Office {
         }
         for failure in &report.failures {
             error!(error = %chain(failure), "capture is not as it should be");
-        }
-    }
-
-    fn hand_over(self, window: Duration) {
-        let handed_over = self.capture.map(|capture| capture.hand_over(window));
-        if let Some(Err(error)) = handed_over {
-            error!(error = %chain(&error), "connections are refused until the next agent is there");
         }
     }
 

@@ -9,6 +9,7 @@ mod connect;
 mod context;
 mod datagram;
 mod direct;
+mod exit;
 mod hold;
 mod maps;
 mod opening;
@@ -89,6 +90,11 @@ pub fn select_listener(context: SkLookupContext) -> u32 {
 #[classifier]
 pub fn closed_port(context: TcContext) -> i32 {
     closed_port::inspect(&Packet::new(context.skb.skb))
+}
+
+#[classifier]
+pub fn bar_exit(context: TcContext) -> i32 {
+    exit::inspect(&Packet::new(context.skb.skb))
 }
 
 #[classifier]

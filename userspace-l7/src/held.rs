@@ -8,11 +8,10 @@
 //!
 //! Nothing depends on it: a connection that is accepted without having been held is reached after that.
 
+mod places;
 mod verdicts;
 
 use std::cell::RefCell;
-use std::collections::hash_map::Entry;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
+use self::places::{Key, Places};
 use self::verdicts::Verdicts;
 use crate::hub::Hub;
 use crate::outbound::{self, DNS_PORT, OutboundError, Reached};
@@ -28,9 +28,6 @@ use crate::pod::{Answer, Opening, Openings, Phase, Pod, until_ended};
 use crate::ring::{Readiness, RecvBuf, Tcp};
 use crate::telemetry::Reporter;
 use crate::waypoint;
-
-/// Connections that a worker holds at once. Who comes beyond sends its SYN again a second later.
-const MAX_HELD: usize = 16_384;
 
 /// How long a far side that was reached waits for its application, which takes a few microseconds unless it
 /// has given up.
@@ -43,7 +40,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 pub(crate) struct Desk {
     hub: Rc<Hub>,
     guests: RefCell<HashMap<u64, Guest>>,
-    held: RefCell<HashMap<Key, Held>>,
+    held: RefCell<Places>,
     verdicts: RefCell<Verdicts>,
 }
 
@@ -51,24 +48,6 @@ pub(crate) struct Desk {
 struct Guest {
     pod: Pod,
     phase: watch::Sender<Phase>,
-}
-
-/// A connection, by its pod's network namespace, the application's address and the one that it dialled.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Key {
-    netns: u64,
-    source: SocketAddr,
-    dialled: SocketAddr,
-}
-
-impl Key {
-    fn of(opening: &Opening) -> Self {
-        Self {
-            netns: opening.netns,
-            source: opening.source,
-            dialled: opening.dialled,
-        }
-    }
 }
 
 /// A held connection.
@@ -158,50 +137,44 @@ impl Desk {
         }
         let key = Key::of(&opening);
         let mut held = self.held.borrow_mut();
-        if !held.contains_key(&key) && pod.sockets.consider(&opening) {
+        if let Some(known) = held.get_mut(&key) {
+            known.syn = opening;
+            if matches!(known.stage, Stage::Reached(..)) {
+                answer(pod, &known.syn, Answer::Release);
+            }
             return;
         }
-        let count = held.len();
-        match held.entry(key) {
-            Entry::Occupied(mut known) => {
-                let known = known.get_mut();
-                known.syn = opening;
-                if matches!(known.stage, Stage::Reached(..)) {
-                    answer(pod, &known.syn, Answer::Release);
-                }
-            }
-            Entry::Vacant(_) if count >= MAX_HELD => {
-                debug!(workload = %pod.uid, "too many connections open at once");
-            }
-            Entry::Vacant(vacant) => {
-                vacant.insert(Held {
-                    syn: opening,
-                    stage: Stage::Reaching,
-                });
-                let reaching = Reaching {
-                    desk: Rc::clone(self),
-                    key,
-                };
-                let travel = reaching.run(pod.clone());
-                drop(tokio::task::spawn_local(until_ended(
-                    phase.subscribe(),
-                    travel,
-                )));
-            }
+        if pod.sockets.consider(&opening) {
+            return;
         }
+        if !held.has_room_for(key.netns) {
+            debug!(workload = %pod.uid, "too many connections open at once");
+            return;
+        }
+        let first = Held {
+            syn: opening,
+            stage: Stage::Reaching,
+        };
+        held.insert(key, first);
+        let reaching = Reaching {
+            desk: Rc::clone(self),
+            key,
+        };
+        let travel = reaching.run(pod.clone());
+        drop(tokio::task::spawn_local(until_ended(
+            phase.subscribe(),
+            travel,
+        )));
     }
 
     /// The far side that was reached for a connection.
     fn take(&self, key: Key) -> Option<Reached> {
         let mut held = self.held.borrow_mut();
-        let Entry::Occupied(known) = held.entry(key) else {
-            return None;
-        };
         // Accepted without having been released: it is being reached twice then, and each finds its end.
-        if matches!(known.get().stage, Stage::Reaching) {
+        if matches!(held.get(&key)?.stage, Stage::Reaching) {
             return None;
         }
-        match known.remove().stage {
+        match held.remove(&key)?.stage {
             Stage::Reached(reached, _) => Some(*reached),
             Stage::Reaching => None,
         }
@@ -223,10 +196,7 @@ impl Desk {
 
     /// Takes out what is to go; it is let go of outside of the borrow, for what that runs may come back here.
     fn remove(&self, which: impl Fn(&Key, &Held) -> bool) -> Vec<Held> {
-        let mut held = self.held.borrow_mut();
-        held.extract_if(|key, held| which(key, held))
-            .map(|(_key, held)| held)
-            .collect()
+        self.held.borrow_mut().remove_those(which)
     }
 }
 

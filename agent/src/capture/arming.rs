@@ -40,8 +40,9 @@ impl Capture {
     ///
     /// # Errors
     ///
-    /// Those told for a pod name the step that failed. The pod is then not captured, unless an earlier agent's capture of it
-    /// could not be replaced: that stays in place, closed. The call fails when nothing could be begun.
+    /// Those told for a pod name the step that failed. The pod is then not captured, unless it was before: as this agent
+    /// captured it, it goes on to be, and as an earlier one did, it stays closed. A pod that takes a port that the agent
+    /// needs does not get out by that. The call fails when nothing could be begun.
     pub(crate) fn enrol(
         &mut self,
         pods: Vec<(Pod, Option<OwnedFd>)>,
@@ -84,15 +85,25 @@ impl Capture {
                 // If it fails, the next tick's does, and says so.
                 let _is_renewed = beat(control, &shared.maps);
                 let enrolled = prepared.and_then(|mut pod| {
-                    let recorded = recorded.remove(&pod.netns.cookie()).unwrap_or_default();
-                    replace(armed.remove(&uid), &pod, records)?;
+                    let cookie = pod.netns.cookie();
+                    let recorded = recorded.remove(&cookie).unwrap_or_default();
+                    let was_captured = shared
+                        .maps
+                        .pod(cookie)
+                        .map_err(failed(&uid, Operation::Observe))?;
+                    let earlier = replace(armed.remove(&uid), &pod, records)?;
                     match enrol(&mut pod, recorded) {
                         Ok(enrolled) => {
                             armed.insert(uid.clone(), pod);
                             Ok(enrolled)
                         }
                         Err(error) => {
-                            disarm(pod, records)?;
+                            if let Some(earlier) = earlier {
+                                // The next look puts back what the attempt has taken its place of.
+                                armed.insert(uid.clone(), earlier);
+                            } else if was_captured.is_none() {
+                                disarm(pod, records)?;
+                            }
                             Err(error)
                         }
                     }
@@ -164,15 +175,17 @@ impl Preparation<'_> {
     }
 }
 
-/// Lets go what was captured under the name of a pod, if that is in another network namespace now.
+/// What was captured under the name of a pod. Let go, if that is in another network namespace now.
 fn replace(
     earlier: Option<ArmedPod>,
     pod: &ArmedPod,
     records: &Records,
-) -> Result<(), CaptureError> {
+) -> Result<Option<ArmedPod>, CaptureError> {
     match earlier {
-        Some(earlier) if earlier.netns.cookie() != pod.netns.cookie() => disarm(earlier, records),
-        _ => Ok(()),
+        Some(earlier) if earlier.netns.cookie() != pod.netns.cookie() => {
+            disarm(earlier, records).map(|()| None)
+        }
+        earlier => Ok(earlier),
     }
 }
 

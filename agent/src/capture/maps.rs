@@ -149,19 +149,23 @@ impl Maps {
     }
 
     pub(crate) fn add_address(&self, netns_cookie: u64, address: IpAddr) -> io::Result<()> {
+        let own = LocalAddress {
+            netns_cookie,
+            address: address.into(),
+        };
+        self.local_addresses.insert(&own, &0)
+    }
+
+    /// Whether the node finds this pod by an address: a link-local one is not unique, so nobody is found by it.
+    pub(crate) fn finds(&self, netns_cookie: u64, address: IpAddr) -> io::Result<bool> {
         let address = Address::from(address);
-        self.local_addresses.insert(
-            &LocalAddress {
-                netns_cookie,
-                address,
-            },
-            &0,
-        )?;
-        if address.is_link_local_v6() {
-            // Not unique on the node.
-            return Ok(());
-        }
-        self.pod_by_address.insert(&address, &netns_cookie)
+        let found = self.pod_by_address.get(&address)?;
+        Ok(address.is_link_local_v6() || found == Some(netns_cookie))
+    }
+
+    /// Has the node find the pod by an address.
+    pub(crate) fn find_by(&self, netns_cookie: u64, address: IpAddr) -> io::Result<()> {
+        self.pod_by_address.insert(&address.into(), &netns_cookie)
     }
 
     pub(crate) fn remove_address(&self, netns_cookie: u64, address: IpAddr) -> io::Result<()> {

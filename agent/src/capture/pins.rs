@@ -17,6 +17,7 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 const BPFFS: &str = "/sys/fs/bpf";
 
@@ -100,7 +101,7 @@ impl Records {
         }
     }
 
-    /// All records.
+    /// All records. One that cannot be read any more is passed over: its pod's is written anew when the pod is enrolled.
     pub(super) fn all(&self) -> io::Result<Vec<Record>> {
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
@@ -109,7 +110,12 @@ impl Records {
                 .extension()
                 .is_some_and(|extension| extension == "json")
             {
-                records.push(serde_json::from_slice(&fs::read(path)?)?);
+                match serde_json::from_slice(&fs::read(&path)?) {
+                    Ok(record) => records.push(record),
+                    Err(error) => {
+                        warn!(path = %path.display(), %error, "the record of a captured pod is damaged");
+                    }
+                }
             }
         }
         Ok(records)

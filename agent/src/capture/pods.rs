@@ -20,7 +20,8 @@ use super::{
     maps::{Maps, Slot},
     netns::Netns,
     programs::{
-        DEVICE_PROGRAM, HOLD_PROGRAM, LOOKUP_PROGRAM, LoadError, Loader, PinnedLink, Variant,
+        DEVICE_PROGRAM, EXIT_PROGRAM, HOLD_PROGRAM, LOOKUP_PROGRAM, LoadError, Loader, PinnedLink,
+        Variant,
     },
     reconcile::{Action, Actual, Desired},
     routing::{Device, Family, Netlink, Routing},
@@ -70,6 +71,7 @@ pub(super) struct ArmedPod {
     looks: u32,
     lookup: Option<PinnedLink>,
     devices: BTreeMap<Device, PinnedLink>,
+    exits: BTreeMap<Device, PinnedLink>,
     /// Copies of the workers' listeners, by which their state is watched.
     listeners: Option<PodListeners>,
 }
@@ -79,6 +81,7 @@ pub(super) struct ArmedPod {
 pub(super) struct PodPrograms {
     lookup: OwnedFd,
     device: OwnedFd,
+    exit: OwnedFd,
     hold: OwnedFd,
 }
 
@@ -93,6 +96,7 @@ impl PodPrograms {
         Ok(Self {
             lookup: programs.load(LOOKUP_PROGRAM)?,
             device: programs.load(DEVICE_PROGRAM)?,
+            exit: programs.load(EXIT_PROGRAM)?,
             hold: programs.load(HOLD_PROGRAM)?,
         })
     }
@@ -122,6 +126,7 @@ impl ArmedPod {
             looks: 0,
             lookup: None,
             devices: BTreeMap::new(),
+            exits: BTreeMap::new(),
             listeners: None,
         })
     }
@@ -152,17 +157,26 @@ impl ArmedPod {
     pub(super) fn observe(&mut self, recorded_addresses: Vec<IpAddr>) -> io::Result<Actual> {
         let cookie = self.netns.cookie();
         let routing = self.routing()?;
-        let guards = self
-            .devices
-            .iter()
-            .map(|(device, link)| (*device, link.is_whole()));
+        let whole = |links: &BTreeMap<Device, PinnedLink>| {
+            let links = links.iter();
+            links
+                .map(|(device, link)| (*device, link.is_whole()))
+                .collect()
+        };
+        let own = self.pod.addresses.iter().copied();
+        let found_by = own.filter_map(|address| {
+            let finds = self.shared.maps.finds(cookie, address);
+            finds.map(|finds| finds.then_some(address)).transpose()
+        });
         Ok(Actual {
             routing,
             listeners_open: self.listeners_open()?,
             slots_filled: self.slots_filled()?,
             lookup_attached: self.lookup.as_ref().is_some_and(PinnedLink::is_whole),
-            guards: guards.collect(),
+            guards: whole(&self.devices),
+            bars: whole(&self.exits),
             recorded_addresses,
+            found_by: found_by.collect::<io::Result<_>>()?,
             entry: self.shared.maps.pod(cookie)?,
         })
     }
@@ -244,12 +258,14 @@ impl ArmedPod {
             }
             Action::AttachLookup => self.attach_lookup(),
             Action::GuardDevice(device) => self.watch(device, |pod| &pod.programs.device),
+            Action::BarExit(device) => self.bar(device),
             Action::HoldOpenings(device) => self.watch(device, |pod| &pod.programs.hold),
-            Action::ForgetDevice(device) => self
-                .devices
-                .remove(&device)
-                .map_or(Ok(()), PinnedLink::remove),
+            Action::ForgetDevice(device) => [&mut self.devices, &mut self.exits]
+                .into_iter()
+                .filter_map(|links| links.remove(&device))
+                .try_for_each(PinnedLink::remove),
             Action::RecordAddress(address) => self.shared.maps.add_address(cookie, address),
+            Action::FindByAddress(address) => self.shared.maps.find_by(cookie, address),
             Action::ForgetAddress(address) => self.shared.maps.remove_address(cookie, address),
             Action::WriteEntry => self.shared.maps.set_pod(cookie, self.desired().entry),
         }
@@ -314,26 +330,41 @@ impl ArmedPod {
 
     /// Attaches a program to what a device receives.
     fn watch(&mut self, device: Device, program: fn(&Self) -> &OwnedFd) -> io::Result<()> {
-        let directory = self.shared.pod_pins(self.netns.cookie());
-        let pin = directory.join(format!("tcx-{}", device.index));
-        let target = Target::Device(device.index);
         let program = program(self).try_clone()?;
-        let program = program.as_fd();
+        let held = self.devices.remove(&device);
+        let link = self.attach(device, held, (&program, AttachType::TcxIngress), "tcx")?;
+        self.devices.insert(device, link);
+        Ok(())
+    }
+
+    /// Attaches the program that lets nothing captured out by a device.
+    fn bar(&mut self, device: Device) -> io::Result<()> {
+        let held = self.exits.remove(&device);
+        let program = (&self.programs.exit, AttachType::TcxEgress);
+        let link = self.attach(device, held, program, "tcx-egress")?;
+        self.exits.insert(device, link);
+        Ok(())
+    }
+
+    /// Makes the link of a program to a device whole, or a new one.
+    fn attach(
+        &self,
+        device: Device,
+        held: Option<PinnedLink>,
+        (program, side): (&OwnedFd, AttachType),
+        kind: &str,
+    ) -> io::Result<PinnedLink> {
+        let directory = self.shared.pod_pins(self.netns.cookie());
+        let pin = directory.join(format!("{kind}-{}", device.index));
+        let (program, target) = (program.as_fd(), Target::Device(device.index));
         // The index means a device of the calling thread's network namespace.
-        let held = self.devices.get_mut(&device);
-        let made = self.netns.run(|| {
+        self.netns.run(|| {
             fs::create_dir_all(&directory)?;
             match held {
-                Some(link) => link
-                    .restore(program, target, AttachType::TcxIngress)
-                    .map(|()| None),
-                None => {
-                    PinnedLink::establish(pin, program, target, AttachType::TcxIngress).map(Some)
-                }
+                Some(mut link) => link.restore(program, target, side).map(|()| link),
+                None => PinnedLink::establish(pin, program, target, side),
             }
-        })??;
-        self.devices.extend(made.map(|link| (device, link)));
-        Ok(())
+        })?
     }
 
     /// Undoes everything, the entry first: nothing new is captured while the rest goes.

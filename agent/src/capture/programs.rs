@@ -73,8 +73,10 @@ pub(crate) struct Variant {
 
 /// The program that follows TCP connections.
 const FOLLOW_PROGRAM: &str = "follow_tcp";
-/// The program on each device of a pod.
+/// The program on what each device of a pod receives.
 pub(crate) const DEVICE_PROGRAM: &str = "closed_port";
+/// The program on what it sends.
+pub(crate) const EXIT_PROGRAM: &str = "bar_exit";
 /// The program on a pod's `lo`.
 pub(crate) const HOLD_PROGRAM: &str = "hold_opening";
 /// The program on a pod's network namespace.

@@ -17,7 +17,7 @@ pub(crate) struct Desired {
     pub(crate) addresses: Vec<IpAddr>,
     /// Whether `lo` gets the program that holds connections until their far side answers.
     pub(crate) holds: bool,
-    /// Whether the other devices get the one that lets closed ports refuse.
+    /// Whether the other devices get those that let closed ports refuse, and nothing captured out.
     pub(crate) guards: bool,
     /// The entry, with the ports of the listeners if these are open.
     pub(crate) entry: PodEntry,
@@ -44,10 +44,14 @@ pub(crate) struct Actual {
     pub(crate) slots_filled: bool,
     /// Whether the pod's `sk_lookup` program is attached and pinned.
     pub(crate) lookup_attached: bool,
-    /// Devices that were given their program, and whether it is still attached and pinned.
+    /// Devices that were given their program for what they receive, and whether it is still attached and pinned.
     pub(crate) guards: BTreeMap<Device, bool>,
+    /// The same for what they send.
+    pub(crate) bars: BTreeMap<Device, bool>,
     /// Addresses recorded as the pod's.
     pub(crate) recorded_addresses: Vec<IpAddr>,
+    /// Those of its own addresses by which the node finds it.
+    pub(crate) found_by: Vec<IpAddr>,
     /// The pod's entry.
     pub(crate) entry: Option<PodEntry>,
 }
@@ -63,9 +67,11 @@ pub(crate) enum Action {
     FillSlots,
     AttachLookup,
     GuardDevice(Device),
+    BarExit(Device),
     HoldOpenings(Device),
     ForgetDevice(Device),
     RecordAddress(IpAddr),
+    FindByAddress(IpAddr),
     ForgetAddress(IpAddr),
     WriteEntry,
 }
@@ -80,8 +86,11 @@ impl Action {
             Self::OpenListeners => "listener",
             Self::FillSlots => "slot",
             Self::AttachLookup => "sk_lookup",
-            Self::GuardDevice(_) | Self::HoldOpenings(_) | Self::ForgetDevice(_) => "tcx",
-            Self::RecordAddress(_) | Self::ForgetAddress(_) => "address",
+            Self::GuardDevice(_)
+            | Self::BarExit(_)
+            | Self::HoldOpenings(_)
+            | Self::ForgetDevice(_) => "tcx",
+            Self::RecordAddress(_) | Self::FindByAddress(_) | Self::ForgetAddress(_) => "address",
             Self::WriteEntry => "entry",
         }
     }
@@ -146,17 +155,21 @@ pub(crate) fn reconcile(desired: &Desired, actual: &Actual) -> Vec<Action> {
 
 fn devices(desired: &Desired, actual: &Actual) -> Vec<Action> {
     let (present, loopback) = (&actual.routing.devices, actual.routing.loopback);
-    let guards = &actual.guards;
+    let Actual { guards, bars, .. } = actual;
     let lacks = |device: &Device| guards.get(device) != Some(&true);
-    let unguarded = present.iter().copied().filter(lacks);
-    let unguarded = unguarded.filter(|_| desired.guards);
+    let guarded = || present.iter().copied().filter(|_| desired.guards);
+    let unguarded = guarded().filter(lacks);
+    let open = guarded().filter(|device| bars.get(device) != Some(&true));
     let unheld = loopback.filter(lacks).filter(|_| desired.holds);
-    let gone = guards.keys().copied();
-    let gone = gone.filter(|device| !present.contains(device) && Some(*device) != loopback);
+    let mut gone: Vec<_> = guards.keys().chain(bars.keys()).copied().collect();
+    gone.retain(|device| !present.contains(device) && Some(*device) != loopback);
+    gone.sort_unstable();
+    gone.dedup();
     unguarded
         .map(Action::GuardDevice)
+        .chain(open.map(Action::BarExit))
         .chain(unheld.map(Action::HoldOpenings))
-        .chain(gone.map(Action::ForgetDevice))
+        .chain(gone.into_iter().map(Action::ForgetDevice))
         .collect()
 }
 
@@ -171,7 +184,11 @@ fn addresses(desired: &Desired, actual: &Actual) -> Vec<Action> {
         .map(|address| Action::ForgetAddress(*address))
         .collect();
     let new = wanted.iter().filter(|address| !recorded.contains(address));
+    // By others that it gives itself nobody finds it: they may be another pod's.
+    let lost = desired.addresses.iter();
+    let lost = lost.filter(|address| !actual.found_by.contains(address));
     new.map(|address| Action::RecordAddress(*address))
+        .chain(lost.map(|address| Action::FindByAddress(*address)))
         .chain(forget)
         .collect()
 }

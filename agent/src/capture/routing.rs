@@ -2,7 +2,8 @@
 //!
 //! Per family one rule sends marked packets to a table whose only route is local, and a second rule
 //! behind it makes them unreachable. The second closes every gap of the first: a route that someone
-//! deleted or that went away with `lo`, a socket bound to a device, a family without addresses.
+//! deleted or that went away with `lo`, a family without addresses. What no rule sees, the program on the pod's
+//! devices drops.
 
 use std::{
     io,

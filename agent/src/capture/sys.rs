@@ -49,6 +49,7 @@ pub(crate) enum AttachType {
     Getpeername6 = 30,
     SkLookup = 36,
     TcxIngress = 46,
+    TcxEgress = 47,
 }
 
 /// What a link is attached to.
@@ -205,12 +206,13 @@ fn object_info<T: Pod + Default>(object: BorrowedFd<'_>) -> io::Result<T> {
     }
     let mut info = T::default();
     let size = u32::try_from(size_of::<T>()).map_err(io::Error::other)?;
-    let attr = Attr {
+    let mut attr = Attr {
         object: object.as_raw_fd(),
         size,
         info: (&raw mut info) as u64,
     };
-    bpf(command::OBJ_GET_INFO_BY_FD, &attr)?;
+    // It answers with the size that it has filled.
+    bpf_mut(command::OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info)
 }
 
@@ -253,6 +255,14 @@ fn bpf<T>(command: i64, attr: &T) -> io::Result<i64> {
     let (attr, size) = (std::ptr::from_ref(attr), size_of::<T>());
     // SAFETY: `attr` is valid for `size` bytes; for what it points to see above: every caller is in
     // this file, and takes each pointer from a reference held across this call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size) };
+    Ok(Errno::result(result)?)
+}
+
+/// As [`bpf`], for commands that answer in the attributes.
+fn bpf_mut<T>(command: i64, attr: &mut T) -> io::Result<i64> {
+    let (attr, size) = (std::ptr::from_mut(attr), size_of::<T>());
+    // SAFETY: as in `bpf`; nobody else reads or writes `attr` meanwhile.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size) };
     Ok(Errno::result(result)?)
 }

@@ -6,8 +6,10 @@
 mod bench;
 mod clerk;
 mod direct;
+mod exit;
 mod held;
 mod inbound;
 mod lifecycle;
 mod outbound;
 mod resolver;
+mod restart;

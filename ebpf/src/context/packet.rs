@@ -1,4 +1,4 @@
-//! The context of the programs that see what a device receives.
+//! The context of the programs that see what a device receives and sends.
 
 use core::mem::offset_of;
 
@@ -54,7 +54,7 @@ impl Packet {
         unsafe { bpf_skb_store_bytes(self.0.cast(), offset, from, length, 0) == 0 }
     }
 
-    /// The packet's mark: on lo still that of the sending socket.
+    /// The packet's mark: that of the sending socket, on lo also where it is received.
     #[inline(always)]
     pub fn mark(&self) -> u32 {
         load!("u32", self.0, offset_of!(__sk_buff, mark)) as u32

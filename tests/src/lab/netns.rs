@@ -65,8 +65,8 @@ impl Netns {
             // An address without a route is to be refused each time: a refusal that is held back looks like silence.
             ("net/ipv4/icmp_ratelimit", "0"),
             ("net/ipv6/icmp/ratelimit", "0"),
-            // Client and server side of TCP Fast Open.
-            ("net/ipv4/tcp_fastopen", "3"),
+            // TCP Fast Open: data in the first SYN, without a cookie, which the agent's listeners would not hand out.
+            ("net/ipv4/tcp_fastopen", "7"),
         ])?;
         Ok(netns)
     }

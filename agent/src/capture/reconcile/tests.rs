@@ -45,7 +45,9 @@ fn whole() -> Actual {
         slots_filled: true,
         lookup_attached: true,
         guards: [(LO, true), (ETH0, true)].into(),
+        bars: [(ETH0, true)].into(),
         recorded_addresses: vec![V4, V6],
+        found_by: vec![V4, V6],
         entry: Some(ENTRY),
     }
 }
@@ -82,10 +84,14 @@ fn guards_can_wait() {
     let without = |desired: &mut Desired, actual: &mut Actual| {
         desired.guards = false;
         actual.guards = [(LO, true)].into();
+        actual.bars.clear();
     };
     check(without, &[]);
-    let later = |_: &mut Desired, actual: &mut Actual| actual.guards = [(LO, true)].into();
-    check(later, &[Action::GuardDevice(ETH0)]);
+    let later = |_: &mut Desired, actual: &mut Actual| {
+        actual.guards = [(LO, true)].into();
+        actual.bars.clear();
+    };
+    check(later, &[Action::GuardDevice(ETH0), Action::BarExit(ETH0)]);
 }
 
 #[test]
@@ -102,9 +108,12 @@ fn new_pod_is_armed_with_its_entry_last() {
         Action::FillSlots,
         Action::AttachLookup,
         Action::GuardDevice(ETH0),
+        Action::BarExit(ETH0),
         Action::HoldOpenings(LO),
         Action::RecordAddress(V4),
         Action::RecordAddress(V6),
+        Action::FindByAddress(V4),
+        Action::FindByAddress(V6),
         Action::WriteEntry,
     ];
     check(|_, actual| *actual = untouched(), &expected);
@@ -136,9 +145,14 @@ fn each_missing_piece_is_replaced() {
         &[Action::HoldOpenings(LO)],
     );
     check(
+        |_, a| a.bars = [(ETH0, false)].into(),
+        &[Action::BarExit(ETH0)],
+    );
+    check(
         |_, a| a.recorded_addresses = vec![V4],
         &[Action::RecordAddress(V6)],
     );
+    check(|_, a| a.found_by = vec![V6], &[Action::FindByAddress(V4)]);
     check(|_, a| a.entry = None, &[Action::WriteEntry]);
     check(|d, _| d.entry.flags = 1, &[Action::WriteEntry]);
 }
@@ -208,11 +222,16 @@ fn late_devices_and_addresses_are_taken_in_and_let_go() {
             actual.routing.devices.push(late);
             actual.routing.addresses.push(LATE);
         },
-        &[Action::GuardDevice(late), Action::RecordAddress(LATE)],
+        &[
+            Action::GuardDevice(late),
+            Action::BarExit(late),
+            Action::RecordAddress(LATE),
+        ],
     );
     check(
         |_, actual| {
             actual.guards.insert(late, false);
+            actual.bars.insert(late, false);
             actual.recorded_addresses.push(LATE);
         },
         &[Action::ForgetDevice(late), Action::ForgetAddress(LATE)],
@@ -225,6 +244,7 @@ fn kernel_without_tcx_leaves_devices_alone() {
         |desired, actual| {
             (desired.holds, desired.guards) = (false, false);
             actual.guards.clear();
+            actual.bars.clear();
         },
         &[],
     );
@@ -250,10 +270,15 @@ fn perform(actual: &mut Actual, action: Action) {
         Action::GuardDevice(device) | Action::HoldOpenings(device) => {
             actual.guards.insert(device, true);
         }
+        Action::BarExit(device) => {
+            actual.bars.insert(device, true);
+        }
         Action::ForgetDevice(device) => {
             actual.guards.remove(&device);
+            actual.bars.remove(&device);
         }
         Action::RecordAddress(address) => actual.recorded_addresses.push(address),
+        Action::FindByAddress(address) => actual.found_by.push(address),
         Action::ForgetAddress(address) => actual.recorded_addresses.retain(|old| *old != address),
         Action::WriteEntry => actual.entry = Some(ENTRY),
     }
@@ -285,19 +310,25 @@ prop_compose! {
     }
 }
 
+fn some_devices() -> impl Strategy<Value = BTreeMap<Device, bool>> {
+    let device = (2..5_u32).prop_map(|index| Device { index });
+    proptest::collection::btree_map(device, any::<bool>(), 0..3)
+}
+
 prop_compose! {
     fn any_actual()(
         routing in any_routing(),
         listeners_open: bool,
         slots_filled: bool,
         lookup_attached: bool,
-        guards in proptest::collection::btree_map(
-            (2..5_u32).prop_map(|index| Device { index }), any::<bool>(), 0..3),
+        guards in some_devices(),
+        bars in some_devices(),
         recorded_addresses in some_addresses(),
+        found_by in some_addresses(),
         entry in proptest::option::of(Just(ENTRY)),
     ) -> Actual {
         Actual {
-            routing, listeners_open, slots_filled, lookup_attached, guards, recorded_addresses, entry,
+            routing, listeners_open, slots_filled, lookup_attached, guards, bars, recorded_addresses, found_by, entry,
         }
     }
 }

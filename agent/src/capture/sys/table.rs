@@ -9,9 +9,8 @@ use std::{
 };
 
 use aya::Pod;
-use nix::errno::Errno;
 
-use super::{MapShape, bpf, command, map_shape, open_pin};
+use super::{MapShape, bpf, bpf_mut, command, map_shape, open_pin};
 
 /// A map whose keys and values are of known types.
 #[derive(Debug)]
@@ -177,12 +176,4 @@ struct BatchAttr {
     map: u32,
     element_flags: u64,
     flags: u64,
-}
-
-/// As [`bpf`], for commands that answer in the attributes.
-fn bpf_mut<T>(command: i64, attr: &mut T) -> io::Result<i64> {
-    let (attr, size) = (std::ptr::from_mut(attr), size_of::<T>());
-    // SAFETY: as in `bpf`; nobody else reads or writes `attr` meanwhile.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size) };
-    Ok(Errno::result(result)?)
 }

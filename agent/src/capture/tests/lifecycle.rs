@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Read,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
     path::PathBuf,
     sync::{
@@ -13,6 +13,8 @@ use std::{
     },
     thread,
 };
+
+use culvert_ebpf::DNS_PROXY_PORT;
 
 use super::{
     super::{
@@ -163,6 +165,49 @@ fn failed_enrolment_leaves_nothing() {
 }
 
 #[test]
+fn pod_that_cannot_be_captured_anew_goes_on_as_it_was() {
+    let mut bench = Bench::new();
+    bench.enrol_a();
+    let resolver = (Ipv4Addr::LOCALHOST, DNS_PROXY_PORT);
+    let _resolver = bench.a.run(|| UdpSocket::bind(resolver)).unwrap();
+    let spec = Pod {
+        dns: true,
+        ..bench.a.spec()
+    };
+    let error = bench.try_enrol(spec).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "cannot open the DNS proxy's sockets on port 15053 of pod {}",
+            bench.a.name
+        )
+    );
+    // Its entry and its slots are those of the attempt until somebody looks.
+    assert_eq!(kinds_of(&mut bench), ["slot", "entry"]);
+    let greeting = bench.a.run(|| call(at(FOREIGN, 443))).unwrap().greeting;
+    assert_eq!(greeting.from, "outbound");
+}
+
+#[test]
+fn pod_is_not_found_by_an_address_that_it_gives_itself() {
+    let mut bench = Bench::new();
+    bench.enrol_a();
+    bench.enrol_b();
+    let (to, neighbour) = (at(bench.b.v4, 8080), bench.b.v4);
+    let _app = bench.b.serve(to.port());
+    bench.a.ip(&format!("addr add {neighbour}/32 dev eth0"));
+    assert_eq!(kinds_of(&mut bench), ["address"]);
+    // The node's probe is recognised, which it is in the pod where it arrives.
+    assert_eq!(bench.node.run(|| call(to)).unwrap().greeting.from, "app");
+    // Whoever has it in truth is found again, even if the map says otherwise.
+    let (a, b) = (bench.a.netns.cookie(), bench.b.netns.cookie());
+    let maps = Arc::clone(&bench.capture().shared.maps);
+    maps.find_by(a, neighbour.into()).unwrap();
+    assert_eq!(kinds_of(&mut bench), ["address"]);
+    assert!(maps.finds(b, neighbour.into()).unwrap());
+}
+
+#[test]
 fn whatever_is_removed_comes_back() {
     let mut bench = Bench::new();
     bench.enrol_a();
@@ -204,7 +249,7 @@ fn whatever_is_removed_comes_back() {
         .maps
         .remove_address(cookie, address.into())
         .unwrap();
-    assert_eq!(repaired(&mut bench), ["address"]);
+    assert_eq!(repaired(&mut bench), ["address", "address"]);
     assert_eq!(kinds(bench.capture().reconcile()), Vec::<&str>::new());
 }
 
@@ -270,7 +315,7 @@ fn late_device_and_address_are_taken_in() {
     bench.a.ip("link add late type veth peer name late-peer");
     bench.a.ip("addr add 10.99.0.1/24 dev late");
     let kinds = kinds(bench.capture().reconcile());
-    assert_eq!(kinds, ["tcx", "tcx", "address"]);
+    assert_eq!(kinds, ["tcx", "tcx", "tcx", "tcx", "address"]);
     let _app = bench.a.serve(8080);
     let own = at(Ipv4Addr::new(10, 99, 0, 1), 8080);
     assert_eq!(bench.a.run(|| call(own)).unwrap().greeting.from, "app");
@@ -323,72 +368,6 @@ fn a_change_in_a_pod_is_heard_once() {
 
 fn kinds_of(bench: &mut Bench) -> Vec<&'static str> {
     kinds(bench.capture().reconcile())
-}
-
-#[test]
-fn restarted_agent_takes_over_what_it_finds() {
-    let mut bench = Bench::new();
-    bench.enrol_a();
-    bench.enrol_b();
-    bench.kill_agent();
-    bench.load();
-    // Closed until the new agent has enrolled the pod again.
-    let refused = bench.a.run(|| call(at(FOREIGN, 443))).unwrap_err();
-    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
-    bench.enrol_a();
-    let answered = bench.a.run(|| call(at(FOREIGN, 443))).unwrap();
-    assert_eq!(answered.greeting.from, "outbound");
-    let forgotten = bench.b.name.clone();
-    assert_eq!(
-        bench.capture().release_unclaimed(|_| false).unwrap(),
-        [forgotten]
-    );
-    assert_eq!(
-        bench.capture().release_unclaimed(|_| false).unwrap(),
-        [""; 0]
-    );
-    let _app = bench.node.serve(8080);
-    let to = at(bench.node.v4, 8080);
-    assert_eq!(bench.b.run(|| call(to)).unwrap().greeting.from, "app");
-}
-
-#[test]
-fn pod_whose_namespace_is_gone_is_forgotten() {
-    let mut bench = Bench::new();
-    bench.enrol_a();
-    let cookie = bench.a.netns.cookie();
-    bench.kill_agent();
-    let record = bench
-        .settings
-        .run_dir
-        .join("capture")
-        .join(format!("{cookie}.json"));
-    let text = fs::read_to_string(&record).unwrap();
-    fs::write(&record, text.replace("/run/netns/", "/run/netns/gone-")).unwrap();
-    bench.load();
-    assert_eq!(
-        bench.capture().release_unclaimed(|_| false).unwrap(),
-        [bench.a.name.clone()]
-    );
-    assert_eq!(bench.capture().shared.maps.pod(cookie).unwrap(), None);
-    assert!(!bench.capture().shared.pod_pins(cookie).exists());
-}
-
-#[test]
-fn two_agents_side_by_side_leave_each_others_pods_alone() {
-    let (mut one, mut other) = (Bench::new(), Bench::new());
-    one.enrol_a();
-    let other_call = other.a.run(|| call(at(FOREIGN, 443)));
-    assert!(other_call.is_err(), "{other_call:?}");
-    other.enrol_a();
-    for bench in [&one, &other] {
-        let call = bench.a.run(|| call(at(FOREIGN, 443))).unwrap();
-        assert_eq!(call.greeting.from, "outbound");
-    }
-    assert_ne!(one.capture().shared.pins, other.capture().shared.pins);
-    drop(one);
-    let call = other.a.run(|| call(at(FOREIGN, 443))).unwrap();
-    assert_eq!(call.greeting.from, "outbound");
 }
 
 #[test]
