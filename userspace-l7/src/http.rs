@@ -14,6 +14,12 @@ mod client;
 mod exchange;
 mod forwarding;
 mod framing;
+#[cfg(fuzzing)]
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "a fuzz target reports by panicking"
+)]
+pub mod fuzzing;
 mod guard;
 mod inflow;
 mod listen;

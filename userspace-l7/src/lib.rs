@@ -16,6 +16,8 @@ pub mod error;
 pub mod hbone;
 mod held;
 mod http;
+#[cfg(fuzzing)]
+pub use http::fuzzing as http_fuzzing;
 mod hub;
 mod inbound;
 mod io;

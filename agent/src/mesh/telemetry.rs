@@ -211,3 +211,10 @@ impl Telemetry {
         }
     }
 }
+
+/// The text of a quoted constant. What is computed from a request must not become a label: a peer could
+/// make as many of them as it likes.
+pub(super) fn constant(expression: &str) -> Option<&str> {
+    let inner = |quote: char| expression.strip_prefix(quote)?.strip_suffix(quote);
+    inner('\'').or_else(|| inner('"'))
+}

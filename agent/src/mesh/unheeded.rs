@@ -198,6 +198,18 @@ mod tests {
     }
 
     #[test]
+    fn labels_that_are_computed_are_told_of() {
+        let telemetry = |value: &str| {
+            format!(
+                "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: t}}\nspec: {{metrics: [{{overrides: [{{tagOverrides: {{team: {{value: {value}}}}}}}]}}]}}\n"
+            )
+        };
+        let place = "spec.metrics[0].overrides[0].tagOverrides.team.value";
+        check(&telemetry("request.host"), &[place]);
+        check(&telemetry("\"'shop'\""), &[]);
+    }
+
+    #[test]
     fn only_waypoints_of_ours_are_told_what_a_waypoint_does_not_do() {
         let gateway = |class: &str| {
             format!(

@@ -96,3 +96,79 @@ impl Precedence {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Entry = (Precedence, Age);
+
+    /// Few values each, so that many entries agree in all but one part.
+    fn any_entry() -> impl Strategy<Value = Entry> {
+        let path = prop_oneof![
+            Just(PathKind::Exact),
+            Just(PathKind::Prefix),
+            Just(PathKind::Regex),
+            Just(PathKind::Any)
+        ];
+        let specific = (
+            path,
+            (0..2_usize, 0..2_usize),
+            any::<bool>(),
+            0..2_usize,
+            0..2_usize,
+        );
+        let specific =
+            specific.prop_map(|(path, (first, second), method, headers, query)| Specific {
+                path,
+                length: (Reverse(first), Reverse(second)),
+                method: Reverse(method),
+                headers: Reverse(headers),
+                query: Reverse(query),
+            });
+        let created = proptest::option::of(
+            (0..2_i64).prop_map(|second| Timestamp::from_second(second).expect("within the era")),
+        );
+        let name = prop_oneof![Just("a"), Just("b")];
+        let age = (created, name.clone(), name).prop_map(|(created, namespace, name)| Age {
+            created,
+            route: ObjectName {
+                namespace: namespace.into(),
+                name: name.into(),
+            },
+        });
+        let place = (0..2_usize, 0..2_usize);
+        (specific, place, age)
+            .prop_map(|(specific, place, age)| (Precedence { specific, place }, age))
+    }
+
+    fn order(one: &Entry, other: &Entry) -> Ordering {
+        Precedence::order((&one.0, &one.1), (&other.0, &other.1))
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_a_total_order(a in any_entry(), b in any_entry(), c in any_entry()) {
+            prop_assert_eq!(order(&a, &b), order(&b, &a).reverse());
+            prop_assert_eq!(order(&a, &b) == Ordering::Equal, a == b);
+            if order(&a, &b).is_le() && order(&b, &c).is_le() {
+                prop_assert!(order(&a, &c).is_le());
+            }
+        }
+
+        #[test]
+        fn whatever_the_order_of_arrival_the_table_is_the_same(
+            mut entries in proptest::collection::vec(any_entry(), 0..12),
+            turns in 0..12_usize,
+        ) {
+            let mut others = entries.clone();
+            let middle = turns.min(others.len());
+            others.rotate_left(middle);
+            entries.sort_by(order);
+            others.sort_by(order);
+            prop_assert_eq!(entries, others);
+        }
+    }
+}

@@ -264,7 +264,7 @@ impl Merged {
                 match tag.operation {
                     TagOperation::Remove => entry.remove.push(label),
                     TagOperation::Upsert => {
-                        let value = constant(&tag.value);
+                        let value = istio::constant(&tag.value);
                         entry.set.extend(value.map(|value| (label, value.into())));
                     }
                 }
@@ -324,13 +324,6 @@ fn access_logs(compiler: &Compiler, logging: &istio::AccessLogging) -> Vec<Acces
         other => compiler.log_format(other),
     });
     formats.map(log).collect()
-}
-
-/// The text of a quoted constant. What is computed from a request must not become a label: a peer could
-/// make as many of them as it likes.
-fn constant(expression: &str) -> Option<&str> {
-    let inner = |quote: char| expression.strip_prefix(quote)?.strip_suffix(quote);
-    inner('\'').or_else(|| inner('"'))
 }
 
 fn per_million(percent: f64) -> u32 {

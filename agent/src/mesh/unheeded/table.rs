@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::Row;
 use crate::mesh::gateway::OUR_CLASSES;
 use crate::mesh::object::Kind;
+use crate::mesh::telemetry;
 
 macro_rules! rows {
     ($($kind:ident $path:literal $(if $says:expr)?, $instead:literal;)*) => {
@@ -90,6 +91,18 @@ pub(super) const ROWS: &[Row] = rows! {
         "no log is sent: what `envoyFileAccessLog` writes is in the agent's own log";
     MeshConfig "data.mesh.extensionProviders[].envoyOtelAls",
         "no log is sent: what `envoyFileAccessLog` writes is in the agent's own log";
+    MeshConfig "data.mesh.extensionProviders[].envoyFileAccessLog.path" if |_, path| path != "/dev/stdout",
+        "lines go to the agent's own log";
+    MeshConfig "data.mesh.extensionProviders[].envoyFileAccessLog.logFormat.text",
+        "lines are Istio's default text";
+    MeshConfig "data.mesh.extensionProviders[].envoyFileAccessLog.logFormat.labels",
+        "lines are JSON with Istio's default keys";
+    MeshConfig "data.mesh.accessLogFile" if |_, path| path != "/dev/stdout",
+        "lines go to the agent's own log";
+    MeshConfig "data.mesh.accessLogFormat",
+        "lines are Istio's default text, or JSON with its default keys if accessLogEncoding says so";
+    Telemetry "spec.metrics[].overrides[].tagOverrides.*.value" if |_, value| !is_quoted(value),
+        "only a quoted text becomes a label: of what is computed from requests, peers could make as many as they like";
     Telemetry "spec.selector",
         "it selects sidecars; name a Service or a Gateway in targetRefs";
     Telemetry "spec.metrics[].reportingInterval",
@@ -131,6 +144,12 @@ fn has_no_outlier_detection(rule: &Value) -> bool {
 fn is_unanswerable(key: &Value) -> bool {
     let key = key.as_str().unwrap_or_default();
     key == "connection.sni" || key.starts_with("experimental.")
+}
+
+fn is_quoted(expression: &Value) -> bool {
+    expression
+        .as_str()
+        .is_some_and(|text| telemetry::constant(text).is_some())
 }
 
 fn is_ours(gateway: &Value) -> bool {
