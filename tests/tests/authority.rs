@@ -111,7 +111,7 @@ impl Mesh {
         Ok(roots)
     }
 
-    /// Does for the agents what kubelets do with a ConfigMap that is mounted.
+    /// Does for the agents what kubelets do with a `ConfigMap` that is mounted.
     fn mount_roots(&self) -> Result<()> {
         let roots = eventually("the roots are published", SOON, || self.published())?;
         let draft = self.roots.with_extension("draft");
@@ -189,6 +189,7 @@ fn agents_ask_for_their_pods_identities_and_carry_traffic_with_them() -> Result<
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of requests")]
 fn whoever_is_no_agent_of_that_node_is_refused() -> Result<()> {
     let mesh = Mesh::new(3600)?;
     let api = &mesh.nodes.api;

@@ -55,7 +55,7 @@ pub struct ControllerArgs {
     )]
     pub ca_secret: String,
 
-    /// ConfigMap that the authority's roots are published in, as `root-cert.pem`
+    /// `ConfigMap` that the authority's roots are published in, as `root-cert.pem`
     #[arg(
         long,
         value_name = "NAME",

@@ -40,11 +40,11 @@ pub use self::metrics::AuthorityMetrics;
 pub struct AuthoritySettings {
     /// Port of every address.
     pub port: u16,
-    /// Namespace of Secret and ConfigMap.
+    /// Namespace of Secret and `ConfigMap`.
     pub namespace: String,
     /// The Secret that holds it.
     pub secret: String,
-    /// The ConfigMap that its roots are published in.
+    /// The `ConfigMap` that its roots are published in.
     pub bundle: String,
     /// DNS names that its server proves to be.
     pub names: Vec<String>,

@@ -1,4 +1,4 @@
-//! Who asks: what an API server says of a token (`authentication.k8s.io/v1` TokenReview). Pure.
+//! Who asks: what an API server says of a token (`authentication.k8s.io/v1`, `TokenReview`). Pure.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! The Secret that the authority lives in, and the ConfigMap that its roots are published in: looked at by every
+//! The Secret that the authority lives in, and the `ConfigMap` that its roots are published in: looked at by every
 //! controller, changed only by the one that holds the Lease.
 
 use std::path::Path;

@@ -42,7 +42,7 @@ pub(super) struct Refused {
 }
 
 impl Refused {
-    fn new(code: Code, message: impl ToString) -> Self {
+    fn new(code: Code, message: &impl ToString) -> Self {
         Self {
             code,
             message: message.to_string(),
@@ -94,42 +94,42 @@ impl Desk {
         body: &[u8],
         known: &mut Option<Caller>,
     ) -> Result<(String, String, Issued), Refused> {
-        let issuer = self.issuer.borrow().clone();
-        let issuer = issuer.ok_or_else(|| {
+        let authority = self.issuer.borrow().clone();
+        let authority = authority.ok_or_else(|| {
             Refused::new(
                 Code::Unavailable,
-                "the authority has no root yet: try again",
+                &"the authority has no root yet: try again",
             )
         })?;
         let caller = known.insert(self.review(token).await?);
         let question =
-            Question::read(body).map_err(|error| Refused::new(Code::InvalidArgument, error))?;
+            Question::read(body).map_err(|error| Refused::new(Code::InvalidArgument, &error))?;
         let mesh = Arc::clone(&self.mesh.borrow());
         let placed = Placed {
             mesh: &mesh,
             rules: &self.rules,
         };
         let granted = grant(&self.rules, caller, &placed, question.identity.as_deref());
-        let granted = granted.map_err(|denied| Refused::new(code(&denied), denied))?;
+        let granted = granted.map_err(|denied| Refused::new(code(&denied), &denied))?;
         let key = request::key(&question.csr, &granted.id)
-            .map_err(|unfit| Refused::new(Code::InvalidArgument, unfit))?;
+            .map_err(|unfit| Refused::new(Code::InvalidArgument, &unfit))?;
         let lifetime = request::lifetime(question.lifetime, self.longest);
-        let issued = issuer
+        let issued = authority
             .issue(&granted.id, &key, (SystemTime::now(), lifetime))
-            .map_err(|error| Refused::new(Code::Internal, crate::identity::sentence(&error)))?;
+            .map_err(|error| Refused::new(Code::Internal, &crate::identity::sentence(&error)))?;
         Ok((granted.id.to_string(), granted.node, issued))
     }
 
     async fn review(&self, token: Option<&str>) -> Result<Caller, Refused> {
-        let unknown = |why: Unknown| Refused::new(Code::Unauthenticated, why);
+        let unknown = |why: Unknown| Refused::new(Code::Unauthenticated, &why);
         let token = token.ok_or_else(|| unknown(Unknown::NoToken))?;
-        let busy = |_closed| Refused::new(Code::Unavailable, "the authority is stopping");
+        let busy = |_closed| Refused::new(Code::Unavailable, &"the authority is stopping");
         let _place = self.reviews.acquire().await.map_err(busy)?;
         let review = caller::review(token, &self.audience);
         let answer = self.api.create(REVIEWS, &review).await;
         let answer = answer.map_err(|refusal| {
             // That we may not ask is our fault, not the caller's.
-            Refused::new(Code::Unavailable, format!("the API server {refusal}"))
+            Refused::new(Code::Unavailable, &format!("the API server {refusal}"))
         })?;
         caller::caller(&answer, &self.audience).map_err(unknown)
     }

@@ -150,6 +150,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table of requests")]
     fn an_agent_gets_the_identities_of_its_own_nodes_pods() {
         let rules = Rules {
             agents: vec![account("culvert-system/culvert-agent")],

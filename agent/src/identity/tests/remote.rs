@@ -137,7 +137,7 @@ fn an_answer_that_is_not_what_was_asked_for_is_not_used() {
         ),
     ] {
         let error = made(&answer, &key, Vec::new()).unwrap_err();
-        let said = crate::identity::sentence(&error);
+        let said = sentence(&error);
         assert!(said.contains(expected), "{said}, not {expected}");
     }
 }
