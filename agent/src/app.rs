@@ -38,7 +38,7 @@ use userspace_l7::worker::{self, Worker};
 
 use crate::admin::{self, AdminServer, Endpoints, Services, logging};
 use crate::capture::{self, Capture, Openings};
-use crate::config::{AgentArgs, ControllerArgs, IoUring, Source};
+use crate::config::{AgentArgs, Authority, ControllerArgs, IoUring, Source};
 use crate::direct::{self, Direct, DirectMetrics, DirectThread};
 use crate::discovery::Processes;
 use crate::dns::DnsMetrics;
@@ -166,9 +166,9 @@ impl Agent {
         let metrics = Arc::new(Metrics::reporting(sink));
         metrics.register(&mut registry);
         let dns_metrics = dns_metrics(&mut registry);
-        let (identities, keeper) = identities(args)?;
         let compiler = compiler(args);
         let snapshot = watch::Sender::new(compiler.snapshot());
+        let (identities, keeper) = identities(args, &snapshot)?;
         let channel = enrolment::channel();
         let key_sets = Arc::<KeySets>::default();
         let settings = worker::Settings {
@@ -272,15 +272,25 @@ fn dns_metrics(registry: &mut Registry) -> DnsMetrics {
 }
 
 /// Where workers find identities, and who keeps them current.
-fn identities(args: &AgentArgs) -> Result<(Arc<Identities>, SvidKeeper)> {
+fn identities(
+    args: &AgentArgs,
+    snapshot: &watch::Sender<Arc<Snapshot>>,
+) -> Result<(Arc<Identities>, SvidKeeper)> {
     let identities = Arc::<Identities>::default();
-    let lifetime = Duration::from_secs(args.svid_ttl);
-    let keeper = SvidKeeper::open(
-        args.ca_dir(),
-        args.trust_domain.clone(),
-        lifetime,
-        Arc::clone(&identities),
-    )?;
+    let published = Arc::clone(&identities);
+    let keeper = match args.authority() {
+        Authority::Remote(settings) => {
+            let seen = snapshot.subscribe();
+            let mesh = Arc::new(move || Arc::clone(&seen.borrow()));
+            SvidKeeper::ask(settings, mesh, published)
+        }
+        Authority::Local(directory) => SvidKeeper::open(
+            directory,
+            args.trust_domain.clone(),
+            args.authority.lifetime(),
+            published,
+        )?,
+    };
     Ok((identities, keeper))
 }
 

@@ -1,6 +1,7 @@
 //! The agent's command line and environment, turned into the settings that each part owns. The only file that
 //! reads either.
 
+mod authority;
 mod controller;
 
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use crate::keys::Pace;
 use crate::mesh::{IstioDuration, PodNetns};
 use crate::spans::ResourceAttributes;
 
+pub use self::authority::{Authority, AuthorityArgs};
 pub use self::controller::{ControllerArgs, IstiodChoice};
 
 /// The shortest pause between two fetches of one key set.
@@ -43,10 +45,9 @@ pub struct AgentArgs {
     #[arg(long, value_name = "FILE", requires = "kubernetes")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// Directory of the local CA, with the file names of Istio's `cacerts`; absent files are created
-    /// [default: `ca` in the run directory]
-    #[arg(long, value_name = "DIR")]
-    pub ca_dir: Option<PathBuf>,
+    /// Who issues identities.
+    #[command(flatten)]
+    pub authority: AuthorityArgs,
 
     /// Trust domain of the mesh's identities
     #[arg(long, default_value = "cluster.local", value_parser = trust_domain)]
@@ -119,10 +120,6 @@ pub struct AgentArgs {
     /// Seconds without a sign of life after which the kernel refuses the pods' new connections
     #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub lease: u64,
-
-    /// Lifetime of the identities that the local CA issues, in seconds
-    #[arg(long, default_value_t = 24 * 60 * 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
-    pub svid_ttl: u64,
 
     /// How often keys of tokens are fetched from `jwksUri` or the issuer, such as `20m`
     #[arg(long, value_name = "DURATION", default_value = "20m", env = "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", value_parser = refresh)]
@@ -198,11 +195,9 @@ impl From<LogFormat> for logging::LogFormat {
 }
 
 impl AgentArgs {
-    /// Where the CA lives.
-    pub fn ca_dir(&self) -> PathBuf {
-        self.ca_dir
-            .clone()
-            .unwrap_or_else(|| self.run_dir.join("ca"))
+    /// Who issues identities.
+    pub fn authority(&self) -> Authority {
+        self.authority.authority(&self.run_dir, &self.cluster)
     }
 
     /// Where the mesh's objects come from.

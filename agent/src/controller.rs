@@ -5,8 +5,11 @@
 //!  objects ─▶ mesh ─ wanted statuses ─┐
 //!     └──── held statuses ────────────┴▶ plan (pure: claim, merge, report) ─▶ writer ─▶ API server
 //!                                              lease (election) ── term ──────▶  │
+//!  authority: issues identities to agents; its root changes while the term lasts
+//!  taint: nodes are opened when their agent is ready
 //! ```
 
+mod authority;
 mod claim;
 mod election;
 mod journal;
@@ -16,24 +19,30 @@ mod metrics;
 mod pace;
 mod plan;
 mod report;
+mod taint;
 mod writer;
 
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use userspace_l7::model::Snapshot;
 
-use self::lease::{Election, Timing};
+use self::authority::Authority;
+use self::lease::{Election, Term, Timing};
 use self::plan::{Seen, plan};
 use self::report::reports;
+use self::taint::Untainter;
 use self::writer::{Work, Writer};
 use crate::mesh::status::ObjectStatus;
 use crate::mesh::{Kind, Notice};
 use crate::sources::{ApiWriter, Cluster, Problems};
 
+pub use self::authority::{AuthorityMetrics, AuthoritySettings};
 pub use self::metrics::ControllerMetrics;
 pub use self::plan::Istiod;
 
@@ -61,12 +70,18 @@ pub struct Running {
     stop: oneshot::Sender<()>,
     election: JoinHandle<()>,
     writer: JoinHandle<()>,
+    untainter: JoinHandle<()>,
+    mesh: watch::Receiver<Arc<Snapshot>>,
+    term: watch::Receiver<Term>,
+    authority: Option<Authority>,
 }
 
-/// Begins to want the lease, and to write while it is held. Called within a tokio runtime.
+/// Begins to want the lease, and to write while it is held; `mesh` says which nodes have an agent. Called within a tokio
+/// runtime.
 pub fn start(
     api: &ApiWriter,
     settings: &Settings,
+    mesh: watch::Receiver<Arc<Snapshot>>,
     metrics: &ControllerMetrics,
 ) -> (Planner, Running) {
     let Settings {
@@ -85,15 +100,27 @@ pub fn start(
         identity,
         metrics.clone(),
     );
+    let untainter = Untainter {
+        api: api.clone(),
+        mesh: mesh.clone(),
+        term: election.term(),
+        namespace: namespace.clone(),
+        instance: identity.clone(),
+        metrics: metrics.clone(),
+    };
     let (stop, stopped) = oneshot::channel::<()>();
     let stopped = async move {
         // Dropped or told: either way it is over.
         let _told = stopped.await;
     };
     let running = Running {
+        term: election.term(),
+        authority: None,
         stop,
         election: spawn(election.run(stopped)),
         writer: spawn(writer.run()),
+        untainter: spawn(untainter.run()),
+        mesh,
     };
     let planner = Planner {
         work,
@@ -134,11 +161,31 @@ fn whole_second(time: Timestamp) -> Timestamp {
 }
 
 impl Running {
-    /// Stops writing, then gives the lease back.
+    /// Issues identities besides, to agents for what runs on their nodes. Whether there is a root to do that
+    /// with. Called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The port is somebody else's.
+    pub fn issue(
+        &mut self,
+        api: &ApiWriter,
+        settings: AuthoritySettings,
+        metrics: &AuthorityMetrics,
+    ) -> io::Result<watch::Receiver<bool>> {
+        let seen = (self.term.clone(), self.mesh.clone());
+        let authority = Authority::start(api, settings, seen, metrics)?;
+        let ready = authority.ready();
+        self.authority = Some(authority);
+        Ok(ready)
+    }
+
+    /// Stops issuing and writing, then gives the lease back.
     pub async fn stop(self) {
+        drop(self.authority);
         self.writer.abort();
+        self.untainter.abort();
         // It is over when it has been given up; how it ended is nobody's business.
-        let _given_up = self.writer.await;
+        let _given_up = (self.writer.await, self.untainter.await);
         let _gone = self.stop.send(());
         let _ended = self.election.await;
     }

@@ -4,6 +4,7 @@
 //!  sources ── objects ──▶ mesh ── Arc<Snapshot> ──▶ workers (userspace-l7), admin, dns
 //!                           └─ local pods ──▶ enrolment ── capture (eBPF) ──▶ sockets ──▶ workers
 //!                           └─ identities ──▶ identity (CA, SVIDs) ──▶ workers
+//!                                               └─ signing (IstioCertificateService) ──▶ istiod, controller
 //!                           └─ sources of keys ──▶ keys (JWKS) ──▶ workers
 //!                           └─ statuses ──▶ controller (elected by Lease) ──▶ a cluster's API
 //!  mesh, workers ── what goes without them ──▶ direct ── verdicts ──▶ capture
@@ -30,5 +31,6 @@ pub mod identity;
 pub mod keys;
 pub mod mesh;
 pub mod privilege;
+pub mod signing;
 pub mod sources;
 pub mod spans;

@@ -1,6 +1,7 @@
 //! A real Kubernetes API server with its store, and the real `kubectl` to speak with it. Certificates, a service account
 //! issuer and RBAC as in any cluster; no controllers and no scheduler, so nothing happens that is not written here.
 
+mod agents;
 mod controller;
 mod credentials;
 mod process;
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 use crate::bookinfo::cluster::repository;
 use crate::lab::{Lab, Netns, Node, ServiceAccount, eventually, tool};
 use crate::net::http;
+pub use agents::TokenSpec;
 pub use controller::Controller;
 use credentials::Credentials;
 use process::Process;

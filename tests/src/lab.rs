@@ -23,6 +23,7 @@ mod sandbox;
 mod sniffer;
 mod sweep;
 
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
@@ -61,6 +62,8 @@ pub struct Lab {
     directory: PathBuf,
     name: String,
     agent_options: Vec<String>,
+    /// What the agent of one node gets besides.
+    own_options: BTreeMap<String, Vec<String>>,
     /// Where agents get the mesh's objects from.
     agent_source: Vec<OsString>,
     service_account: Option<ServiceAccount>,
@@ -99,6 +102,7 @@ impl Lab {
             directory,
             name,
             agent_options: Vec::new(),
+            own_options: BTreeMap::new(),
             service_account: None,
         })
     }
@@ -187,6 +191,12 @@ impl Lab {
         self.agent_options = options.iter().map(|&option| option.to_owned()).collect();
     }
 
+    /// Options that the agent of one node gets besides those of all.
+    pub fn own_options(&mut self, node: &str, options: &[&str]) {
+        let options = options.iter().map(|&option| option.to_owned());
+        self.own_options.insert(node.to_owned(), options.collect());
+    }
+
     /// Agents started from now on follow a cluster's API rather than the directory. They take pods' network namespaces
     /// from an annotation as ever: no runtime runs these pods.
     pub fn follow_cluster(&mut self, kubeconfig: &Path) {
@@ -236,7 +246,9 @@ impl Lab {
     pub fn start_agent(&mut self, node: &str) -> Result<()> {
         let (source, options) = (&self.agent_source, &self.agent_options);
         let source = (source.as_slice(), self.service_account.as_ref());
-        let started = Agent::start(self.node(node)?, &self.directory, source, options)?;
+        let own = self.own_options.get(node).into_iter().flatten().cloned();
+        let options: Vec<String> = options.iter().cloned().chain(own).collect();
+        let started = Agent::start(self.node(node)?, &self.directory, source, &options)?;
         self.agents.retain(|agent| agent.node() != node);
         self.agents.push(started);
         Ok(())

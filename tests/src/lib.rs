@@ -3,6 +3,7 @@
 //!
 //! Needs root and the built `culvert` program; links nothing of it.
 
+pub mod authority;
 pub mod authorizer;
 pub mod bench;
 pub mod bookinfo;

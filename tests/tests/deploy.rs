@@ -102,6 +102,7 @@ fn kustomize_and_helm_make_the_same_and_a_server_takes_it() -> Result<()> {
                 r#""PodDisruptionBudget" "culvert-controller""#,
                 r#""Role" "culvert-controller""#,
                 r#""RoleBinding" "culvert-controller""#,
+                r#""Service" "culvert-ca""#,
                 r#""ServiceAccount" "culvert-agent""#,
                 r#""ServiceAccount" "culvert-controller""#,
             ],
@@ -148,8 +149,40 @@ fn values_of_the_chart_change_what_it_renders() -> Result<()> {
         "controller.replicas=3",
     ])?;
     let changed = stored(&api, &changed)?;
-    ensure!(changed.len() == base.len() - 1, "{:?}", changed.keys());
-    let alone = stored(&api, &chart(&["controller.enabled=false"])?)?;
+    // Neither the namespace nor the authority's service.
+    ensure!(changed.len() == base.len() - 2, "{:?}", changed.keys());
+    // Agents that hold the CA have nobody to ask, and another authority is not ours.
+    let elsewhere = chart(&[
+        "ca.address=https://istiod.istio-system.svc:15012",
+        "ca.rootConfigMap=istio-ca-root-cert",
+    ])?;
+    for (rendered, asks) in [(chart(&["caSecret=cacerts"])?, false), (elsewhere, true)] {
+        let objects = stored(&api, &rendered)?;
+        ensure!(objects.len() == base.len() - 1, "{:?}", objects.keys());
+        let text = json!(objects).to_string();
+        for part in ["--ca-port", "tokenreviews"] {
+            ensure!(!text.contains(part), "{part} in {text}");
+        }
+        let asked = text.contains("--ca-address=https://istiod.istio-system.svc:15012")
+            && text.contains(r#""name":"istio-ca-root-cert""#);
+        ensure!(asked == asks, "{text}");
+        ensure!(text.contains("--ca-dir=/etc/culvert/ca") != asks, "{text}");
+    }
+    for (values, why) in [
+        (
+            &["controller.enabled=false"][..],
+            "nobody would issue identities",
+        ),
+        (
+            &["caSecret=cacerts", "ca.address=https://x:1"],
+            "exclude each other",
+        ),
+    ] {
+        let refused = chart(values).err().context("it is rendered")?;
+        ensure!(format!("{refused:#}").contains(why), "{refused:#}");
+    }
+    let alone = ["controller.enabled=false", "caSecret=culvert-ca"];
+    let alone = stored(&api, &chart(&alone)?)?;
     ensure!(
         alone.len() == 6 && alone.keys().all(|name| !name.contains("controller")),
         "{:?}",

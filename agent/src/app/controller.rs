@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!  source ─▶ compiler ─ statuses, notices ─▶ planner ─▶ writer     (planner: thread `kubernetes`; the rest: tokio)
+//!               └─ which pods run where ─▶ authority
 //! ```
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +24,7 @@ use crate::admin::{
     LiveConnection, Released, Services, logging,
 };
 use crate::config::ControllerArgs;
-use crate::controller::{self, ControllerMetrics, Planner, Running, Settings};
+use crate::controller::{self, AuthorityMetrics, ControllerMetrics, Planner, Running, Settings};
 use crate::mesh::status::{self, ObjectStatus};
 use crate::mesh::{Compiler, MeshOptions, Notice, PodNetns};
 use crate::privilege;
@@ -50,6 +51,14 @@ pub enum ControllerError {
     /// Its servers.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The port of its authority.
+    #[error("cannot issue identities on port {port}: {source}")]
+    Authority {
+        /// Which.
+        port: u16,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
 }
 
 /// Runs the controller until it is told to stop.
@@ -72,17 +81,29 @@ pub(super) fn run(args: &ControllerArgs) -> Result<(), ControllerError> {
     metrics.register(&mut registry);
     let kubeconfig = args.kubeconfig.as_deref();
     let api = runtime.block_on(ApiWriter::find(kubeconfig))?;
+    let source = Conditions::new(None);
+    let compiler = compiler(args);
+    let mut state = State::new(args, identity, source.subscribe(), &compiler);
+    let seen = watch::Sender::new(compiler.snapshot());
     let (planner, running) = {
         // Its tasks are the runtime's.
         let _inside = runtime.enter();
-        controller::start(&api, &settings, &metrics)
+        let (planner, mut running) = controller::start(&api, &settings, seen.subscribe(), &metrics);
+        if let Some(authority) = args.authority() {
+            let (port, metrics) = (authority.port, AuthorityMetrics::default());
+            metrics.register(&mut registry);
+            let ready = running
+                .issue(&api, authority, &metrics)
+                .map_err(|source| ControllerError::Authority { port, source })?;
+            state.authority = Some(ready);
+        }
+        (planner, running)
     };
-    let source = Conditions::new(None);
-    let compiler = compiler(args);
-    let state = Arc::new(State::new(args, identity, source.subscribe(), &compiler));
+    let state = Arc::new(state);
     let mut mesh = Mesh {
         compiler,
         planner,
+        seen,
         state: Arc::clone(&state),
     };
     // It has a runtime of its own, and waits for that: not from within ours.
@@ -151,12 +172,14 @@ fn compiler(args: &ControllerArgs) -> Compiler {
 struct Mesh {
     compiler: Compiler,
     planner: Planner,
+    seen: watch::Sender<Arc<Snapshot>>,
     state: Arc<State>,
 }
 
 impl Mesh {
     fn take(&mut self, update: Update, cluster: &Cluster) {
         let snapshot = self.compiler.apply(update.changes);
+        self.seen.send_replace(Arc::clone(&snapshot));
         let statuses = self.compiler.object_statuses();
         let mut notices: Vec<Notice> = self.compiler.notices().cloned().collect();
         notices.extend(self.compiler.silent_faults());
@@ -173,6 +196,8 @@ struct State {
     identity: String,
     source: watch::Receiver<Option<Arc<ClusterCondition>>>,
     told: Mutex<Told>,
+    /// Whether there is a root to issue with, where that is our task.
+    authority: Option<watch::Receiver<bool>>,
     stop: Notify,
 }
 
@@ -199,6 +224,7 @@ impl State {
                 problems: Arc::default(),
                 objects: Arc::default(),
             }),
+            authority: None,
             stop: Notify::new(),
         }
     }
@@ -241,13 +267,21 @@ impl AdminState for State {
         let source = self.source.borrow();
         let waiting = source.iter().flat_map(|source| source.waiting());
         let pending = waiting.map(|kind| format!("the first list of {}", kind.resource));
+        let mut pending: Vec<String> = pending.collect();
+        if self
+            .authority
+            .as_ref()
+            .is_some_and(|ready| !*ready.borrow())
+        {
+            pending.push("the mesh's root certificate".to_owned());
+        }
         AgentStatus {
             // It serves none; this is who it is.
             node: self.identity.clone(),
             generation,
             ring_backend: "none".to_owned(),
             capabilities: privilege::held(),
-            pending: pending.collect(),
+            pending,
             problems: shown(&problems, Severity::Error),
             warnings: shown(&problems, Severity::Warning),
             cluster: source.as_deref().map(cluster),
@@ -268,6 +302,13 @@ impl AdminState for State {
             "leaseSeconds": args.lease,
             "istiod": format!("{:?}", args.istiod).to_lowercase(),
             "admin": args.admin.to_string(),
+            "caPort": args.ca_port,
+            "caSecret": args.ca_secret,
+            "caBundle": args.ca_bundle,
+            "caService": args.ca_service,
+            "caAudience": args.ca_audience,
+            "caAgents": args.ca_agents,
+            "caSvidTtlSeconds": args.ca_svid_ttl,
             "trustDomain": args.trust_domain.as_str(),
             "cluster": args.cluster,
             "clusterDomain": args.cluster_domain,

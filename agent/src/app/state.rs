@@ -18,7 +18,7 @@ use crate::admin::{
     ManifestProblem, Released,
 };
 use crate::cni::Keeper;
-use crate::config::AgentArgs;
+use crate::config::{AgentArgs, Authority};
 use crate::direct::Direct;
 use crate::enrolment::{self, Enrolment, Ledger, Orders};
 use crate::identity::{SvidState, SvidStatus};
@@ -180,12 +180,17 @@ impl AdminState for State {
 
     fn config(&self) -> serde_json::Value {
         let args = &self.args;
+        let (ca_dir, ca_address) = match args.authority() {
+            Authority::Local(directory) => (Some(directory), None),
+            Authority::Remote(settings) => (None, Some(settings.address.to_string())),
+        };
         json!({
             "node": args.node,
             "manifests": args.manifests,
             "kubernetes": args.kubernetes,
             "kubeconfig": args.kubeconfig,
-            "caDir": args.ca_dir(),
+            "caDir": ca_dir,
+            "caAddress": ca_address,
             "trustDomain": args.trust_domain.as_str(),
             "admin": args.admin.to_string(),
             "runDir": args.run_dir,
@@ -201,7 +206,7 @@ impl AdminState for State {
             "cniBinDir": args.cni_bin_dir,
             "cniStartWithoutAgent": args.without_agent.cni_start_without_agent,
             "leaseSeconds": args.lease,
-            "svidTtlSeconds": args.svid_ttl,
+            "svidTtlSeconds": args.authority.svid_ttl,
             "drainSeconds": args.drain,
             "jwksRefreshSeconds": args.jwks_pace().refresh.as_secs_f64(),
             "jwksCa": args.jwks_ca,

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use userspace_l7::model::{MeshSettings, TrustDomain};
 
 use super::{LogFormat, trust_domain};
-use crate::controller::Istiod;
+use crate::controller::{AuthoritySettings, Istiod};
 
 /// `culvert controller`: write statuses to a cluster's API.
 #[derive(Args, Clone, Debug)]
@@ -41,6 +41,60 @@ pub struct ControllerArgs {
     /// Address of the admin server
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
     pub admin: SocketAddr,
+
+    /// Issues the mesh's identities on this port of every address, to agents with --ca-address
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub ca_port: Option<u16>,
+
+    /// Secret that the authority is kept in, with the file names of Istio's `cacerts`; made if it is not there
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "culvert-ca",
+        requires = "ca_port"
+    )]
+    pub ca_secret: String,
+
+    /// `ConfigMap` that the authority's roots are published in, as `root-cert.pem`
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "culvert-ca-root-cert",
+        requires = "ca_port"
+    )]
+    pub ca_bundle: String,
+
+    /// Service that agents know the authority as, in the namespace of the Lease
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "culvert-ca",
+        requires = "ca_port"
+    )]
+    pub ca_service: String,
+
+    /// Audience that the agents' tokens are for
+    #[arg(
+        long,
+        value_name = "AUDIENCE",
+        default_value = "istio-ca",
+        requires = "ca_port"
+    )]
+    pub ca_audience: String,
+
+    /// Service accounts of agents, separated by commas [default: `culvert-agent` in the namespace of the Lease]
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        value_delimiter = ',',
+        requires = "ca_port",
+        value_parser = account
+    )]
+    pub ca_agents: Vec<(String, String)>,
+
+    /// Longest lifetime of the identities that are issued, in seconds
+    #[arg(long, default_value_t = 24 * 60 * 60, value_name = "SECONDS", requires = "ca_port", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub ca_svid_ttl: u64,
 
     /// Trust domain of the mesh's identities
     #[arg(long, default_value = "cluster.local", value_parser = trust_domain)]
@@ -106,6 +160,31 @@ impl ControllerArgs {
         format!("{}_{:08x}", name.trim(), rand::random::<u32>())
     }
 
+    /// The authority that is served, if one is.
+    pub fn authority(&self) -> Option<AuthoritySettings> {
+        let (namespace, service) = (&self.namespace, &self.ca_service);
+        let short = format!("{service}.{namespace}");
+        let default = || vec![(namespace.clone(), "culvert-agent".to_owned())];
+        let named = Some(self.ca_agents.clone()).filter(|named| !named.is_empty());
+        Some(AuthoritySettings {
+            port: self.ca_port?,
+            namespace: namespace.clone(),
+            secret: self.ca_secret.clone(),
+            bundle: self.ca_bundle.clone(),
+            names: vec![
+                service.clone(),
+                format!("{short}.svc"),
+                format!("{short}.svc.{}", self.cluster_domain),
+                short,
+            ],
+            audience: self.ca_audience.clone(),
+            agents: named.unwrap_or_else(default),
+            longest: Duration::from_secs(self.ca_svid_ttl),
+            trust_domain: self.trust_domain.clone(),
+            cluster: self.cluster.clone(),
+        })
+    }
+
     /// The mesh-wide settings, as the agents have them.
     pub fn mesh(&self) -> MeshSettings {
         MeshSettings {
@@ -115,4 +194,15 @@ impl ControllerArgs {
             network: "".into(),
         }
     }
+}
+
+fn account(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('/');
+    let is_whole = |(namespace, name): &(&str, &str)| {
+        !namespace.is_empty() && !name.is_empty() && !name.contains('/')
+    };
+    let (namespace, name) = parts
+        .filter(is_whole)
+        .ok_or("write NAMESPACE/NAME, such as culvert-system/culvert-agent")?;
+    Ok((namespace.to_owned(), name.to_owned()))
 }

@@ -44,6 +44,27 @@ impl Trust {
         })
     }
 
+    /// Trusts these authorities and nobody else, and speaks TLS 1.3 only.
+    ///
+    /// # Errors
+    /// [`TrustError::Unusable`]: one of them is no certificate of an authority.
+    pub fn only(roots: Vec<CertificateDer<'static>>) -> Result<Self, TrustError> {
+        let mut store = RootCertStore::empty();
+        for root in roots {
+            store.add(root).map_err(TrustError::Unusable)?;
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(TrustError::Unusable)?
+            .with_root_certificates(store)
+            .with_no_client_auth();
+        Ok(Self {
+            own: Vec::new(),
+            config: OnceLock::from(Arc::new(config)),
+        })
+    }
+
     /// How servers are verified.
     pub(super) fn config(&self) -> Result<Arc<ClientConfig>, TrustError> {
         if let Some(config) = self.config.get() {

@@ -1,12 +1,14 @@
-//! The local CA: signs one SVID per service account with the key in `--ca-dir`.
+//! A CA whose key we hold: an agent's in `--ca-dir`, which signs one SVID per service account, or the controller's in
+//! a Secret, which signs for agents.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    date_time_ymd,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem};
@@ -23,9 +25,9 @@ const CLOCK_SKEW: Duration = Duration::from_secs(2 * 60);
 /// Life of a CA that we make ourselves: ten years, Istio's figure.
 const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// A CA whose key lies in a directory. The key appears in no `Debug`.
+/// A CA whose key is here. The key appears in no `Debug`.
 #[derive(Debug)]
-pub(super) struct LocalCa {
+pub struct LocalCa {
     issuer: Issuer<'static, KeyPair>,
     /// Sent behind the leaf: everything between it and a root.
     intermediates: Vec<CertificateDer<'static>>,
@@ -108,6 +110,15 @@ pub enum IssueError {
     Unusable(#[source] IdentityError),
 }
 
+/// For whom a certificate is signed.
+#[derive(Clone, Copy, Debug)]
+pub enum Subject<'a> {
+    /// A workload.
+    Workload(&'a SpiffeId),
+    /// A server, by its DNS names.
+    Server(&'a [String]),
+}
+
 impl LocalCa {
     /// Opens the CA in `directory`, which is made on first use. Also what it was loaded from.
     ///
@@ -123,11 +134,19 @@ impl LocalCa {
         Ok((ca, files))
     }
 
-    /// Takes over the contents of `directory`.
+    /// A new CA, which is its own root and lives for ten years.
+    ///
+    /// # Errors
+    /// [`LocalCaError::Make`].
+    pub fn make(trust_domain: &TrustDomain, now: SystemTime) -> Result<CaFiles, LocalCaError> {
+        make(trust_domain, now)
+    }
+
+    /// Takes over the contents of `directory`, which is named in errors only.
     ///
     /// # Errors
     /// [`LocalCaError`]: they do not make a CA that workloads would trust.
-    pub(super) fn load(
+    pub fn load(
         files: &CaFiles,
         directory: &Path,
         trust_domain: &TrustDomain,
@@ -191,6 +210,27 @@ impl LocalCa {
         now: SystemTime,
         lifetime: Duration,
     ) -> Result<Identity, IssueError> {
+        let key = KeyPair::generate().map_err(IssueError::Sign)?;
+        let leaf = self.sign(Subject::Workload(id), &key, now, lifetime)?;
+        let chain = std::iter::once(leaf.into()).chain(self.intermediates.iter().cloned());
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let identity = Identity::new(chain.collect(), &key, self.roots.clone())
+            .map_err(IssueError::Unusable)?;
+        identity.check_trusted(now).map_err(IssueError::Unusable)?;
+        Ok(identity)
+    }
+
+    /// Signs a certificate for a key, valid for `lifetime` from `now` but not beyond the CA itself.
+    ///
+    /// # Errors
+    /// [`IssueError`]: the CA is over, or cannot sign this.
+    pub fn sign(
+        &self,
+        subject: Subject<'_>,
+        key: &impl PublicKeyData,
+        now: SystemTime,
+        lifetime: Duration,
+    ) -> Result<Certificate, IssueError> {
         if now >= self.not_after {
             let expired = Timestamp::try_from(self.not_after).unwrap_or(Timestamp::MAX);
             return Err(IssueError::Expired(expired));
@@ -200,28 +240,46 @@ impl LocalCa {
         set_validity(&mut params, from, (now + lifetime).min(self.not_after));
         // Empty, which makes the SPIFFE ID a critical name (RFC 5280 §4.2.1.6).
         params.distinguished_name = DistinguishedName::new();
-        let uri = id.to_string().try_into().map_err(IssueError::Sign)?;
-        params.subject_alt_names = vec![SanType::URI(uri)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        match subject {
+            Subject::Workload(id) => {
+                let uri = id.to_string().try_into().map_err(IssueError::Sign)?;
+                params.subject_alt_names = vec![SanType::URI(uri)];
+                params
+                    .extended_key_usages
+                    .push(ExtendedKeyUsagePurpose::ClientAuth);
+            }
+            Subject::Server(names) => {
+                for name in names {
+                    let name = name.clone().try_into().map_err(IssueError::Sign)?;
+                    params.subject_alt_names.push(SanType::DnsName(name));
+                }
+            }
+        }
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![
             KeyUsagePurpose::DigitalSignature,
             KeyUsagePurpose::KeyEncipherment,
         ];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
         params.use_authority_key_identifier_extension = true;
-        let key = KeyPair::generate().map_err(IssueError::Sign)?;
-        let leaf = params
-            .signed_by(&key, &self.issuer)
-            .map_err(IssueError::Sign)?;
-        let chain = std::iter::once(leaf.into()).chain(self.intermediates.iter().cloned());
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let identity = Identity::new(chain.collect(), &key, self.roots.clone())
-            .map_err(IssueError::Unusable)?;
-        identity.check_trusted(now).map_err(IssueError::Unusable)?;
-        Ok(identity)
+        params
+            .signed_by(key, &self.issuer)
+            .map_err(IssueError::Sign)
+    }
+
+    /// What is between a certificate of ours and a root.
+    pub fn intermediates(&self) -> &[CertificateDer<'static>] {
+        &self.intermediates
+    }
+
+    /// The roots that workloads trust.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// Until when it can sign.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
     }
 }
 
@@ -284,7 +342,7 @@ fn signing_key(contents: &[u8], path: &Path) -> Result<KeyPair, LocalCaError> {
 }
 
 /// Each certificate once, and no self-signed one: peers have their own roots, and believe no other.
-fn without_roots(chain: Vec<CertificateDer<'static>>) -> Vec<CertificateDer<'static>> {
+pub(super) fn without_roots(chain: Vec<CertificateDer<'static>>) -> Vec<CertificateDer<'static>> {
     let mut kept: Vec<CertificateDer<'static>> = Vec::new();
     for certificate in chain {
         let is_root = X509Certificate::from_der(&certificate)

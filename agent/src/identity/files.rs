@@ -9,27 +9,30 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 
 /// The signing certificate.
-pub(super) const CERTIFICATE: &str = "ca-cert.pem";
+pub const CERTIFICATE: &str = "ca-cert.pem";
 /// Its key.
-pub(super) const KEY: &str = "ca-key.pem";
+pub const KEY: &str = "ca-key.pem";
 /// The roots that workloads trust: one, or a bundle during a rotation.
-pub(super) const ROOTS: &str = "root-cert.pem";
+pub const ROOTS: &str = "root-cert.pem";
 /// The certificates between a workload's and the root. Istio lets it be absent.
-pub(super) const CHAIN: &str = "cert-chain.pem";
+pub const CHAIN: &str = "cert-chain.pem";
 
 /// Where a complete set waits while its files are moved into place.
 const STAGE: &str = ".culvert-new";
 /// Held while the set is created.
 const LOCK: &str = ".culvert-lock";
 
-/// Contents of a CA directory. Holds the key: no `Debug`.
+/// Contents of a CA directory, in PEM. Holds the key: no `Debug`.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct CaFiles {
-    pub(super) certificate: Vec<u8>,
-    pub(super) key: Vec<u8>,
-    pub(super) roots: Vec<u8>,
-    /// Empty if the file is absent.
-    pub(super) chain: Vec<u8>,
+pub struct CaFiles {
+    /// The signing certificate.
+    pub certificate: Vec<u8>,
+    /// Its key.
+    pub key: Vec<u8>,
+    /// The roots that workloads trust.
+    pub roots: Vec<u8>,
+    /// What is between a workload's certificate and a root. Empty if the file is absent.
+    pub chain: Vec<u8>,
 }
 
 /// The CA directory cannot be used as it is.

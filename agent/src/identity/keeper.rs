@@ -7,14 +7,14 @@
 //!  no longer wanted: withdrawn, forgotten
 //! ```
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::sleep;
 use tracing::{info, warn};
 use userspace_l7::model::{SpiffeId, TrustDomain};
@@ -22,7 +22,9 @@ use userspace_l7::tls::{Identities, Identity};
 
 use super::ca::{LocalCa, LocalCaError};
 use super::files::{self, CaFiles};
-use super::schedule::{Duty, Record, Validity};
+use super::register::{Register, SvidStatus};
+use super::remote::{RemoteCa, RemoteError, RemoteSettings, Roots};
+use crate::fetch::MeshView;
 
 /// How often the CA's files are looked at. Polled, since a mounted secret is replaced by symbolic links that no
 /// watch on the files would see.
@@ -31,8 +33,26 @@ const LOOK_AT_FILES: Duration = Duration::from_secs(5);
 /// Between two rounds of duties, if nothing else is asked for.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
+/// Requests to an authority elsewhere that are under way at once (ztunnel's figure).
+const AT_ONCE: usize = 8;
+
+/// Waits after failures are longer by up to this part, so that not all nodes come back at once (ztunnel's figure).
+const JITTER: f64 = 0.2;
+
 /// Issues, renews and withdraws SVIDs, and follows changes of the CA's files.
 pub struct SvidKeeper {
+    register: Register,
+    authority: Authority,
+}
+
+/// Who signs.
+enum Authority {
+    Local(Box<Local>),
+    Remote(Remote),
+}
+
+/// A CA whose key is here.
+struct Local {
     directory: PathBuf,
     trust_domain: TrustDomain,
     lifetime: Duration,
@@ -41,40 +61,17 @@ pub struct SvidKeeper {
     files: CaFiles,
     /// The last complaint about the files, so that it is logged once.
     complaint: Option<String>,
-    svids: HashMap<SpiffeId, Svid>,
-    identities: Arc<Identities>,
-    statuses: watch::Sender<Vec<SvidStatus>>,
 }
 
-/// An identity that is wanted.
-#[derive(Default)]
-struct Svid {
-    record: Record,
-    current: Option<Arc<Identity>>,
-    reason: Option<String>,
+/// A CA elsewhere.
+struct Remote {
+    ca: Arc<RemoteCa>,
+    /// The roots of its server as they were last; what cannot be read is as it was.
+    roots: Option<Roots>,
 }
 
-/// Where a wanted SVID is in its life.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SvidState {
-    /// Ready for use.
-    Available,
-    /// Wanted, not issued yet.
-    Initializing,
-    /// Not to be had, for this reason.
-    Unavailable(String),
-}
-
-/// A wanted SVID, for dumps.
-#[derive(Clone, Debug)]
-pub struct SvidStatus {
-    /// Whom it names.
-    pub id: SpiffeId,
-    /// Where it is in its life.
-    pub state: SvidState,
-    /// The SVID in use: chain, roots, serial and validity.
-    pub identity: Option<Arc<Identity>>,
-}
+/// What became of a request to an authority elsewhere.
+type Outcome = (SpiffeId, Result<Identity, RemoteError>);
 
 impl SvidKeeper {
     /// Opens the CA in `directory`, which is made on first use, and publishes into `identities` from then on.
@@ -88,128 +85,127 @@ impl SvidKeeper {
         identities: Arc<Identities>,
     ) -> Result<Self, LocalCaError> {
         let (ca, files) = LocalCa::open(&directory, &trust_domain, SystemTime::now())?;
-        let (statuses, _) = watch::channel(Vec::new());
-        Ok(Self {
+        let local = Local {
             directory,
             trust_domain,
             lifetime,
             ca,
             files,
             complaint: None,
-            svids: HashMap::new(),
-            identities,
-            statuses,
+        };
+        Ok(Self {
+            register: Register::new(identities),
+            authority: Authority::Local(Box::new(local)),
         })
+    }
+
+    /// Asks an authority elsewhere, which is looked for in the mesh first, and publishes into `identities`.
+    pub fn ask(settings: RemoteSettings, mesh: MeshView, identities: Arc<Identities>) -> Self {
+        let ca = Arc::new(RemoteCa::new(settings, mesh));
+        Self {
+            register: Register::new(identities),
+            authority: Authority::Remote(Remote { ca, roots: None }),
+        }
     }
 
     /// The state of all wanted SVIDs, ordered by name.
     pub fn statuses(&self) -> watch::Receiver<Vec<SvidStatus>> {
-        self.statuses.subscribe()
+        self.register.statuses()
     }
 
     /// Keeps the SVIDs that `wanted` names until its sender is gone.
     ///
     /// # Cancel safety
     /// Dropping the future stops the keeping; what is published stays.
-    pub async fn run(mut self, mut wanted: watch::Receiver<HashSet<SpiffeId>>) {
-        loop {
-            let names = wanted.borrow_and_update().clone();
-            // Files and signatures (an RSA key takes milliseconds for each) would hold up other tasks.
-            let round = spawn_blocking(move || {
-                let now = SystemTime::now();
-                self.follow_files(now);
-                let next = self.keep(&names, now);
-                (self, next)
-            });
-            let next = match round.await {
-                Ok((keeper, next)) => {
-                    self = keeper;
-                    next
-                }
-                Err(failure) => match failure.try_into_panic() {
-                    Ok(panic) => std::panic::resume_unwind(panic),
-                    // The runtime is shutting down.
-                    Err(_cancelled) => return,
-                },
-            };
-            tokio::select! {
-                changed = wanted.changed() => if changed.is_err() { return },
-                () = sleep(pause(next, SystemTime::now())) => {}
-            }
+    pub async fn run(self, wanted: watch::Receiver<HashSet<SpiffeId>>) {
+        match self.authority {
+            Authority::Local(local) => run_local(*local, self.register, wanted).await,
+            Authority::Remote(remote) => run_remote(remote, self.register, wanted).await,
         }
     }
 
-    /// Does all that is due at `now` for exactly the `wanted` SVIDs. The time of the next duty, if there is one.
+    /// Looks at the files of a CA whose key is here.
+    #[cfg(test)]
+    pub(super) fn follow_files(&mut self, now: SystemTime) {
+        if let Authority::Local(local) = &mut self.authority {
+            local.follow_files(&mut self.register, now);
+        }
+    }
+
+    /// One round with a CA whose key is here.
+    #[cfg(test)]
     pub(super) fn keep(
         &mut self,
         wanted: &HashSet<SpiffeId>,
         now: SystemTime,
     ) -> Option<SystemTime> {
-        let mut changed = self.forget_unwanted(wanted);
-        for id in wanted {
-            if !self.svids.contains_key(id) {
-                self.svids.insert(id.clone(), Svid::default());
-                changed = true;
-            }
+        match &self.authority {
+            Authority::Local(local) => local.keep(&mut self.register, wanted, now),
+            Authority::Remote(_) => None,
         }
-        if changed {
-            // Initializing is seen, however short it is.
-            self.report();
-        }
-        let mut next: Option<SystemTime> = None;
-        changed = false;
-        for (id, svid) in &mut self.svids {
-            let mut duty = svid.record.duty(now);
-            if duty == Duty::Issue {
-                issue(&self.ca, &self.identities, id, svid, (now, self.lifetime));
-                changed = true;
-                duty = svid.record.duty(now);
-            }
-            let at = match duty {
-                // An SVID so short-lived that half of it is over already.
-                Duty::Issue => now,
-                Duty::Wait(at) => at,
-                Duty::Expire(at) => {
-                    warn!(identity = %id, "an identity expired and could not be renewed");
-                    self.identities.withdraw(id);
-                    svid.current = None;
-                    svid.record.in_use = None;
-                    changed = true;
-                    at
-                }
-            };
-            next = Some(next.map_or(at, |next| next.min(at)));
-        }
-        if changed {
-            self.report();
-        }
-        next
     }
+}
 
-    fn forget_unwanted(&mut self, wanted: &HashSet<SpiffeId>) -> bool {
-        let before = self.svids.len();
-        self.svids.retain(|id, _| {
-            let keep = wanted.contains(id);
-            if !keep {
-                self.identities.withdraw(id);
-                info!(identity = %id, "identity withdrawn");
-            }
-            keep
+async fn run_local(
+    mut local: Local,
+    mut register: Register,
+    mut wanted: watch::Receiver<HashSet<SpiffeId>>,
+) {
+    loop {
+        let names = wanted.borrow_and_update().clone();
+        // Files and signatures (an RSA key takes milliseconds for each) would hold up other tasks.
+        let round = spawn_blocking(move || {
+            let now = SystemTime::now();
+            local.follow_files(&mut register, now);
+            let next = local.keep(&mut register, &names, now);
+            (local, register, next)
         });
-        self.svids.len() != before
+        let next = match round.await {
+            Ok((kept, registered, next)) => {
+                (local, register) = (kept, registered);
+                next
+            }
+            Err(failure) => match failure.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is shutting down.
+                Err(_cancelled) => return,
+            },
+        };
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return },
+            () = sleep(pause(next, SystemTime::now())) => {}
+        }
+    }
+}
+
+impl Local {
+    /// Does all that is due at `now` for exactly the `wanted` SVIDs. The time of the next duty, if there is one.
+    fn keep(
+        &self,
+        register: &mut Register,
+        wanted: &HashSet<SpiffeId>,
+        now: SystemTime,
+    ) -> Option<SystemTime> {
+        register.want(wanted);
+        for id in register.due(now) {
+            match self.ca.issue(&id, now, self.lifetime) {
+                Ok(identity) => register.issued(identity),
+                // Nobody else queues for a file.
+                Err(error) => register.failed(&id, sentence(&error), now, 0.0),
+            }
+        }
+        register.next(now, &HashSet::new())
     }
 
     /// Loads the CA anew if its files have changed to something usable; all SVIDs are then due at once, since
     /// their roots are no longer what the directory says.
-    pub(super) fn follow_files(&mut self, now: SystemTime) {
+    fn follow_files(&mut self, register: &mut Register, now: SystemTime) {
         match self.reload(now) {
             Ok(false) => {}
             Ok(true) => {
                 self.complaint = None;
                 info!(directory = %self.directory.display(), "the CA has changed");
-                for svid in self.svids.values_mut() {
-                    svid.record.outdate();
-                }
+                register.outdate();
             }
             Err(error) => {
                 let complaint = sentence(&error);
@@ -234,61 +230,77 @@ impl SvidKeeper {
         self.files = files;
         Ok(true)
     }
-
-    fn report(&self) {
-        let mut statuses: Vec<_> = self
-            .svids
-            .iter()
-            .map(|(id, svid)| SvidStatus {
-                id: id.clone(),
-                state: svid.state(),
-                identity: svid.current.clone(),
-            })
-            .collect();
-        statuses.sort_by(|a, b| a.id.cmp(&b.id));
-        self.statuses.send_replace(statuses);
-    }
 }
 
-impl Svid {
-    fn state(&self) -> SvidState {
-        match (&self.current, &self.reason) {
-            (Some(_), _) => SvidState::Available,
-            (None, None) => SvidState::Initializing,
-            (None, Some(reason)) => SvidState::Unavailable(reason.clone()),
-        }
-    }
-}
-
-/// One attempt at a new SVID. A failure leaves the one in use alone.
-fn issue(
-    ca: &LocalCa,
-    identities: &Identities,
-    id: &SpiffeId,
-    svid: &mut Svid,
-    (now, lifetime): (SystemTime, Duration),
+async fn run_remote(
+    mut remote: Remote,
+    mut register: Register,
+    mut wanted: watch::Receiver<HashSet<SpiffeId>>,
 ) {
-    match ca.issue(id, now, lifetime) {
-        Ok(identity) => {
-            let identity = Arc::new(identity);
-            let (not_before, not_after) = (identity.not_before(), identity.not_after());
-            info!(identity = %id, serial = identity.serial(), "identity issued");
-            identities.publish(&identity);
-            let record = Record::succeeded(Validity {
-                not_before,
-                not_after,
-            });
-            *svid = Svid {
-                record,
-                current: Some(identity),
-                reason: None,
-            };
+    info!(address = %remote.ca.address(), "identities are asked of an authority");
+    let mut requests = JoinSet::<Outcome>::new();
+    let mut busy = HashSet::new();
+    loop {
+        register.want(&wanted.borrow_and_update().clone());
+        remote.follow_roots(&mut register);
+        let now = SystemTime::now();
+        for id in register.due(now) {
+            if busy.len() >= AT_ONCE {
+                break;
+            }
+            if busy.insert(id.clone()) {
+                let ca = Arc::clone(&remote.ca);
+                requests.spawn(async move {
+                    let outcome = ca.issue(&id).await;
+                    (id, outcome)
+                });
+            }
         }
+        let next = register.next(now, &busy);
+        // Whoever waits for a free place is looked at again when there is one.
+        let next = next.filter(|_| busy.len() < AT_ONCE);
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return },
+            Some(done) = requests.join_next() => match done {
+                Ok((id, outcome)) => {
+                    busy.remove(&id);
+                    settle(&mut register, &id, outcome);
+                }
+                Err(failure) => match failure.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // The runtime is shutting down.
+                    Err(_cancelled) => return,
+                },
+            },
+            () = sleep(pause(next, SystemTime::now())) => {}
+        }
+    }
+}
+
+fn settle(register: &mut Register, id: &SpiffeId, outcome: Result<Identity, RemoteError>) {
+    match outcome {
+        Ok(identity) => register.issued(identity),
         Err(error) => {
-            let reason = sentence(&error);
-            warn!(identity = %id, error = %reason, "an identity could not be issued");
-            svid.record.failed(now);
-            svid.reason = Some(reason);
+            let spread = rand::random_range(0.0..JITTER);
+            register.failed(id, sentence(&error), SystemTime::now(), spread);
+        }
+    }
+}
+
+impl Remote {
+    /// When the roots of the authority's server are others, so are those of the mesh: every SVID is asked for anew, and
+    /// comes with all that are trusted now.
+    fn follow_roots(&mut self, register: &mut Register) {
+        // That they cannot be read is what each request says.
+        let Ok(roots) = self.ca.roots() else {
+            return;
+        };
+        if self.roots.as_ref() == Some(&roots) {
+            return;
+        }
+        if self.roots.replace(roots).is_some() {
+            info!("the authority's root certificates have changed");
+            register.outdate();
         }
     }
 }
@@ -305,7 +317,7 @@ fn pause(next: Option<SystemTime>, now: SystemTime) -> Duration {
 }
 
 /// The error with its causes, in one line.
-pub(super) fn sentence(error: &dyn Error) -> String {
+pub fn sentence(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -2,8 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-/// First wait after a failed attempt, doubled with each further one (ztunnel's figures). No jitter: the CA is a
-/// file, nobody else queues for it.
+/// First wait after a failed attempt, doubled with each further one (ztunnel's figures).
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// Longest wait between attempts.
 const RETRY_MAX: Duration = Duration::from_secs(150);
@@ -22,7 +21,7 @@ pub(super) struct Record {
     pub(super) in_use: Option<Validity>,
     /// It is to be replaced without waiting for half of its life: the CA has changed.
     pub(super) outdated: bool,
-    /// Failed attempts since the last success, and when the last of them was.
+    /// Failed attempts since the last success, and from when the wait for the next one is counted.
     pub(super) failed: Option<(u32, SystemTime)>,
 }
 
@@ -69,10 +68,13 @@ impl Record {
         self.failed = None;
     }
 
-    /// An attempt failed at `now`.
-    pub(super) fn failed(&mut self, now: SystemTime) {
+    /// An attempt failed at `now`. The wait for the next one is longer by `spread`, of 1: many that fail at once shall
+    /// not come back at once.
+    pub(super) fn failed(&mut self, now: SystemTime, spread: f64) {
         let before = self.failed.map_or(0, |(count, _)| count);
-        self.failed = Some((before.saturating_add(1), now));
+        let count = before.saturating_add(1);
+        let longer = retry_after(count).mul_f64(spread.clamp(0.0, 1.0));
+        self.failed = Some((count, now + longer));
     }
 }
 
@@ -146,9 +148,12 @@ mod tests {
     #[test]
     fn success_forgets_failures() {
         let mut record = Record::default();
-        record.failed(at(0.0));
-        record.failed(at(1.0));
+        record.failed(at(0.0), 0.0);
+        record.failed(at(1.0), 0.0);
         assert_eq!(record.failed, Some((2, at(1.0))));
+        // The third wait is of two seconds, and a tenth of it.
+        record.failed(at(2.0), 0.1);
+        assert_eq!(record.duty(at(2.0)), Duty::Wait(at(4.2)));
         let validity = Validity {
             not_before: at(0.0),
             not_after: at(100.0),
@@ -164,13 +169,13 @@ mod tests {
             not_after: at(100.0),
         };
         let mut record = Record::succeeded(validity);
-        record.failed(at(60.0));
+        record.failed(at(60.0), 0.0);
         record.outdate();
         assert_eq!(record.duty(at(60.1)), Duty::Issue);
-        record.failed(at(60.1));
+        record.failed(at(60.1), 0.0);
         assert_eq!(record.duty(at(60.1)), Duty::Wait(at(60.6)));
         assert_eq!(record.duty(at(60.6)), Duty::Issue);
-        record.failed(at(99.9));
+        record.failed(at(99.9), 0.0);
         assert_eq!(record.duty(at(100.0)), Duty::Expire(at(100.9)));
     }
 }

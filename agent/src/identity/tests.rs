@@ -3,6 +3,7 @@
 mod directory;
 mod issue;
 mod keeper;
+mod remote;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::process::Process;
-use crate::lab::{Lab, Netns, culvert, eventually};
+use crate::lab::{Lab, Netns, Pod, culvert, eventually};
 use crate::net::http;
 
 /// How long it may take to list a small cluster.
@@ -32,11 +32,29 @@ impl Controller {
     /// # Errors
     /// If it cannot be started.
     pub fn start(lab: &Lab, node: &str, kubeconfig: &Path, options: &[&str]) -> Result<Self> {
-        let netns = Arc::clone(lab.node(node)?.netns());
-        let log = lab.directory().join(format!("controller-{node}.log"));
+        let netns = lab.node(node)?.netns();
+        Self::run(lab, (node, netns), kubeconfig, options)
+    }
+
+    /// Starts one in a pod, under the pod's name.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn in_pod(lab: &Lab, pod: &Pod, kubeconfig: &Path, options: &[&str]) -> Result<Self> {
+        Self::run(lab, (&pod.spec().name, pod.netns()), kubeconfig, options)
+    }
+
+    fn run(
+        lab: &Lab,
+        (name, netns): (&str, &Arc<Netns>),
+        kubeconfig: &Path,
+        options: &[&str],
+    ) -> Result<Self> {
+        let netns = Arc::clone(netns);
+        let log = lab.directory().join(format!("controller-{name}.log"));
         let mut command = Command::new(culvert()?);
         command
-            .args(["controller", "--identity", node, "--kubeconfig"])
+            .args(["controller", "--identity", name, "--kubeconfig"])
             .arg(kubeconfig)
             .args(options);
         let process = Process::start(&mut command, Some(&netns), log.clone())?;

@@ -63,14 +63,16 @@ impl Agent {
         command
             .args(["agent", "--node", node.name(), "--admin", "127.0.0.1:15000"])
             .args(source)
-            .arg("--ca-dir")
-            .arg(directory.join("ca"))
             .arg("--run-dir")
             .arg(&run_directory)
             .args(options)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output);
+        // Unless somebody else is to be asked.
+        if !options.iter().any(|option| option == "--ca-address") {
+            command.arg("--ca-dir").arg(directory.join("ca"));
+        }
         let (command, place) = match account {
             Some(account) => {
                 command

@@ -26,7 +26,7 @@ const PROXY_LAYERS: [&[&str]; 18] = [
 
 /// What each part of the agent may name of the others. `app` and `main` put the parts together and may
 /// name all; the parts do not know each other beyond this.
-const AGENT_EDGES: [(&str, &[&str]); 19] = [
+const AGENT_EDGES: [(&str, &[&str]); 20] = [
     // Serves what the mesh says of each object, as the mesh's own value.
     ("admin", &["mesh"]),
     ("bench", &[]),
@@ -54,8 +54,8 @@ const AGENT_EDGES: [(&str, &[&str]); 19] = [
             "spans",
         ],
     ),
-    // Writes what the mesh says to where the source reads it.
-    ("controller", &["mesh", "sources"]),
+    // Writes what the mesh says to where the source reads it, and signs as an agent's own authority does.
+    ("controller", &["identity", "mesh", "signing", "sources"]),
     // Decides by the mesh what capture lets go straight, and shows it to the admin server.
     ("direct", &["admin", "capture", "mesh"]),
     ("discovery", &[]),
@@ -68,10 +68,12 @@ const AGENT_EDGES: [(&str, &[&str]); 19] = [
     ),
     // Names of the mesh are read as the DNS proxy reads them.
     ("fetch", &["dns"]),
-    ("identity", &[]),
+    // An authority elsewhere is asked over the network.
+    ("identity", &["fetch", "signing"]),
     ("keys", &["fetch"]),
     ("mesh", &[]),
     ("privilege", &[]),
+    ("signing", &[]),
     ("sources", &["mesh"]),
     ("spans", &["fetch"]),
 ];
@@ -101,6 +103,7 @@ const CONFINED: [(&str, &[&str]); 10] = [
         "prost::",
         &[
             "userspace-l7/src/envoy",
+            "agent/src/signing",
             "agent/src/spans",
             "agent/src/bench",
             "tests/",

@@ -1,0 +1,406 @@
+//! Identities in a cluster without an istiod: agents ask the controllers for them, by tokens that a real API server has
+//! bound to their pods, and get those of their own node's pods.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::authority::{self, Ask};
+use e2e::kubelet::{Nodes, SOON};
+use e2e::kubernetes::{Controller, TokenSpec};
+use e2e::lab::{Driver, Pod, PodSpec, eventually};
+use e2e::net;
+use e2e::net::http;
+use e2e::net::serve::{Server, echo, page};
+use e2e::scenario::echoes;
+use e2e::traffic::{Connections, Traffic};
+
+const PORT: u16 = 7000;
+const SECRET: &str = "nobody on the link may read this";
+/// A lease that does not make tests wait for long.
+const LEASE: [&str; 2] = ["--lease", "6"];
+/// Within this an agent has asked again after the longest waits of these scenarios.
+const ASKED_AGAIN: Duration = Duration::from_secs(20);
+
+/// A cluster with an authority, and a pod on each node.
+struct Mesh {
+    // In this order: what runs in the lab's namespaces goes before them.
+    controller: Option<Controller>,
+    nodes: Nodes,
+    account: PathBuf,
+    roots: PathBuf,
+    home: Pod,
+    client: Pod,
+    server: Pod,
+}
+
+impl Mesh {
+    /// With certificates of so many seconds; agents do not run yet.
+    fn new(seconds: u32) -> Result<Self> {
+        let mut nodes = Nodes::new()?;
+        let account = nodes
+            .api
+            .account_kubeconfig("culvert-system", "culvert-controller")?;
+        let home = PodSpec::new("b", "controller")
+            .in_namespace("culvert-system")
+            .with_label("app.kubernetes.io/name", "culvert-controller")
+            .with_port("ca", 15012)
+            .uncaptured();
+        let home = nodes.lab.place(&home)?;
+        nodes.api.apply(&home.manifest())?;
+        let client = nodes.create(PodSpec::new("a", "client"))?;
+        let server = nodes.create(PodSpec::new("b", "server"))?;
+        nodes.run(&client, Driver::Systemd)?;
+        nodes.run(&server, Driver::Cgroupfs)?;
+        let roots = nodes.lab.directory().join("roots.pem");
+        let mut mesh = Self {
+            controller: None,
+            nodes,
+            account,
+            roots,
+            home,
+            client,
+            server,
+        };
+        mesh.start_controller(seconds)?;
+        mesh.mount_roots()?;
+        for node in ["a", "b"] {
+            let address = mesh.nodes.lab.node(node)?.v4().to_string();
+            let name = format!("culvert-agent-{node}");
+            mesh.nodes.api.agent_pod(&name, node, &address)?;
+            let directory = mesh.nodes.lab.directory().to_owned();
+            let token = mesh.nodes.api.agent_token(&directory, node)?;
+            let options = ["--ca-token", &token.to_string_lossy()];
+            mesh.nodes.lab.own_options(node, &options);
+        }
+        let seconds = seconds.to_string();
+        let roots = mesh.roots.to_string_lossy().into_owned();
+        mesh.nodes.lab.agent_options(&[
+            "--ca-address",
+            "https://culvert-ca.culvert-system.svc:15012",
+            "--ca-root",
+            &roots,
+            "--svid-ttl",
+            &seconds,
+        ]);
+        Ok(mesh)
+    }
+
+    fn start_controller(&mut self, seconds: u32) -> Result<()> {
+        let seconds = seconds.to_string();
+        let options = ["--ca-port", "15012", "--ca-svid-ttl", &seconds];
+        let options = [&LEASE[..], &options].concat();
+        let started = Controller::in_pod(&self.nodes.lab, &self.home, &self.account, &options)?;
+        started.wait_ready()?;
+        self.controller = Some(started);
+        Ok(())
+    }
+
+    fn controller(&self) -> Result<&Controller> {
+        self.controller.as_ref().context("no controller runs")
+    }
+
+    /// What the controller publishes.
+    fn published(&self) -> Result<String> {
+        let path = "jsonpath={.data.root-cert\\.pem}";
+        let words = ["get", "configmap", "culvert-ca-root-cert"];
+        let words = [&words[..], &["-n", "culvert-system", "-o", path]].concat();
+        let roots = self.nodes.api.kubectl(&words)?;
+        ensure!(roots.contains("BEGIN CERTIFICATE"), "{roots}");
+        Ok(roots)
+    }
+
+    /// Does for the agents what kubelets do with a `ConfigMap` that is mounted.
+    fn mount_roots(&self) -> Result<()> {
+        let roots = eventually("the roots are published", SOON, || self.published())?;
+        let draft = self.roots.with_extension("draft");
+        std::fs::write(&draft, roots)?;
+        std::fs::rename(&draft, &self.roots).context("the roots cannot be mounted")
+    }
+
+    /// Serial numbers of an agent's leaf certificates, by identity.
+    fn serials(&self, node: &str) -> Result<Vec<(String, String)>> {
+        let dump = self.nodes.lab.agent(node)?.config_dump()?;
+        let all = dump["certificates"].as_array().context("no certificates")?;
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let serials = all.iter().map(|one| {
+            let serial = text(&one["certChain"][0]["serialNumber"]);
+            (text(&one["identity"]), serial)
+        });
+        Ok(serials.collect())
+    }
+
+    /// Waits until the agent of a node has other certificates than these.
+    fn renewed(&self, node: &str, before: &[(String, String)], within: Duration) -> Result<()> {
+        eventually("certificates are renewed", within, || {
+            let now = self.serials(node)?;
+            let is_other = !now.is_empty() && now.iter().all(|one| !before.contains(one));
+            ensure!(is_other, "{now:?}");
+            Ok(())
+        })
+    }
+
+    fn ask(&self, ask: &Ask<'_>) -> Result<authority::Answer> {
+        let from = self.nodes.lab.node("a")?.netns();
+        let roots = std::fs::read_to_string(&self.roots)?;
+        authority::ask(from, self.home.v4(), &roots, ask)
+    }
+}
+
+#[test]
+fn agents_ask_for_their_pods_identities_and_carry_traffic_with_them() -> Result<()> {
+    let mut mesh = Mesh::new(3600)?;
+    let _server = Server::start(&mesh.server, Ipv6Addr::UNSPECIFIED, PORT, echo)?;
+    mesh.nodes.lab.start()?;
+    let sniffer = mesh.nodes.lab.sniff()?;
+    let to = SocketAddr::new(mesh.server.v4(), PORT);
+    mesh.client.run(|| echoes(&net::connect(to)?, SECRET))?;
+    let traffic = sniffer.stop()?;
+    ensure!(
+        !traffic.contains(SECRET.as_bytes()),
+        "it crossed in the clear"
+    );
+    ensure!(traffic.tls_records_to(15008) > 0, "nothing went to 15008");
+    // Each agent holds its own pod's identity and no other.
+    for (node, pod) in [("a", &mesh.client), ("b", &mesh.server)] {
+        let held = mesh.serials(node)?;
+        let names: Vec<&str> = held.iter().map(|(name, _)| name.as_str()).collect();
+        ensure!(names == [pod.identity()], "{names:?}");
+        // Who got what is written down where it was issued.
+        let log = mesh.controller()?.log()?;
+        let said = format!("identity={} node={node}", pod.identity());
+        let lines = log
+            .lines()
+            .filter(|line| line.contains("certificate issued"));
+        let (lines, serial) = (lines.filter(|line| line.contains(&said)), &held[0].1);
+        ensure!(
+            lines.clone().any(|line| line.contains(serial.as_str())),
+            "{log}"
+        );
+    }
+    let log = mesh.controller()?.log()?;
+    ensure!(!log.contains("PRIVATE KEY"), "a key was logged");
+    let issued = mesh
+        .controller()?
+        .metric("culvert_authority_requests_total", &["outcome=\"issued\""])?;
+    ensure!(issued > 1.5, "{issued}");
+    Ok(())
+}
+
+#[test]
+#[expect(clippy::too_many_lines, reason = "a table of requests")]
+fn whoever_is_no_agent_of_that_node_is_refused() -> Result<()> {
+    let mesh = Mesh::new(3600)?;
+    let api = &mesh.nodes.api;
+    let directory = mesh.nodes.lab.directory().to_owned();
+    let token = |name: &str, spec: TokenSpec<'_>| -> Result<String> {
+        let file = directory.join(name);
+        api.write_token(spec, &file)?;
+        Ok(std::fs::read_to_string(&file)?)
+    };
+    let agent = TokenSpec {
+        namespace: "culvert-system",
+        account: "culvert-agent",
+        pod: Some("culvert-agent-a"),
+        audience: "istio-ca",
+    };
+    api.kubectl(&["create", "serviceaccount", "client", "-n", "app"])?;
+    let good = token("good", agent)?;
+    let unbound = token("unbound", TokenSpec { pod: None, ..agent })?;
+    let audience = "https://kubernetes.default.svc";
+    let elsewhere = token("elsewhere", TokenSpec { audience, ..agent })?;
+    let pod = TokenSpec {
+        namespace: "app",
+        account: "client",
+        pod: Some("client"),
+        audience: "istio-ca",
+    };
+    let pod = token("pod", pod)?;
+    let (client, server) = (mesh.client.identity(), mesh.server.identity());
+    let csr = authority::csr(&client)?;
+    let other = authority::csr(&server)?;
+    let own = Some(client.as_str());
+    for (token, identity, csr, status, words) in [
+        (Some(good.as_str()), own, &csr, 0, ""),
+        // A pod of the other node; nobody's; another mesh's; nobody in particular.
+        (
+            Some(&good),
+            Some(server.as_str()),
+            &other,
+            7,
+            "no pod of spiffe://cluster.local/ns/app/sa/server runs on node a",
+        ),
+        (
+            Some(&good),
+            Some("spiffe://cluster.local/ns/app/sa/admin"),
+            &csr,
+            7,
+            "runs on node a",
+        ),
+        (
+            Some(&good),
+            Some("spiffe://other/ns/app/sa/client"),
+            &csr,
+            7,
+            "trust domain other",
+        ),
+        (Some(&good), None, &csr, 3, "names no identity"),
+        (Some(&good), Some("client"), &csr, 3, "is not a SPIFFE ID"),
+        // Requests that are not what they say.
+        (Some(&good), own, &other, 3, "names somebody else"),
+        (
+            Some(&good),
+            own,
+            &"nonsense".to_owned(),
+            3,
+            "cannot be read",
+        ),
+        // Tokens: none, no token, not bound, for somebody else, of somebody else.
+        (None, own, &csr, 16, "no bearer token"),
+        (Some("nonsense"), own, &csr, 16, "does not take the token"),
+        (Some(&unbound), own, &csr, 7, "not bound to a pod"),
+        (Some(&elsewhere), own, &csr, 16, ""),
+        (
+            Some(&pod),
+            own,
+            &csr,
+            7,
+            "service account app/client is no agent's",
+        ),
+    ] {
+        let seconds = 60;
+        let answer = mesh.ask(&Ask {
+            token,
+            identity,
+            seconds,
+            csr,
+        })?;
+        ensure!(answer.status == status, "{identity:?}: {answer:?}");
+        ensure!(answer.message.contains(words), "{identity:?}: {answer:?}");
+        ensure!(answer.chain.is_empty() == (status != 0), "{answer:?}");
+    }
+    // The pod of a token is gone: so is what it was good for.
+    let words = ["delete", "pod", "culvert-agent-a", "-n", "culvert-system"];
+    api.kubectl(&[&words[..], &["--force", "--grace-period=0"]].concat())?;
+    let gone = eventually(
+        "the token of a pod that is gone is refused",
+        ASKED_AGAIN,
+        || {
+            let answer = mesh.ask(&Ask {
+                token: Some(&good),
+                identity: own,
+                seconds: 60,
+                csr: &csr,
+            })?;
+            ensure!(answer.status == 16, "{answer:?}");
+            Ok(answer)
+        },
+    )?;
+    ensure!(gone.chain.is_empty(), "{gone:?}");
+    let log = mesh.controller()?.log()?;
+    for said in [
+        "certificate refused",
+        r#"account="culvert-system/culvert-agent""#,
+    ] {
+        ensure!(log.contains(said), "no `{said}` in {log}");
+    }
+    ensure!(!log.contains(good.as_str()), "a token was logged");
+    Ok(())
+}
+
+#[test]
+fn certificates_outlive_the_authority_and_are_renewed_when_it_is_back() -> Result<()> {
+    let mut mesh = Mesh::new(60)?;
+    let _server = Server::start(&mesh.server, Ipv6Addr::UNSPECIFIED, PORT, page("hello"))?;
+    mesh.nodes.lab.start()?;
+    let to = SocketAddr::new(mesh.server.v4(), PORT);
+    let ask = http::Ask::get("/").host("server");
+    let traffic = Traffic::start(&mesh.client, to, ask, Connections::New);
+    mesh.controller.take().context("no controller")?.kill();
+    let before = mesh.serials("a")?;
+    // Half of their life, and some attempts.
+    eventually("renewal fails", Duration::from_secs(45), || {
+        let log = mesh.nodes.lab.agent("a")?.log()?;
+        ensure!(log.contains("could not be issued"), "it does not");
+        Ok(())
+    })?;
+    ensure!(mesh.serials("a")? == before, "it is another certificate");
+    mesh.start_controller(60)?;
+    mesh.renewed("a", &before, ASKED_AGAIN)?;
+    traffic.end().all_good()
+}
+
+/// A root is trusted before anything is signed by it, and until nothing is any more.
+#[test]
+fn the_root_is_replaced_without_a_failed_connection() -> Result<()> {
+    let mut mesh = Mesh::new(10)?;
+    let _server = Server::start(&mesh.server, Ipv6Addr::UNSPECIFIED, PORT, page("hello"))?;
+    mesh.nodes.lab.start()?;
+    let to = SocketAddr::new(mesh.server.v4(), PORT);
+    let ask = http::Ask::get("/").host("server");
+    let traffic = Traffic::start(&mesh.client, to, ask, Connections::New);
+    let first = mesh.published()?;
+    let count = |roots: &str| roots.matches("BEGIN CERTIFICATE").count();
+    ensure!(count(&first) == 1, "{first}");
+    let words = ["annotate", "secret", "culvert-ca", "-n", "culvert-system"];
+    let wish = ["culvert.dev/rotate-root=1"];
+    mesh.nodes.api.kubectl(&[&words[..], &wish].concat())?;
+    let both = eventually("both roots are published", ASKED_AGAIN, || {
+        let roots = mesh.published()?;
+        ensure!(
+            count(&roots) == 2 && roots.contains(first.trim()),
+            "{roots}"
+        );
+        Ok(roots)
+    })?;
+    mesh.mount_roots()?;
+    // Each phase lasts as long as any certificate that was issued before it.
+    let last = eventually("only the new root is left", Duration::from_secs(60), || {
+        let roots = mesh.published()?;
+        ensure!(count(&roots) == 1 && roots != first, "{roots}");
+        Ok(roots)
+    })?;
+    ensure!(both.contains(last.trim()), "another root was published");
+    mesh.mount_roots()?;
+    let before = mesh.serials("a")?;
+    mesh.renewed("a", &before, ASKED_AGAIN)?;
+    traffic.end().all_good()
+}
+
+/// Nodes may begin with a taint, ours or the one of Istio's installations: it goes when the node's agent is ready.
+#[test]
+fn a_nodes_taint_goes_when_its_agent_is_ready() -> Result<()> {
+    let mesh = Mesh::new(3600)?;
+    let api = &mesh.nodes.api;
+    let taints = |node: &str| -> Result<String> {
+        api.kubectl(&["get", "node", node, "-o", "jsonpath={.spec.taints[*].key}"])
+    };
+    for node in ["a", "b"] {
+        let words = [
+            "culvert.dev/agent-not-ready=:NoSchedule",
+            "cni.istio.io/not-ready=:NoExecute",
+            "dedicated=db:NoSchedule",
+        ];
+        api.kubectl(&[&["taint", "node", node][..], &words].concat())?;
+    }
+    // As when a node comes back: it has an agent of another name.
+    let address = mesh.nodes.lab.node("b")?.v4().to_string();
+    api.agent_pod("culvert-agent-later", "b", &address)?;
+    eventually("the taints of node b are gone", SOON, || {
+        // Others' stay, the API server's own for a node that no kubelet has spoken for among them.
+        let left = taints("b")?;
+        let ours = left.contains("culvert.dev") || left.contains("cni.istio.io");
+        ensure!(!ours && left.contains("dedicated"), "{left}");
+        Ok(())
+    })?;
+    eventually("it is told", SOON, || {
+        let words = ["get", "events.events.k8s.io", "-n", "default", "-o", "wide"];
+        let events = api.kubectl(&words)?;
+        ensure!(
+            events.contains("AgentReady") && events.contains("node/b"),
+            "{events}"
+        );
+        Ok(())
+    })
+}
