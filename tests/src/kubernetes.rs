@@ -3,6 +3,7 @@
 
 mod controller;
 mod credentials;
+mod istiod;
 mod process;
 
 use std::fs;
@@ -22,6 +23,7 @@ use crate::lab::{Lab, Netns, Node, ServiceAccount, eventually, tool};
 use crate::net::http;
 pub use controller::Controller;
 use credentials::Credentials;
+pub use istiod::{Istiod, istioctl};
 use process::Process;
 
 /// How long the server may take until it is ready: two cores may be building something else.

@@ -103,6 +103,7 @@ const CONFINED: [(&str, &[&str]); 10] = [
             "userspace-l7/src/envoy",
             "agent/src/spans",
             "agent/src/bench",
+            "agent/src/sources/istiod",
             "tests/",
         ],
     ),
