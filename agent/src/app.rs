@@ -175,6 +175,16 @@ struct Awaited {
     istiod: bool,
 }
 
+impl Awaited {
+    /// Everyone who is followed.
+    fn of(args: &AgentArgs) -> Self {
+        Self {
+            objects: true,
+            istiod: args.istiod().is_some(),
+        }
+    }
+}
+
 impl Agent {
     fn start(args: &AgentArgs, proxy: Proxy, capture: Capture) -> Result<Self> {
         let backend = proxy.backend;
@@ -203,8 +213,7 @@ impl Agent {
         let (direct, direct_thread) = direct_path(&capture, &snapshot, metrics, &mut registry)?;
         let parts = (Box::new(dns_pods), direct.clone());
         let enrolment = enrolment(args, capture, &workers, parts, channel)?;
-        let source = Conditions::new(None);
-        let istiod = IstiodConditions::new(None);
+        let (source, istiod) = (Conditions::new(None), IstiodConditions::new(None));
         let (runtime, plugin) = runtime::start(args, &enrolment.orders())?;
         let state = State::new(
             args,
@@ -231,10 +240,7 @@ impl Agent {
             direct,
             orders: enrolment.orders(),
             state: Arc::clone(&state),
-            awaited: Awaited {
-                objects: true,
-                istiod: args.istiod().is_some(),
-            },
+            awaited: Awaited::of(args),
         };
         let wanted = mesh.wanted.subscribe();
         let sources = mesh.follow(args, source, istiod)?;

@@ -356,6 +356,20 @@ fn an_answer_that_breaks_off_is_an_error() {
     assert!(matches!(said, Err(CliError::Broken { .. })), "{said:?}");
 }
 
+fn istiod_away() -> IstiodStatus {
+    IstiodStatus {
+        address: "https://istiod:15012".to_owned(),
+        connected: false,
+        since: Some("2026-01-01T00:00:00Z".to_owned()),
+        message: Some("cannot be reached: connection refused".to_owned()),
+        resources: [("istio.workload.Address".to_owned(), 3)].into(),
+        waiting: vec!["istio.security.Authorization".to_owned()],
+        refused: vec!["app/p has action 7, which is unknown".to_owned()],
+        failures: 1,
+        refusals: 1,
+    }
+}
+
 /// An agent with something of everything that can be wrong.
 fn ailing() -> AgentStatus {
     let pod = |name: &str, state, reason: Option<&str>| PodStatus {
@@ -419,17 +433,7 @@ fn ailing() -> AgentStatus {
             }],
             refusals: 4,
         }),
-        istiod: Some(IstiodStatus {
-            address: "https://istiod:15012".to_owned(),
-            connected: false,
-            since: Some("2026-01-01T00:00:00Z".to_owned()),
-            message: Some("cannot be reached: connection refused".to_owned()),
-            resources: [("istio.workload.Address".to_owned(), 3)].into(),
-            waiting: vec!["istio.security.Authorization".to_owned()],
-            refused: vec!["app/p has action 7, which is unknown".to_owned()],
-            failures: 1,
-            refusals: 1,
-        }),
+        istiod: Some(istiod_away()),
         repairs: [("route".to_owned(), 2), ("rule".to_owned(), 1)].into(),
         pods_started: 2,
         pods_stopped: 0,

@@ -263,13 +263,14 @@ fn headers(settings: &Settings) -> Result<HeaderMap, Ended> {
     let cluster = HeaderValue::from_str(&settings.node.cluster)
         .map_err(|_invalid| Ended::fault("is not asked: --cluster is no header"))?;
     let product = concat!("culvert/", env!("CARGO_PKG_VERSION"));
-    Ok(HeaderMap::from_iter([
+    let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
         (TE, HeaderValue::from_static("trailers")),
         (USER_AGENT, HeaderValue::from_static(product)),
         (AUTHORIZATION, bearer),
         (hyper::header::HeaderName::from_static("clusterid"), cluster),
-    ]))
+    ];
+    Ok(headers.into_iter().collect())
 }
 
 /// Whose certificates istiod may have.

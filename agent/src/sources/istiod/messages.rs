@@ -43,7 +43,7 @@ pub(super) struct Resource {
     #[prost(string, tag = "1")]
     pub(super) version: String,
     #[prost(message, optional, tag = "2")]
-    pub(super) resource: Option<Any>,
+    pub(super) content: Option<Any>,
     #[prost(string, tag = "3")]
     pub(super) name: String,
 }
@@ -169,9 +169,9 @@ pub(super) struct Workload {
     #[prost(string, tag = "11")]
     pub(super) canonical_revision: String,
     #[prost(int32, tag = "12")]
-    pub(super) workload_type: i32,
+    pub(super) owner_type: i32,
     #[prost(string, tag = "13")]
-    pub(super) workload_name: String,
+    pub(super) owner_name: String,
     #[prost(string, repeated, tag = "16")]
     pub(super) authorization_policies: Vec<String>,
     #[prost(int32, tag = "17")]
@@ -221,9 +221,9 @@ pub(super) struct PortList {
 #[derive(Clone, Copy, PartialEq, Message)]
 pub(super) struct Port {
     #[prost(uint32, tag = "1")]
-    pub(super) service_port: u32,
+    pub(super) service: u32,
     #[prost(uint32, tag = "2")]
-    pub(super) target_port: u32,
+    pub(super) target: u32,
     #[prost(int32, tag = "3")]
     pub(super) app_protocol: i32,
 }

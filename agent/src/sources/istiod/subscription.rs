@@ -135,14 +135,14 @@ impl Subscription {
         let Resource {
             name,
             version,
-            resource,
+            content,
         } = resource;
-        let (announcement, refused) = match translate::announcement(resource.as_ref(), defaults) {
+        let (announcement, refused) = match translate::announcement(content.as_ref(), defaults) {
             Ok(announcement) => (Some(announcement), None),
             Err(why) => {
                 let is_new = !self.known.contains_key(&name);
                 let substitute = is_new
-                    .then(|| translate::closed(resource.as_ref()))
+                    .then(|| translate::closed(content.as_ref()))
                     .flatten();
                 (substitute, Some(why))
             }
@@ -161,16 +161,12 @@ impl Subscription {
             }
             announcements.push(announcement);
         }
-        match refused {
-            Some(why) => {
-                self.refused.insert(name.clone(), why);
-                Err(name)
-            }
-            None => {
-                self.refused.remove(&name);
-                Ok(())
-            }
+        if let Some(why) = refused {
+            self.refused.insert(name.clone(), why);
+            return Err(name);
         }
+        self.refused.remove(&name);
+        Ok(())
     }
 }
 
@@ -202,7 +198,7 @@ mod tests {
         Resource {
             name: format!("shop/{name}"),
             version: format!("v{action}"),
-            resource: Some(Any {
+            content: Some(Any {
                 type_url: AUTHORIZATION.to_owned(),
                 value: content.encode_to_vec(),
             }),
@@ -293,7 +289,7 @@ mod tests {
         assert!(taken.answer.error_detail.is_some());
         // Nothing can be made of one whose bytes are none.
         let mut broken = policy("b", 0);
-        broken.resource.as_mut().unwrap().value = vec![0xff];
+        broken.content.as_mut().unwrap().value = vec![0xff];
         let taken = take(&mut subscription, answer(vec![broken], &[]));
         assert_eq!(shown(&taken), [""; 0]);
         let taken = take(&mut subscription, answer(vec![], &["shop/a", "shop/b"]));

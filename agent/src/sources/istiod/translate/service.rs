@@ -30,10 +30,10 @@ pub(super) fn translate(one: wire::Service) -> Result<Announcement, Refused> {
         let meaning = ServicePort {
             // What the API's object calls it is not announced.
             name: "".into(),
-            target_port: port(one.target_port)?,
+            target_port: port(one.target)?,
             app_protocol: app_protocol(one.app_protocol).into(),
         };
-        ports.insert(port(one.service_port)?, meaning);
+        ports.insert(port(one.service)?, meaning);
     }
     let service = Service {
         name: one.name.into(),

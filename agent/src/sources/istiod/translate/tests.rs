@@ -63,17 +63,17 @@ fn named() -> wire::Service {
     }
 }
 
-#[test]
-fn a_workload_is_read_field_by_field() {
-    let port = |service_port, target_port| wire::Port {
-        service_port,
-        target_port,
+/// A workload that says everything.
+fn full() -> wire::Workload {
+    let port = |service, target| wire::Port {
+        service,
+        target,
         app_protocol: 1,
     };
     let ports = wire::PortList {
         ports: vec![port(80, 8080), port(81, 8081)],
     };
-    let announced = workload(wire::Workload {
+    wire::Workload {
         name: "p".to_owned(),
         namespace: "ns".to_owned(),
         addresses: vec![vec![10, 0, 0, 1], [[0xfd; 1].as_slice(), &[0; 15]].concat()],
@@ -81,7 +81,7 @@ fn a_workload_is_read_field_by_field() {
         trust_domain: "td.example".to_owned(),
         service_account: "sa".to_owned(),
         node: "n1".to_owned(),
-        workload_type: 3,
+        owner_type: 3,
         services: [("ns/A.example".to_owned(), ports)].into(),
         authorization_policies: vec!["ns/policy".to_owned(), "istio-system/strict".to_owned()],
         status: 1,
@@ -94,8 +94,12 @@ fn a_workload_is_read_field_by_field() {
         }),
         capacity: Some(wire::UInt32Value { value: 0 }),
         ..bare()
-    })
-    .unwrap();
+    }
+}
+
+#[test]
+fn a_workload_is_read_field_by_field() {
+    let announced = workload(full()).unwrap();
     let one = &announced.workload;
     assert_eq!(
         one.identity().to_string(),
@@ -172,9 +176,9 @@ fn a_service_is_read_field_by_field() {
         hostname: "A.example".to_owned(),
         addresses: vec![vip(&[10, 1, 0, 1], None), vip(&[10, 2, 3, 4], Some(16))],
         ports: [(80, 8080, 1), (81, 0, 3), (82, 82, 9)]
-            .map(|(service_port, target_port, app_protocol)| wire::Port {
-                service_port,
-                target_port,
+            .map(|(service, target, app_protocol)| wire::Port {
+                service,
+                target,
                 app_protocol,
             })
             .to_vec(),
