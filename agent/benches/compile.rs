@@ -11,7 +11,7 @@
 
 use std::hint::black_box;
 
-use agent::mesh::{Change, Compiler, Interner, MeshOptions, PodNetns, decode};
+use agent::mesh::{Change, Compiler, Interner, Layer4, MeshOptions, PodNetns, decode};
 use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::{Value, json};
 use userspace_l7::model::{MeshSettings, TrustDomain};
@@ -84,6 +84,7 @@ fn one_pod_of_many(criterion: &mut Criterion) {
         node: "node0".into(),
         root_namespace: "istio-system".into(),
         pod_netns: PodNetns::Annotated,
+        layer4: Layer4::Compiled,
     });
     let mut texts = Interner::default();
     let before = resident_bytes();

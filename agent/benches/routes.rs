@@ -8,7 +8,7 @@
 
 use std::hint::black_box;
 
-use agent::mesh::{Change, Compiler, Interner, MeshOptions, PodNetns, decode};
+use agent::mesh::{Change, Compiler, Interner, Layer4, MeshOptions, PodNetns, decode};
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use serde_json::{Value, json};
 use userspace_l7::model::{MeshSettings, TrustDomain};
@@ -34,6 +34,7 @@ fn compiler(texts: &mut Interner) -> Compiler {
         node: "node0".into(),
         root_namespace: "istio-system".into(),
         pod_netns: PodNetns::Annotated,
+        layer4: Layer4::Compiled,
     });
     let gateway = "gateway.networking.k8s.io/v1";
     let listener = json!({"name": "mesh", "port": 15008, "protocol": "HBONE"});

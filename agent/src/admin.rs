@@ -152,6 +152,9 @@ pub struct AgentStatus {
     /// How the cluster fares whose API the objects come from; absent where they come from a directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<ClusterStatus>,
+    /// How istiod fares that layer 4 comes from; absent where it comes from the objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub istiod: Option<IstiodStatus>,
     /// Repairs of the kernel's state since the start, by kind.
     pub repairs: BTreeMap<String, u64>,
     /// Pods armed since the start.
@@ -220,6 +223,32 @@ pub struct ClusterTrouble {
     pub message: String,
     /// Which collections stay as they are until it is over.
     pub resources: Vec<String>,
+}
+
+/// How istiod fares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IstiodStatus {
+    /// Where it is asked.
+    pub address: String,
+    /// Whether there is a connection.
+    pub connected: bool,
+    /// Since when there is none (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// What is in the way, to be read after "istiod".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Resources in use, by their types.
+    pub resources: BTreeMap<String, usize>,
+    /// Types of which nothing has been told yet; nothing is in force before.
+    pub waiting: Vec<String>,
+    /// Resources that are not taken over, each in a sentence.
+    pub refused: Vec<String>,
+    /// Connections that failed since the start.
+    pub failures: u64,
+    /// Resources that were refused since the start.
+    pub refusals: u64,
 }
 
 /// One set of keys that tokens are signed with.

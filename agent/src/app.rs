@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  source ────▶ compiler ─▶ Arc<Snapshot> ─▶ workers          (threads: culvert-worker-N, rings)
+//!  (istiod) ──▶     │
 //!                   │                    └─▶ admin, DNS       (this thread: tokio)
 //!                   ├─▶ sources of keys ─▶ key keeper ─▶ KeySets ─▶ workers
 //!                   ├─▶ identities wanted ─▶ SVID keeper ─▶ Identities ─▶ workers
@@ -18,7 +19,7 @@ use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -45,10 +46,11 @@ use crate::dns::DnsMetrics;
 use crate::enrolment::{self, Enrolment, Orders};
 use crate::identity::SvidKeeper;
 use crate::keys;
-use crate::mesh::{Compiler, LocalPod, MeshOptions, PodNetns};
+use crate::mesh::{Announcement, Compiler, LocalPod, MeshOptions, PodNetns};
 use crate::privilege;
 use crate::sources::{
-    Conditions, Input, KubernetesWatch, ManifestWatch, Problem, Severity, Update,
+    Conditions, Input, IstiodConditions, IstiodWatch, KubernetesWatch, ManifestWatch, Problem,
+    Severity, Update,
 };
 use asking::Asking;
 pub use controller::ControllerError;
@@ -127,7 +129,7 @@ struct Proxy {
 /// The parts that run.
 struct Agent {
     wanted: watch::Receiver<HashSet<SpiffeId>>,
-    source: SourceWatch,
+    sources: Sources,
     state: Arc<State>,
     workers: Arc<[Worker]>,
     enrolment: Enrolment,
@@ -140,7 +142,13 @@ struct Agent {
     runtime: Option<Runtime>,
 }
 
-/// The source that is followed; dropping it ends that.
+/// The sources that are followed; dropping them ends that.
+struct Sources {
+    _objects: SourceWatch,
+    _istiod: Option<IstiodWatch>,
+}
+
+/// The source of objects.
 enum SourceWatch {
     Manifests { _watch: ManifestWatch },
     Kubernetes { _watch: KubernetesWatch },
@@ -156,6 +164,25 @@ struct Mesh {
     direct: Option<Direct>,
     orders: Orders,
     state: Arc<State>,
+    /// Sources that have not told everything yet: before they have, nothing is in force.
+    awaited: Awaited,
+}
+
+/// Who has not told everything yet.
+#[derive(Clone, Copy)]
+struct Awaited {
+    objects: bool,
+    istiod: bool,
+}
+
+impl Awaited {
+    /// Everyone who is followed.
+    fn of(args: &AgentArgs) -> Self {
+        Self {
+            objects: true,
+            istiod: args.istiod().is_some(),
+        }
+    }
 }
 
 impl Agent {
@@ -186,7 +213,7 @@ impl Agent {
         let (direct, direct_thread) = direct_path(&capture, &snapshot, metrics, &mut registry)?;
         let parts = (Box::new(dns_pods), direct.clone());
         let enrolment = enrolment(args, capture, &workers, parts, channel)?;
-        let source = Conditions::new(None);
+        let (source, istiod) = (Conditions::new(None), IstiodConditions::new(None));
         let (runtime, plugin) = runtime::start(args, &enrolment.orders())?;
         let state = State::new(
             args,
@@ -197,6 +224,7 @@ impl Agent {
                 keys: asking.key_statuses(),
                 key_sets,
                 source: source.subscribe(),
+                istiod: istiod.subscribe(),
             },
             Arc::clone(&workers),
             direct.clone(),
@@ -212,12 +240,13 @@ impl Agent {
             direct,
             orders: enrolment.orders(),
             state: Arc::clone(&state),
+            awaited: Awaited::of(args),
         };
         let wanted = mesh.wanted.subscribe();
-        let source = mesh.follow(args.source(), source)?;
+        let sources = mesh.follow(args, source, istiod)?;
         Ok(Self {
             wanted,
-            source,
+            sources,
             state,
             workers,
             enrolment,
@@ -300,6 +329,7 @@ fn compiler(args: &AgentArgs) -> Compiler {
         node: args.node.as_str().into(),
         root_namespace: args.root_namespace.as_str().into(),
         pod_netns: args.pod_netns(),
+        layer4: args.layer4(),
     })
 }
 
@@ -345,7 +375,7 @@ impl Agent {
     async fn serve(self, args: &AgentArgs, log: logging::LogControl) -> Result<()> {
         let Self {
             wanted,
-            source,
+            sources,
             state,
             workers,
             enrolment,
@@ -385,7 +415,7 @@ impl Agent {
         info!("agent stopping: connections may end by themselves for a while");
         let closing = CLOSING.min(args.drain());
         until_idle(&workers, args.drain().saturating_sub(closing)).await;
-        drop(source);
+        drop(sources);
         runtime.abort();
         info!("agent stopping: new connections wait for the next one");
         enrolment.stop(closing + args.restart_window());
@@ -431,28 +461,66 @@ async fn told_to_stop(state: &State) -> Result<()> {
 }
 
 impl Mesh {
-    /// Follows the source, on a thread of its own.
-    fn follow(mut self, source: Source<'_>, conditions: Conditions) -> Result<SourceWatch> {
-        Ok(match source {
+    /// Follows the sources, each on a thread of its own.
+    fn follow(
+        self,
+        args: &AgentArgs,
+        conditions: Conditions,
+        of_istiod: IstiodConditions,
+    ) -> Result<Sources> {
+        let mesh = Arc::new(Mutex::new(self));
+        let istiod = match args.istiod() {
+            Some(settings) => {
+                let mesh = Arc::clone(&mesh);
+                let take = move |announcements| lock(&mesh).hear(announcements);
+                let watch = IstiodWatch::start(settings, of_istiod, take);
+                Some(watch.context("cannot follow istiod")?)
+            }
+            None => None,
+        };
+        let objects = match args.source() {
             Source::Manifests(directory) => {
-                let take = move |update, manifests: &_| self.take(update, manifests);
+                let take = move |update, manifests: &_| lock(&mesh).take(update, manifests);
                 let watch = ManifestWatch::start(directory.to_owned(), take)
                     .context("cannot watch the manifests")?;
                 SourceWatch::Manifests { _watch: watch }
             }
             Source::Kubernetes(kubeconfig) => {
-                let take = move |update, cluster: &_| self.take(update, cluster);
+                let take = move |update, cluster: &_| lock(&mesh).take(update, cluster);
                 let watch = KubernetesWatch::start(kubeconfig, conditions, take)
                     .context("cannot follow the cluster")?;
                 SourceWatch::Kubernetes { _watch: watch }
             }
+        };
+        Ok(Sources {
+            _objects: objects,
+            _istiod: istiod,
         })
     }
 
-    /// Takes news of the mesh over: identities first, so that a pod is not captured before it can prove who
-    /// it is.
+    /// Takes news of the objects over.
     fn take(&mut self, update: Update, input: &impl Input) {
         let snapshot = self.compiler.apply(update.changes);
+        self.awaited.objects = false;
+        self.publish(snapshot);
+        self.report(input);
+        // Last: nobody's traffic waits for it.
+        self.state.tell(self.compiler.object_statuses());
+    }
+
+    /// Takes over what istiod announces.
+    fn hear(&mut self, announcements: Vec<Announcement>) {
+        let snapshot = self.compiler.announce(announcements);
+        self.awaited.istiod = false;
+        self.publish(snapshot);
+    }
+
+    /// Puts the mesh in force, once every source has told everything: identities first, so that a pod is not captured
+    /// before it can prove who it is.
+    fn publish(&mut self, snapshot: Arc<Snapshot>) {
+        if self.awaited.objects || self.awaited.istiod {
+            return;
+        }
         let wanted: HashSet<_> = self.compiler.identities().into_iter().collect();
         self.wanted.send_if_modified(|now| {
             let changed = *now != wanted;
@@ -478,9 +546,6 @@ impl Mesh {
             pods.map(|pod| LocalPod::clone(pod)).collect(),
             self.compiler.bystanders().cloned().collect(),
         );
-        self.report(input);
-        // Last: nobody's traffic waits for it.
-        self.state.tell(self.compiler.object_statuses());
     }
 
     /// Shows what is wrong with the input, and logs what was not wrong before.
@@ -500,6 +565,11 @@ impl Mesh {
             }
         }
     }
+}
+
+/// The mesh for one of its sources. What another one's panic left behind is computed anew from the objects.
+fn lock(mesh: &Mutex<Mesh>) -> MutexGuard<'_, Mesh> {
+    mesh.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Chooses how workers wait for their sockets.

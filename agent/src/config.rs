@@ -3,6 +3,7 @@
 
 mod authority;
 mod controller;
+mod istiod;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -15,11 +16,13 @@ use userspace_l7::model::{MeshSettings, TrustDomain};
 use crate::admin::logging;
 use crate::cni::{self, Installation, StartWithoutAgent};
 use crate::keys::Pace;
-use crate::mesh::{IstioDuration, PodNetns};
+use crate::mesh::{IstioDuration, Layer4, PodNetns};
+use crate::sources::IstiodSettings;
 use crate::spans::ResourceAttributes;
 
 pub use self::authority::{Authority, AuthorityArgs};
 pub use self::controller::{ControllerArgs, IstiodChoice};
+pub use self::istiod::IstiodArgs;
 
 /// The shortest pause between two fetches of one key set.
 const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
@@ -44,6 +47,10 @@ pub struct AgentArgs {
     /// Which cluster, and as whom, where the agent is no pod
     #[arg(long, value_name = "FILE", requires = "kubernetes")]
     pub kubeconfig: Option<PathBuf>,
+
+    /// istiod as the source of layer 4.
+    #[command(flatten)]
+    pub istiod: IstiodArgs,
 
     /// Who issues identities.
     #[command(flatten)]
@@ -205,6 +212,19 @@ impl AgentArgs {
         match &self.manifests {
             Some(directory) => Source::Manifests(directory),
             None => Source::Kubernetes(self.kubeconfig.as_deref()),
+        }
+    }
+
+    /// How istiod is asked for layer 4, if it is.
+    pub fn istiod(&self) -> Option<IstiodSettings> {
+        self.istiod.settings(&self.node, &self.cluster)
+    }
+
+    /// Where layer 4 comes from.
+    pub fn layer4(&self) -> Layer4 {
+        match &self.istiod.xds_address {
+            Some(_) => Layer4::Announced,
+            None => Layer4::Compiled,
         }
     }
 

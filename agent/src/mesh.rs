@@ -5,9 +5,10 @@
 //!
 //! ```text
 //! JSON value ── decode ──▶ Object ── Change ──▶ Compiler ──▶ Arc<Snapshot>
-//!               (checked)                                    local pods, identities, policy statuses, notices
+//!               (checked)       Announcement ──▶             local pods, identities, policy statuses, notices
 //! ```
 
+mod announcement;
 mod authorization;
 mod backend_tls_policy;
 mod compile;
@@ -43,6 +44,7 @@ mod unheeded;
 mod upstream_tls;
 mod virtual_service;
 
+pub use announcement::{AnnouncedWorkload, Announcement, Layer4};
 pub use authorization::{
     AuthorizationPolicy, AuthorizationPolicySpec, Condition, From, Operation, PolicyAction,
     PolicyRule, Provider, Source, To,

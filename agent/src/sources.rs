@@ -1,6 +1,7 @@
-//! Where mesh objects come from: a directory of manifests, or a cluster's API. Knows files and their lines,
-//! servers and their answers; what the objects mean is the business of [`crate::mesh`].
+//! Where mesh objects come from: a directory of manifests, or a cluster's API; and istiod, which announces layer 4. Knows
+//! files and their lines, servers and their answers; what the objects mean is the business of [`crate::mesh`].
 
+mod istiod;
 mod kubernetes;
 mod manifests;
 mod mesh_config;
@@ -9,6 +10,10 @@ mod update;
 mod watch;
 mod yaml;
 
+pub use istiod::{
+    Asking, InvalidXdsAddress, IstiodCondition, IstiodConditions, IstiodTrouble, IstiodWatch,
+    Settings as IstiodSettings, TypeCondition, XdsAddress,
+};
 pub use kubernetes::{
     ApiWriter, Cause, Cluster, ClusterCondition, ClusterError, Conditions, Held, Holdings,
     KindCondition, KubernetesWatch, Phase, Refusal, Since, Trouble, object_path,

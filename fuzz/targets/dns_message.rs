@@ -6,7 +6,7 @@
 use std::sync::{Arc, LazyLock};
 
 use agent::dns::{Answer, Received, fuzzing, receive, resolve};
-use agent::mesh::{Change, Compiler, MeshOptions, PodNetns};
+use agent::mesh::{Change, Compiler, Layer4, MeshOptions, PodNetns};
 use agent::sources::read_bytes;
 use hickory_proto::op::{Message, MessageType, ResponseCode};
 use libfuzzer_sys::fuzz_target;
@@ -47,6 +47,7 @@ static SNAPSHOT: LazyLock<(Arc<Snapshot>, Arc<Workload>)> = LazyLock::new(|| {
         node: "a".into(),
         root_namespace: "istio-system".into(),
         pod_netns: PodNetns::Annotated,
+        layer4: Layer4::Compiled,
     });
     let snapshot = compiler.apply(objects.into_iter().map(Change::Upsert));
     let client = snapshot.workloads.values().next().expect("the pod");

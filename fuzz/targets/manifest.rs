@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use agent::mesh::{Change, Compiler, MeshOptions, PodNetns};
+use agent::mesh::{Change, Compiler, Layer4, MeshOptions, PodNetns};
 use agent::sources::read_bytes;
 use libfuzzer_sys::fuzz_target;
 use userspace_l7::model::{MeshSettings, TrustDomain};
@@ -22,6 +22,7 @@ fn compiler() -> Compiler {
         node: "a".into(),
         root_namespace: "istio-system".into(),
         pod_netns: PodNetns::Annotated,
+        layer4: Layer4::Compiled,
     })
 }
 

@@ -4,6 +4,7 @@
 mod agents;
 mod controller;
 mod credentials;
+mod istiod;
 mod process;
 
 use std::fs;
@@ -24,6 +25,7 @@ use crate::net::http;
 pub use agents::TokenSpec;
 pub use controller::Controller;
 use credentials::Credentials;
+pub use istiod::{Istiod, istioctl};
 use process::Process;
 
 /// How long the server may take until it is ready: two cores may be building something else.

@@ -222,6 +222,50 @@ fn known(command: &str, arguments: &Value) -> Result<()> {
     Ok(())
 }
 
+/// In the place of ztunnel: the program reads each variable that it is given, and finds what it is asked for at its own
+/// defaults' places.
+#[test]
+fn under_istiod_the_agent_has_what_ztunnel_would_have() -> Result<()> {
+    let (api, _lab) = server()?;
+    let set = stored(&api, &kustomized(&api, "istiod")?)?;
+    let template = &set[r#""DaemonSet" "culvert-agent""#]["spec"]["template"]["spec"];
+    let container = &template["containers"][0];
+    let help = Command::new(culvert()?)
+        .args(["agent", "--help"])
+        .env_clear()
+        .output()?;
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let variables = container["env"].as_array().context("no variables")?;
+    ensure!(variables.len() == 6, "{variables:#?}");
+    for variable in variables {
+        let name = variable["name"].as_str().context("no name")?;
+        ensure!(
+            help.contains(&format!("[env: {name}=]")),
+            "nobody reads {name}"
+        );
+    }
+    let mounts = container["volumeMounts"].as_array().context("no mounts")?;
+    let files = [
+        ("istiod-root", "root-cert.pem"),
+        ("istio-token", "istio-token"),
+    ];
+    for (name, file) in files {
+        let mount = mounts.iter().find(|mount| mount["name"] == name);
+        let path = mount.and_then(|mount| mount["mountPath"].as_str());
+        let path = path.with_context(|| format!("{name} is not mounted"))?;
+        ensure!(
+            help.contains(&format!("[default: {path}/{file}]")),
+            "{path}"
+        );
+        let volumes = template["volumes"].as_array().context("no volumes")?;
+        ensure!(
+            volumes.iter().any(|volume| volume["name"] == name),
+            "no {name}"
+        );
+    }
+    Ok(())
+}
+
 /// The container is given what the program keeps, and no more.
 #[test]
 fn the_daemon_set_grants_the_documented_capabilities() -> Result<()> {

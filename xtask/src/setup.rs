@@ -5,6 +5,7 @@
 
 mod go;
 mod helm;
+mod istio;
 mod kubernetes;
 
 use std::env;
@@ -75,12 +76,13 @@ pub(crate) fn run() -> Result<Tools> {
 }
 
 /// Installs what only the tests need: a real Envoy, for the interoperation scenarios to speak with, the rate limit
-/// service that users of Envoy run, a Kubernetes API server, and Helm.
+/// service that users of Envoy run, a Kubernetes API server, an istiod, and Helm.
 pub(crate) fn for_tests() -> Result<()> {
     let tools = tools_directory()?;
     envoy(&tools)?;
     rate_limiter(&tools)?;
     kubernetes::install(&tools)?;
+    istio::install(&tools)?;
     helm::install(&tools)
 }
 

@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::config_dump::VersionDump;
-use super::{AdminState, AgentStatus, ClusterStatus, PodState};
+use super::{AdminState, AgentStatus, ClusterStatus, IstiodStatus, PodState};
 
 /// Adds the agent's own gauges and counters to what is scraped.
 pub fn register(registry: &mut Registry, state: Arc<dyn AdminState>) {
@@ -64,6 +64,9 @@ impl Collector for Condition {
         )?;
         if let Some(cluster) = &status.cluster {
             self::cluster(&mut encoder, cluster)?;
+        }
+        if let Some(istiod) = &status.istiod {
+            self::istiod(&mut encoder, istiod)?;
         }
         repairs(&mut encoder, &status)?;
         process(&mut encoder)
@@ -165,6 +168,51 @@ fn cluster(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatus) -> fmt:
     )?;
     for (resource, count) in &cluster.objects {
         let labels = [("resource", resource.as_str())];
+        let gauge = ConstGauge::new(i64::try_from(*count).unwrap_or(i64::MAX));
+        gauge.encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn istiod(encoder: &mut DescriptorEncoder<'_>, istiod: &IstiodStatus) -> fmt::Result {
+    gauge(
+        encoder,
+        "culvert_istiod_connected",
+        "Whether there is a connection to istiod; the last state stays in force while there is none",
+        istiod.connected.into(),
+    )?;
+    gauge(
+        encoder,
+        "culvert_istiod_waiting",
+        "The number of resource types of which istiod has told nothing yet",
+        istiod.waiting.len(),
+    )?;
+    gauge(
+        encoder,
+        "culvert_istiod_refused",
+        "The number of resources of istiod that are not taken over now, as far as they are listed",
+        istiod.refused.len(),
+    )?;
+    counter(
+        encoder,
+        "culvert_istiod_refusals",
+        "The total number of resources of istiod that were refused",
+        istiod.refusals,
+    )?;
+    counter(
+        encoder,
+        "culvert_istiod_failures",
+        "The total number of connections to istiod that failed",
+        istiod.failures,
+    )?;
+    let mut family = encoder.encode_descriptor(
+        "culvert_istiod_resources",
+        "The number of resources of istiod in use",
+        None,
+        MetricType::Gauge,
+    )?;
+    for (name, count) in &istiod.resources {
+        let labels = [("type", name.as_str())];
         let gauge = ConstGauge::new(i64::try_from(*count).unwrap_or(i64::MAX));
         gauge.encode(family.encode_family(&labels)?)?;
     }

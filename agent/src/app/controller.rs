@@ -26,7 +26,7 @@ use crate::admin::{
 use crate::config::ControllerArgs;
 use crate::controller::{self, AuthorityMetrics, ControllerMetrics, Planner, Running, Settings};
 use crate::mesh::status::{self, ObjectStatus};
-use crate::mesh::{Compiler, MeshOptions, Notice, PodNetns};
+use crate::mesh::{Compiler, Layer4, MeshOptions, Notice, PodNetns};
 use crate::privilege;
 use crate::sources::{
     ApiWriter, Cluster, ClusterCondition, ClusterError, Conditions, Input as _, KubernetesWatch,
@@ -165,6 +165,7 @@ fn compiler(args: &ControllerArgs) -> Compiler {
         node: NO_NODE.into(),
         root_namespace: args.root_namespace.as_str().into(),
         pod_netns: PodNetns::Found,
+        layer4: Layer4::Compiled,
     })
 }
 

@@ -14,7 +14,7 @@ use userspace_l7::worker::{self, Direction, Worker};
 
 use crate::admin::{
     AdminState, AgentStatus, BoxFuture, Carriage, CertificateEntry, CertificateState,
-    CertificateStatus, ClusterStatus, ClusterTrouble, KeySetStatus, LiveConnection,
+    CertificateStatus, ClusterStatus, ClusterTrouble, IstiodStatus, KeySetStatus, LiveConnection,
     ManifestProblem, Released,
 };
 use crate::cni::Keeper;
@@ -25,7 +25,7 @@ use crate::identity::{SvidState, SvidStatus};
 use crate::keys::{KeyStatus, Named};
 use crate::mesh::status::{self, ObjectStatus};
 use crate::privilege;
-use crate::sources::{ClusterCondition, Problems, Severity};
+use crate::sources::{ClusterCondition, IstiodCondition, Problems, Severity, XdsAddress};
 
 /// Lent to the admin servers.
 pub(super) struct State {
@@ -51,6 +51,8 @@ pub(super) struct Seen {
     pub(super) key_sets: Arc<KeySets>,
     /// How the cluster fares that is followed; nothing where a directory is.
     pub(super) source: watch::Receiver<Option<Arc<ClusterCondition>>>,
+    /// How istiod fares, where it is asked for layer 4.
+    pub(super) istiod: watch::Receiver<Option<Arc<IstiodCondition>>>,
 }
 
 impl State {
@@ -111,6 +113,10 @@ impl State {
             let waiting = source.waiting();
             pending.extend(waiting.map(|kind| format!("the first list of {}", kind.resource)));
         }
+        if let Some(istiod) = &*self.seen.istiod.borrow() {
+            let waiting = istiod.waiting();
+            pending.extend(waiting.map(|one| format!("the first {} of istiod", one.name)));
+        }
         let missing = |svid: &&SvidStatus| svid.state != SvidState::Available;
         let svids = self.seen.svids.borrow();
         pending.extend(
@@ -168,6 +174,7 @@ impl AdminState for State {
             warnings: shown(&problems, Severity::Warning),
             key_sets: self.seen.keys.borrow().iter().map(key_set).collect(),
             cluster: self.seen.source.borrow().as_deref().map(cluster),
+            istiod: self.seen.istiod.borrow().as_deref().map(istiod),
             repairs: ledger.repairs,
             pods_started: ledger.started,
             pods_stopped: ledger.stopped,
@@ -189,6 +196,10 @@ impl AdminState for State {
             "manifests": args.manifests,
             "kubernetes": args.kubernetes,
             "kubeconfig": args.kubeconfig,
+            "xdsAddress": args.istiod.xds_address.as_ref().map(XdsAddress::authority),
+            "xdsRootCa": args.istiod.xds_root_ca,
+            "xdsHostname": args.istiod.xds_hostname,
+            "xdsToken": args.istiod.xds_token,
             "caDir": ca_dir,
             "caAddress": ca_address,
             "trustDomain": args.trust_domain.as_str(),
@@ -273,6 +284,25 @@ pub(super) fn cluster(condition: &ClusterCondition) -> ClusterStatus {
                 resources: kinds.iter().map(|kind| kind.resource.to_string()).collect(),
             })
             .collect(),
+        refusals: condition.refusals,
+    }
+}
+
+/// How istiod fares, as people see it.
+fn istiod(condition: &IstiodCondition) -> IstiodStatus {
+    IstiodStatus {
+        address: condition.address.to_string(),
+        connected: condition.trouble.is_none(),
+        since: condition.trouble.as_ref().map(|one| one.since.to_string()),
+        message: condition.trouble.as_ref().map(|one| one.message.clone()),
+        resources: condition
+            .types
+            .iter()
+            .map(|one| (one.name.to_owned(), one.resources))
+            .collect(),
+        waiting: condition.waiting().map(|one| one.name.to_owned()).collect(),
+        refused: condition.refused().map(str::to_owned).collect(),
+        failures: condition.failures,
         refusals: condition.refusals,
     }
 }

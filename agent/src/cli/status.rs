@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::table::Table;
 use super::{CliError, StatusArgs, client};
 use crate::admin::{
-    AgentStatus, ClusterStatus, ClusterTrouble, KeySetStatus, ManifestProblem, PodState,
+    AgentStatus, ClusterStatus, ClusterTrouble, IstiodStatus, KeySetStatus, ManifestProblem,
+    PodState,
 };
 use crate::mesh::status::{Condition, ObjectStatus};
 
@@ -100,6 +101,9 @@ fn summary(text: &mut String, status: &AgentStatus, wide: bool) -> std::fmt::Res
     if let Some(cluster) = &status.cluster {
         self::cluster(text, cluster, wide)?;
     }
+    if let Some(istiod) = &status.istiod {
+        self::istiod(text, istiod, wide)?;
+    }
     keys(text, &status.key_sets)?;
     for (what, list) in [
         ("problems", &status.problems),
@@ -158,6 +162,40 @@ fn cluster(text: &mut String, cluster: &ClusterStatus, wide: bool) -> std::fmt::
     if wide {
         for (resource, count) in &cluster.objects {
             writeln!(text, "          {resource}: {count}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether what istiod announces is current, and what is in the way if it is not.
+fn istiod(text: &mut String, istiod: &IstiodStatus, wide: bool) -> std::fmt::Result {
+    let resources: usize = istiod.resources.values().sum();
+    let current = match (istiod.connected, istiod.waiting.is_empty()) {
+        (false, _) => "is not connected",
+        (true, false) => "has not told everything yet",
+        (true, true) => "followed",
+    };
+    writeln!(
+        text,
+        "istiod    {} {current}, {resources} resources",
+        istiod.address
+    )?;
+    if let (Some(since), Some(message)) = (&istiod.since, &istiod.message) {
+        writeln!(text, "          since {since} istiod {message}")?;
+        if istiod.waiting.is_empty() {
+            writeln!(text, "          the last state stays in force")?;
+        }
+    }
+    if !istiod.waiting.is_empty() {
+        let waiting = istiod.waiting.join(", ");
+        writeln!(text, "          nothing is in force before: {waiting}")?;
+    }
+    for refused in &istiod.refused {
+        writeln!(text, "          not taken over: {refused}")?;
+    }
+    if wide {
+        for (name, count) in &istiod.resources {
+            writeln!(text, "          {name}: {count}")?;
         }
     }
     Ok(())

@@ -11,8 +11,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, gets
 
 use super::{CliError, Command, status};
 use crate::admin::{
-    AgentStatus, ClusterStatus, ClusterTrouble, KeySetStatus, ManifestProblem, PodState, PodStatus,
-    sample_dump,
+    AgentStatus, ClusterStatus, ClusterTrouble, IstiodStatus, KeySetStatus, ManifestProblem,
+    PodState, PodStatus, sample_dump,
 };
 use crate::mesh::status::ObjectStatus;
 
@@ -356,6 +356,20 @@ fn an_answer_that_breaks_off_is_an_error() {
     assert!(matches!(said, Err(CliError::Broken { .. })), "{said:?}");
 }
 
+fn istiod_away() -> IstiodStatus {
+    IstiodStatus {
+        address: "https://istiod:15012".to_owned(),
+        connected: false,
+        since: Some("2026-01-01T00:00:00Z".to_owned()),
+        message: Some("cannot be reached: connection refused".to_owned()),
+        resources: [("istio.workload.Address".to_owned(), 3)].into(),
+        waiting: vec!["istio.security.Authorization".to_owned()],
+        refused: vec!["app/p has action 7, which is unknown".to_owned()],
+        failures: 1,
+        refusals: 1,
+    }
+}
+
 /// An agent with something of everything that can be wrong.
 fn ailing() -> AgentStatus {
     let pod = |name: &str, state, reason: Option<&str>| PodStatus {
@@ -419,6 +433,7 @@ fn ailing() -> AgentStatus {
             }],
             refusals: 4,
         }),
+        istiod: Some(istiod_away()),
         repairs: [("route".to_owned(), 2), ("rule".to_owned(), 1)].into(),
         pods_started: 2,
         pods_stopped: 0,
@@ -460,6 +475,11 @@ fn status_tells_what_is_wrong() {
          \x20         nothing is in force before: pods\n\
          \x20         not installed, waited for: tcproutes.gateway.networking.k8s.io\n\
          \x20         nodes: 2\n          pods: 3\n\
+         istiod    https://istiod:15012 is not connected, 3 resources\n\
+         \x20         since 2026-01-01T00:00:00Z istiod cannot be reached: connection refused\n\
+         \x20         nothing is in force before: istio.security.Authorization\n\
+         \x20         not taken over: app/p has action 7, which is unknown\n\
+         \x20         istio.workload.Address: 3\n\
          keys      1 of 2 sets fetched\n\
          \x20         http://a/keys: it is away: those of 2026-01-01T00:00:00Z stay in force\n\
          \x20         http://b/keys: it answers 404: tokens of its issuer are refused\n\

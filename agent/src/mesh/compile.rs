@@ -5,7 +5,11 @@
 //! ```text
 //! Change ─▶ store (objects, indexes) ─▶ marks ─▶ policies ─▶ workloads ─▶ services ─▶ layer 7 ─▶ snapshot
 //! ```
+//!
+//! What a control plane announces replaces what policies, workloads and services of layer 4 would come to, where they are
+//! put into the snapshot ([`announced`]).
 
+mod announced;
 mod authentication;
 mod authorizers;
 mod backends;
@@ -48,6 +52,7 @@ use userspace_l7::model::{
     Snapshot, SpiffeId, WorkloadUid,
 };
 
+use self::announced::Announced;
 use self::mark::Marks;
 use self::peers::PeerRules;
 pub use self::policies::PolicyStatus;
@@ -56,6 +61,7 @@ use self::services::{Claims, Output};
 use self::store::{ByName, Owner, Store};
 use self::vips::Wanting;
 pub use self::workloads::{Bystander, LocalPod, SameNode};
+use super::announcement::{Announcement, Layer4};
 use super::meta::{Labels, ObjectName};
 use super::object::{Change, Kind, ObjectKey};
 
@@ -70,6 +76,8 @@ pub struct MeshOptions {
     pub root_namespace: Arc<str>,
     /// How the agent knows where its pods run.
     pub pod_netns: PodNetns,
+    /// Where the workloads, services and policies of layer 4 come from.
+    pub layer4: Layer4,
 }
 
 /// How an agent knows the network namespaces of its node's pods.
@@ -141,6 +149,8 @@ type SelectingPolicies = HashMap<Arc<str>, Vec<(Labels, PolicyKey)>>;
 pub struct Compiler {
     options: MeshOptions,
     store: Store,
+    /// What a control plane has announced; nothing where the objects are all there is.
+    announced: Option<Announced>,
     outputs: HashMap<Owner, Output>,
     /// Who declares a service; the first one's declaration counts.
     declared: HashMap<NamespacedHostname, SmallVec<[Owner; 1]>>,
@@ -170,9 +180,11 @@ impl Compiler {
     /// A mesh without objects.
     pub fn new(options: MeshOptions) -> Self {
         let current = Snapshot::empty(options.mesh.clone());
+        let is_announced = options.layer4 == Layer4::Announced;
         Self {
             options,
             store: Store::default(),
+            announced: is_announced.then(Announced::default),
             outputs: HashMap::new(),
             declared: HashMap::new(),
             claims: Claims::default(),
@@ -201,10 +213,29 @@ impl Compiler {
         for change in changes {
             self.ingest(&change, &mut marks);
         }
+        self.update(marks)
+    }
+
+    /// Takes in what a control plane announces, and gives the mesh as it is with that. Without effect where layer 4 is
+    /// compiled from the objects.
+    pub fn announce(
+        &mut self,
+        announcements: impl IntoIterator<Item = Announcement>,
+    ) -> Arc<Snapshot> {
+        let mut marks = Marks::default();
+        for announcement in announcements {
+            self.hear(announcement, &mut marks);
+        }
+        self.update(marks)
+    }
+
+    /// Computes what is marked, and publishes it if it came out different.
+    fn update(&mut self, mut marks: Marks) -> Arc<Snapshot> {
         self.spread(&mut marks);
         let mut different = self.update_settings(&mut marks);
         different |= self.update_strict(&mut marks);
         different |= self.update_policies(&mut marks);
+        different |= self.update_announced_policies(&mut marks);
         different |= self.update_workloads(&mut marks);
         different |= self.update_services(&mut marks);
         different |= self.update_traffic(&mut marks);

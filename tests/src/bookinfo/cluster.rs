@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::load::{Load, Tally};
 use crate::kubectl::Kubectl;
-use crate::kubernetes::{ApiServer, Definitions};
+use crate::kubernetes::{ApiServer, Definitions, Istiod};
 use crate::lab::{Lab, Pod, PodSpec, eventually};
 use crate::net::dns;
 use crate::net::serve::UdpEcho;
@@ -134,6 +134,15 @@ impl Cluster {
     /// If it was not.
     pub fn api(&mut self) -> Result<&mut ApiServer> {
         self.api.as_mut().context("this cluster is a directory")
+    }
+
+    /// Starts an istiod on node a that follows the API server; agents know nothing of it.
+    ///
+    /// # Errors
+    /// If there is no API server, or istiod does not come up.
+    pub fn start_istiod(&self) -> Result<Istiod> {
+        let api = self.api.as_ref().context("this cluster is a directory")?;
+        Istiod::on_node(&self.lab, "a", api)
     }
 
     /// A pod by name.

@@ -106,6 +106,7 @@ const CONFINED: [(&str, &[&str]); 10] = [
             "agent/src/signing",
             "agent/src/spans",
             "agent/src/bench",
+            "agent/src/sources/istiod",
             "tests/",
         ],
     ),

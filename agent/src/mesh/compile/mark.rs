@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use hashbrown::DefaultHashBuilder;
 use indexmap::IndexSet;
-use userspace_l7::model::{NamespacedHostname, WorkloadUid};
+use userspace_l7::model::{NamespacedHostname, PolicyKey, WorkloadUid};
 
 use super::entries::hosts_without_address;
 use super::routes::Route;
@@ -58,6 +58,12 @@ pub(super) struct Marks {
     pub(super) telemetries: BTreeSet<ObjectName>,
     /// The settings that hold for all requests.
     pub(super) settings: bool,
+    /// Policies that were announced anew.
+    pub(super) announced_policies: BTreeSet<PolicyKey>,
+    /// Workloads that were, and that no object of ours speaks of.
+    pub(super) announced_workloads: BTreeSet<WorkloadUid>,
+    /// Services that were, or whose endpoints were.
+    pub(super) announced_services: BTreeSet<NamespacedHostname>,
     /// Every workload of these.
     namespaces: BTreeSet<Arc<str>>,
     /// Policies with targets in these: a target came or went.

@@ -52,6 +52,9 @@ impl Compiler {
             self.bind(&uid, meta, marks);
             changed |= self.publish_workload(&uid, workload, marks);
         }
+        for uid in std::mem::take(&mut marks.announced_workloads) {
+            changed |= self.publish_workload(&uid, None, marks);
+        }
         changed
     }
 
@@ -90,9 +93,10 @@ impl Compiler {
     fn publish_workload(
         &mut self,
         uid: &WorkloadUid,
-        workload: Option<Arc<Workload>>,
+        compiled: Option<Arc<Workload>>,
         marks: &mut Marks,
     ) -> bool {
+        let workload = self.layer4_workload(uid, compiled);
         let old = self.current.workloads.get(uid).cloned();
         if old == workload {
             return false;
@@ -164,10 +168,14 @@ impl Compiler {
         let owners = std::mem::take(&mut marks.owners);
         for owner in &owners {
             let mut notices = Notices::default();
-            let output = match owner {
+            let mut output = match owner {
                 Owner::Service(name) => self.compile_service(name, &mut notices),
                 Owner::Entry(name) => self.compile_entry(name, &mut notices),
             };
+            if self.announced.is_some() {
+                // Those are announced.
+                output.workloads.clear();
+            }
             self.say(Unit::Owner(owner.clone()), notices.0);
             let old = if output.services.is_empty() {
                 self.outputs.remove(owner)
@@ -180,7 +188,8 @@ impl Compiler {
             }
         }
         self.mark_subsets(&owners, marks);
-        let mut keys = BTreeSet::new();
+        let mut keys = std::mem::take(&mut marks.announced_services);
+        let is_announced = !keys.is_empty();
         // All that goes before all that comes: an endpoint may move from one service to another.
         for (owner, old, _) in &different {
             for (service, _) in &old.services {
@@ -217,7 +226,7 @@ impl Compiler {
                     .extend(services.map(|(service, _)| service.key.clone()));
             }
         }
-        !different.is_empty()
+        is_announced || !different.is_empty()
     }
 
     /// Marks the services of these owners that have subsets: endpoints and their labels say who is in which.
@@ -252,6 +261,7 @@ impl Compiler {
         let found =
             output.and_then(|output| output.services.iter().find(|(one, _)| one.key == *key));
         let found = found.map(|(service, endpoints)| (Arc::clone(service), Arc::clone(endpoints)));
+        let found = self.layer4_service(key, found);
         let old = self.current.services.get(key).cloned();
         let (service, endpoints) = match found {
             Some((service, endpoints)) => (Some(service), Some(endpoints)),

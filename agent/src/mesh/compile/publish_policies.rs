@@ -201,7 +201,17 @@ impl Compiler {
         changed | self.publish_policy(&key, strict)
     }
 
+    /// Puts, replaces or removes a policy that objects come to; none of those holds where policies are announced.
     fn publish_policy(
+        &mut self,
+        key: &PolicyKey,
+        policy: Option<Arc<AuthorizationPolicy>>,
+    ) -> bool {
+        self.announced.is_none() && self.put_policy(key, policy)
+    }
+
+    /// Puts, replaces or removes a policy.
+    pub(super) fn put_policy(
         &mut self,
         key: &PolicyKey,
         policy: Option<Arc<AuthorizationPolicy>>,
@@ -232,6 +242,9 @@ impl Compiler {
 
     /// Policies of scope Global, or of scope Namespace in one namespace, sorted by name.
     fn policies_in(&self, namespace: Option<&str>) -> Vec<Arc<AuthorizationPolicy>> {
+        if let Some(announced) = &self.announced {
+            return announced.policies_in(namespace);
+        }
         let space = namespace.unwrap_or(&self.options.root_namespace);
         let scope = if namespace.is_some() {
             Scope::Namespace

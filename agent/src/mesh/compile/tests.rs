@@ -1,5 +1,6 @@
 //! What objects come to. Written as the YAML that a person would apply.
 
+mod announced;
 mod authorization;
 mod endpoints;
 mod external;
@@ -23,7 +24,7 @@ use userspace_l7::model::{
 };
 
 use super::{Compiler, MeshOptions, PodNetns};
-use crate::mesh::{Change, Interner, Object, decode};
+use crate::mesh::{Change, Interner, Layer4, Object, decode};
 use crate::sources::for_test::documents;
 
 fn options() -> MeshOptions {
@@ -37,6 +38,7 @@ fn options() -> MeshOptions {
         node: "n1".into(),
         root_namespace: "istio-system".into(),
         pod_netns: PodNetns::Annotated,
+        layer4: Layer4::Compiled,
     }
 }
 
