@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use e2e::authority::{self, Ask};
 use e2e::kubelet::{Nodes, SOON};
-use e2e::kubernetes::{Controller, TokenSpec};
+use e2e::kubernetes::{Controller, Istiod, TokenSpec};
 use e2e::lab::{Driver, Pod, PodSpec, eventually};
 use e2e::net;
 use e2e::net::http;
@@ -65,15 +65,7 @@ impl Mesh {
         };
         mesh.start_controller(seconds)?;
         mesh.mount_roots()?;
-        for node in ["a", "b"] {
-            let address = mesh.nodes.lab.node(node)?.v4().to_string();
-            let name = format!("culvert-agent-{node}");
-            mesh.nodes.api.agent_pod(&name, node, &address)?;
-            let directory = mesh.nodes.lab.directory().to_owned();
-            let token = mesh.nodes.api.agent_token(&directory, node)?;
-            let options = ["--ca-token", &token.to_string_lossy()];
-            mesh.nodes.lab.own_options(node, &options);
-        }
+        hand_out_tokens(&mut mesh.nodes)?;
         let seconds = seconds.to_string();
         let roots = mesh.roots.to_string_lossy().into_owned();
         mesh.nodes.lab.agent_options(&[
@@ -146,6 +138,53 @@ impl Mesh {
         let roots = std::fs::read_to_string(&self.roots)?;
         authority::ask(from, self.home.v4(), &roots, ask)
     }
+}
+
+/// Every agent has a pod, and a token that is bound to it.
+fn hand_out_tokens(nodes: &mut Nodes) -> Result<()> {
+    for node in ["a", "b"] {
+        let address = nodes.lab.node(node)?.v4().to_string();
+        nodes
+            .api
+            .agent_pod(&format!("culvert-agent-{node}"), node, &address)?;
+        let directory = nodes.lab.directory().to_owned();
+        let token = nodes.api.agent_token(&directory, node)?;
+        let options = ["--ca-token", &token.to_string_lossy()];
+        nodes.lab.own_options(node, &options);
+    }
+    Ok(())
+}
+
+#[test]
+fn istiod_is_asked_as_ztunnel_asks_it() -> Result<()> {
+    let mut nodes = Nodes::new()?;
+    let client = nodes.create(PodSpec::new("a", "client"))?;
+    let server = nodes.create(PodSpec::new("b", "server"))?;
+    nodes.run(&client, Driver::Systemd)?;
+    nodes.run(&server, Driver::Cgroupfs)?;
+    let istiod = Istiod::on_node(&nodes.lab, "a", &nodes.api)?;
+    hand_out_tokens(&mut nodes)?;
+    let options = istiod.authority_options();
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    nodes.lab.agent_options(&options);
+    let _server = Server::start(&server, Ipv6Addr::UNSPECIFIED, PORT, echo)?;
+    nodes.lab.start()?;
+    let sniffer = nodes.lab.sniff()?;
+    let to = SocketAddr::new(server.v4(), PORT);
+    client.run(|| echoes(&net::connect(to)?, SECRET))?;
+    let traffic = sniffer.stop()?;
+    ensure!(
+        !traffic.contains(SECRET.as_bytes()),
+        "it crossed in the clear"
+    );
+    ensure!(traffic.tls_records_to(15008) > 0, "nothing went to 15008");
+    for (node, pod) in [("a", &client), ("b", &server)] {
+        let dump = nodes.lab.agent(node)?.config_dump()?;
+        let held = &dump["certificates"];
+        ensure!(held[0]["identity"] == pod.identity(), "{held}");
+        ensure!(held[0]["state"] == "Available", "{held}");
+    }
+    Ok(())
 }
 
 #[test]

@@ -119,6 +119,16 @@ impl Istiod {
         ]
     }
 
+    /// Options with which agents ask it for identities; each has its own token.
+    pub fn authority_options(&self) -> Vec<String> {
+        let root = self.directory.join("root-cert.pem");
+        vec![
+            format!("--ca-address=https://{}", self.address),
+            format!("--ca-hostname={NAME}"),
+            format!("--ca-root={}", root.display()),
+        ]
+    }
+
     /// Everything that it has logged.
     ///
     /// # Errors

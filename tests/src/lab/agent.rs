@@ -70,7 +70,10 @@ impl Agent {
             .stdout(output.try_clone()?)
             .stderr(output);
         // Unless somebody else is to be asked.
-        if !options.iter().any(|option| option == "--ca-address") {
+        if !options
+            .iter()
+            .any(|option| option.starts_with("--ca-address"))
+        {
             command.arg("--ca-dir").arg(directory.join("ca"));
         }
         let (command, place) = match account {
