@@ -12,7 +12,7 @@ use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
 use crate::http::{self, Answered, Body, Handover, Inflow, Recording, Refusal, Relayed, Version};
-use crate::judgement::{self, Call};
+use crate::judgement::{self, Call, Demanded};
 use crate::model::{
     AbortAnswer, BackendTarget, Fault, HeaderModifier, HttpAction, HttpRouteEntry, HttpRule,
     PathNormalization, PortRoutes, RetryPolicy, Snapshot, TracingSettings,
@@ -346,11 +346,14 @@ impl Exchange<'_> {
             source: self.client.source,
             destination: unjudged.destination,
             server: server.as_ref(),
-            port: self.client.dialled.port(),
             waypoint: Some(&layer7.waypoint_identity),
         };
+        let demanded = Demanded {
+            demands: &layer7.demands,
+            port: self.client.dialled.port(),
+        };
         let asker = self.client.asker();
-        let judged = judgement::judge(asker, &layer7.demands, &call, request).await?;
+        let judged = judgement::judge(asker, &[demanded], &call, request).await?;
         Ok(judged.response)
     }
 

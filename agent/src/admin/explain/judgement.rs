@@ -14,7 +14,7 @@ use userspace_l7::model::{
 };
 use userspace_l7::policy::http::{HttpDecision, HttpRequest, HttpVerdict, judge_http};
 use userspace_l7::policy::jwt::{self, Claims, KeySet, TokenError};
-use userspace_l7::policy::{self, Connection};
+use userspace_l7::policy::{self, Connection, Way};
 use userspace_l7::route::{self, Towards};
 
 use super::routing::{Backend, BackendKind, Routing};
@@ -49,8 +49,8 @@ pub(super) fn walk(inquiry: &Inquiry<'_>, routing: &Routing<'_>) -> Judgement {
             .push(backend_step(inquiry, routing, backend, total, &mut servers));
     }
     layer4(inquiry, called(routing), &servers, &mut judged.policies);
-    if let Some((demands, waypoint)) = demands(inquiry, routing) {
-        layer7(inquiry, demands, waypoint, &servers, &mut judged);
+    for demanded in demands(inquiry, routing, &servers) {
+        layer7(inquiry, &demanded, &servers, &mut judged);
     }
     judged
 }
@@ -82,6 +82,30 @@ type Called<'a> = (&'a NamespacedHostname, &'a ServiceLayer7);
 
 fn called<'a>(routing: &Routing<'a>) -> Option<Called<'a>> {
     Some((&routing.service?.key, &**routing.layer7?))
+}
+
+/// The same, as far as its waypoint's name is lent to what reaches a workload: not on the client's own way.
+fn lent<'a>(
+    inquiry: &Inquiry<'_>,
+    called: Option<Called<'a>>,
+    (workload, address): (&Workload, SocketAddr),
+) -> Option<Called<'a>> {
+    let is_lent =
+        |called: &Called<'_>| way(inquiry, *called, workload, address) == Some(Way::Producer);
+    called.filter(is_lent)
+}
+
+fn way(
+    inquiry: &Inquiry<'_>,
+    (service, layer7): Called<'_>,
+    workload: &Workload,
+    address: SocketAddr,
+) -> Option<Way> {
+    let number = inquiry.dialled.port();
+    let port = layer7.ports.get(&number)?;
+    let namespace = Some(&*inquiry.client.namespace);
+    let to = (workload, address.port());
+    policy::way(inquiry.snapshot, to, (service, number), port, namespace)
 }
 
 impl Judgement {
@@ -321,6 +345,7 @@ fn layer4_verdict(
     address: SocketAddr,
 ) -> String {
     let client = proven(inquiry, workload);
+    let called = lent(inquiry, called, (workload, address));
     let connection = connection(inquiry, client.as_ref(), (called, address));
     let decision = policy::judge(inquiry.snapshot, workload, &connection).decision;
     match decision {
@@ -365,6 +390,7 @@ fn layer4(
     let mut seen = BTreeSet::new();
     for (workload, address) in servers {
         let identity = proven(inquiry, workload);
+        let called = lent(inquiry, called, (workload, *address));
         let connection = connection(inquiry, identity.as_ref(), (called, *address));
         steps.extend(strictness(inquiry.snapshot, workload, &connection));
         for policy in inquiry.snapshot.policies_for(workload) {
@@ -447,28 +473,64 @@ fn verdict(rule: Option<usize>, dry_run: bool) -> String {
     }
 }
 
-/// What is demanded, and on whose behalf requests come.
+/// What has to be met, and how.
+struct Demanded<'a> {
+    demands: &'a Demands,
+    /// The port that was called, as who demands this counts ports.
+    port: u16,
+    /// On whose behalf requests come.
+    waypoint: Option<&'a SpiffeId>,
+}
+
+/// What is demanded by the service that was called, or by the workload's own waypoint; and on the client's own way by
+/// the services that it leads to.
 fn demands<'a>(
     inquiry: &Inquiry<'a>,
     routing: &Routing<'a>,
-) -> Option<(&'a Demands, &'a SpiffeId)> {
-    if let Some(layer7) = routing.layer7 {
-        return routing
-            .is_http
-            .then_some((&*layer7.demands, &layer7.waypoint_identity));
+    servers: &[(Arc<Workload>, SocketAddr)],
+) -> Vec<Demanded<'a>> {
+    let Some(layer7) = routing.layer7 else {
+        let own = inquiry.snapshot.workload_at(inquiry.dialled.ip());
+        let own = own.and_then(|own| inquiry.snapshot.workloads_layer7.get(&own.uid));
+        let own = own.map(|own| Demanded {
+            demands: &own.demands,
+            port: inquiry.dialled.port(),
+            waypoint: Some(&own.waypoint_identity),
+        });
+        return own.into_iter().collect();
+    };
+    if !routing.is_http {
+        return Vec::new();
     }
-    let workload = inquiry.snapshot.workload_at(inquiry.dialled.ip())?;
-    let own = inquiry.snapshot.workloads_layer7.get(&workload.uid)?;
-    Some((&*own.demands, &own.waypoint_identity))
+    let first = called(routing).zip(servers.first());
+    let taken = first.and_then(|(called, (server, address))| way(inquiry, called, server, *address));
+    let by = match &taken {
+        Some(Way::Consumer(by)) => &**by,
+        Some(Way::Producer) | None => &[],
+    };
+    let besides = by.iter().filter_map(|(service, port)| {
+        let layer7 = inquiry.snapshot.services_layer7.get(service)?;
+        Some(Demanded {
+            demands: &layer7.demands,
+            port: *port,
+            waypoint: None,
+        })
+    });
+    let own = Demanded {
+        demands: &layer7.demands,
+        port: inquiry.dialled.port(),
+        waypoint: by.is_empty().then_some(&layer7.waypoint_identity),
+    };
+    std::iter::once(own).chain(besides).collect()
 }
 
 fn layer7(
     inquiry: &Inquiry<'_>,
-    demands: &Demands,
-    waypoint: &SpiffeId,
+    demanded: &Demanded<'_>,
     servers: &[(Arc<Workload>, SocketAddr)],
     judged: &mut Judgement,
 ) {
+    let demands = demanded.demands;
     let server = servers.first();
     let identity = inquiry.client.identity();
     let is_proven = inquiry.client.protocol == TunnelProtocol::Hbone;
@@ -494,9 +556,9 @@ fn layer7(
         source: client_address(inquiry),
         remote: client_address(inquiry),
         destination: server.map_or(inquiry.dialled, |(_, address)| *address),
-        service_port: inquiry.dialled.port(),
+        service_port: demanded.port,
         token: token.as_ref(),
-        waypoint_identity: Some(waypoint),
+        waypoint_identity: demanded.waypoint,
     };
     let at = match server {
         Some((workload, _)) if is_culvert(workload) => workload.node.to_string(),

@@ -77,6 +77,7 @@ fn claim(called: bool) -> BytesClaim {
             side: Side::default(),
             port: 90,
         }),
+        besides: Vec::new(),
         workload: server(),
         waypoint: Some("spiffe://td/ns/shop/sa/waypoint".parse().unwrap()),
         identity: Some("spiffe://td/ns/clients/sa/client".parse().unwrap()),
