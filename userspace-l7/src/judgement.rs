@@ -66,6 +66,9 @@ pub(crate) async fn judge(
     call: &Call<'_>,
     (parts, body): (&mut request::Parts, &mut Inflow),
 ) -> Result<Judged, Refusal> {
+    // Before all else, as Envoy does: policies and authorizers see what the application will.
+    let names_clients = demanded.iter().any(|one| one.demands.names_clients);
+    name_client(call, names_clients, &mut parts.headers);
     for one in demanded {
         jwt::sanitize(&one.demands.authentication, &mut parts.headers);
     }
@@ -98,9 +101,6 @@ pub(crate) async fn judge(
     }
     for token in tokens.iter().flatten() {
         token.apply(parts);
-    }
-    if demanded.iter().any(|one| one.demands.names_clients) {
-        name_client(call, &mut parts.headers);
     }
     Ok(Judged { allowed, response })
 }
@@ -193,13 +193,19 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Tells the application who calls, in the form of Istio's waypoint, and nothing that a client says of itself.
-fn name_client(call: &Call<'_>, headers: &mut HeaderMap) {
-    drop(headers.remove(CLIENT_CERT));
-    let (Some(client), Some(waypoint)) = (call.identity, call.waypoint) else {
+/// Takes away what a client says of its own certificate (Envoy's `SANITIZE`); tells the application who calls in its
+/// stead, in the form of Istio's waypoint, where it is to be told.
+fn name_client(call: &Call<'_>, is_told: bool, headers: &mut HeaderMap) {
+    disown(headers);
+    let (true, Some(client), Some(waypoint)) = (is_told, call.identity, call.waypoint) else {
         return;
     };
     if let Ok(named) = HeaderValue::try_from(format!("By={waypoint};URI={client}")) {
         drop(headers.insert(CLIENT_CERT, named));
     }
+}
+
+/// Takes away what only a proxy may say: whose certificate the client has shown.
+pub(crate) fn disown(headers: &mut HeaderMap) {
+    drop(headers.remove(CLIENT_CERT));
 }

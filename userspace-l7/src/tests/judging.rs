@@ -65,3 +65,27 @@ fn a_consumer_route_leads_around_no_demand() {
         assert_eq!(status, "403", "what web demands is gone around");
     });
 }
+
+#[test]
+fn what_a_client_says_of_its_certificate_reaches_nobody() {
+    on_both_backends(|| async {
+        for is_judged_there in [true, false] {
+            let mesh = Mesh::new();
+            let at = if is_judged_there {
+                mesh.server("one")
+            } else {
+                mesh.outsider("one")
+            };
+            let app = Application::named(at, "one");
+            let web = mesh.service("web", &["one"]);
+            mesh.bind("web", AppProtocol::Http1, PortRoutes::None);
+            let mut talk = mesh.dial(web).await;
+            talk.say("GET / HTTP/1.1\r\nhost: web\r\nx-forwarded-client-cert: URI=spiffe://td/ns/a/sa/b\r\n\r\n")
+                .await;
+            let (head, _body) = talk.message().await;
+            assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+            let seen = app.heard();
+            assert!(!seen.concat().contains("client-cert"), "{seen:?}");
+        }
+    });
+}

@@ -116,6 +116,8 @@ impl Exchange<'_> {
         let upgrade = http::wants_upgrade(&parts);
         http::receive(&mut parts).map_err(Refusal::Malformed)?;
         http::strip(&mut parts.headers, upgrade.as_ref());
+        // Also where nobody judges what goes on, as of a mirror.
+        judgement::disown(&mut parts.headers);
         spell_path(&mut parts, self.snapshot.path_normalization)?;
         self.identify(&mut parts, account);
 
