@@ -30,6 +30,27 @@ pub(super) struct Destination<'a> {
     pub(super) endpoints: &'a Endpoints,
 }
 
+/// A request's two heads, where its endpoints are not of one kind.
+pub(super) struct Variants {
+    /// As it goes where nobody judges it any more.
+    pub(super) here: request::Parts,
+    /// As it goes to a node that judges it by itself.
+    pub(super) there: request::Parts,
+}
+
+impl Variants {
+    /// Gives a request the head that is for a target.
+    fn dress(&self, is_judged_there: bool, request: &mut Request<Body>) {
+        let parts = if is_judged_there {
+            &self.there
+        } else {
+            &self.here
+        };
+        *request.uri_mut() = parts.uri.clone();
+        *request.headers_mut() = parts.headers.clone();
+    }
+}
+
 /// An attempt without a response.
 struct Failed {
     attempt: Attempt<'static>,
@@ -65,13 +86,16 @@ impl Again {
 pub(super) async fn forward(
     client: &Client,
     to: &Destination<'_>,
-    (mut request, recording): (Request<Body>, Option<Recording>),
+    ((mut request, recording), variants): ((Request<Body>, Option<Recording>), Option<&Variants>),
     account: &mut Account,
 ) -> Result<Answered, Refusal> {
     let (mut retries, mut stale) = (0, 0);
     loop {
         let target = pick(retries, &to.endpoints.targets, to.retry);
         let target = target.ok_or(Refusal::NoHealthyUpstream)?;
+        if let Some(variants) = variants {
+            variants.dress(client.is_judged_at(target), &mut request);
+        }
         let attended = to.endpoints.group.attend(target.destination);
         account.asks(target, (&to.service.key, to.port), attended);
         let again = remember(&request, recording.as_ref(), to);

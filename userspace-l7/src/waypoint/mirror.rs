@@ -22,12 +22,20 @@ use super::client::{Client, version_towards};
 /// Time that a mirror has for its whole answer.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// A request's head.
+pub(super) struct Heads<'a> {
+    /// As it goes where nobody judges it any more.
+    pub(super) here: &'a request::Parts,
+    /// As it goes to nodes that judge it by themselves, if that is another.
+    pub(super) there: Option<&'a request::Parts>,
+}
+
 /// Sends a copy of a request to a mirror, unless too many are under way. Nobody waits for what comes of it.
 pub(super) fn send(
     client: &Rc<Client>,
     snapshot: &Arc<Snapshot>,
     mirror: &Mirror,
-    mut parts: request::Parts,
+    heads: &Heads<'_>,
     body: Body,
 ) {
     let BackendTarget::Service {
@@ -42,15 +50,20 @@ pub(super) fn send(
         debug!(mirror = %service, "too many copies are under way");
         return;
     };
-    if mirror.shadow_host {
-        shadow(&mut parts.headers);
-    }
+    let dressed = |parts: &request::Parts| {
+        let mut parts = parts.clone();
+        if mirror.shadow_host {
+            shadow(&mut parts.headers);
+        }
+        parts
+    };
+    let (here, there) = (dressed(heads.here), heads.there.map(dressed));
     let (client, snapshot) = (Rc::clone(client), Arc::clone(snapshot));
     let (service, port, subset) = (service.clone(), *port, subset.clone());
     drop(tokio::task::spawn_local(async move {
         let copy = async {
             let service = snapshot.services.get(&service)?;
-            let version = version_towards(&snapshot, service, port, Version::of(parts.version));
+            let version = version_towards(&snapshot, service, port, Version::of(here.version));
             let towards = client.towards(service, port, subset.as_ref());
             let policy = endpoints::policy(&snapshot, &towards);
             let regard = (policy, Wish::default());
@@ -60,6 +73,8 @@ pub(super) fn send(
             let target = endpoints.targets.first()?;
             let _admitted = endpoints.admit_request()?;
             let _attended = endpoints.group.attend(target.destination);
+            let there = there.filter(|_| client.is_judged_at(target));
+            let mut parts = there.unwrap_or(here);
             http::send(&mut parts, version, &service.key.hostname);
             let taken = upstream::take(&client.origin(), (&endpoints, target), version, false)
                 .await

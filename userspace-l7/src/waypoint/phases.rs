@@ -29,9 +29,11 @@ use super::affinity::Affinity;
 use super::after::After;
 use super::backend::Backend;
 use super::client::Client;
-use super::forward::{self, Destination};
+use super::forward::{self, Destination, Variants};
+use super::grpc;
+use super::judging;
 use super::limits;
-use super::{grpc, mirror};
+use super::mirror::{self, Heads};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -133,13 +135,27 @@ impl Exchange<'_> {
         let origin = parts.headers.get(ORIGIN).cloned();
         let mut affinity = Affinity::of(rule, &parts);
         let backend = self.choose_backend(matched, &affinity)?;
-        let endpoints = backend.endpoints(self.client, &self.snapshot, (&mut affinity, &parts))?;
+        let mut endpoints =
+            backend.endpoints(self.client, &self.snapshot, (&mut affinity, &parts))?;
         let version = match upgrade {
             // A change of protocol exists in HTTP/1.1 only.
             Some(_) => Version::Http1,
             None => backend.version(&self.snapshot, &endpoints.policy, client_version),
         };
         let default_retry = RetryPolicy::default();
+        let limit = grpc::timeout(&parts.headers, rule.and_then(|rule| rule.timeout));
+
+        let mut body = Inflow::counted(body, account.open());
+        let plan = judging::plan(self.client, &self.snapshot, rule, &mut endpoints.targets);
+        // As it goes to nodes that judge it, where it is judged here for others.
+        let mut unjudged = (plan.here && plan.there).then(|| parts.clone());
+        let changes = if plan.here {
+            let target = plan.target.as_ref();
+            self.judge_here(target, (&mut parts, &mut body)).await?
+        } else {
+            Vec::new()
+        };
+        account.admitted(endpoints.admit_request().ok_or(Refusal::Overflow)?);
         let to = Destination {
             service: backend.service,
             port: backend.port,
@@ -147,28 +163,35 @@ impl Exchange<'_> {
             retry: rule.map_or(&default_retry, |rule| &rule.retry),
             endpoints: &endpoints,
         };
-        let limit = grpc::timeout(&parts.headers, rule.and_then(|rule| rule.timeout));
-
-        let mut body = Inflow::counted(body, account.open());
-        let changes = self
-            .judge_here(&endpoints.targets, (&mut parts, &mut body))
-            .await?;
-        account.admitted(endpoints.admit_request().ok_or(Refusal::Overflow)?);
         change_by_rule(&mut parts, matched)?;
+        if let Some(parts) = &mut unjudged {
+            change_by_rule(parts, matched)?;
+        }
         let has_copies = rule.is_some_and(|rule| !rule.mirrors.is_empty());
         let (body, recording) = forward::prepare(body, &to, has_copies);
         if let Some(rule) = rule {
-            self.mirror(rule, &parts, recording.as_ref(), body.is_end_stream());
+            let heads = Heads {
+                here: &parts,
+                there: unjudged.as_ref(),
+            };
+            self.mirror(rule, &heads, recording.as_ref(), body.is_end_stream());
         }
-        if let Some(reference) = backend.reference {
-            modify(&reference.request_headers, &mut parts.headers);
+        for parts in std::iter::once(&mut parts).chain(&mut unjudged) {
+            if let Some(reference) = backend.reference {
+                modify(&reference.request_headers, &mut parts.headers);
+            }
+            http::send(parts, version, &self.client.service.key.hostname);
         }
-        http::send(&mut parts, version, &self.client.service.key.hostname);
 
         let deadline = limit.map(|limit| self.arrived + limit);
+        let variants = unjudged.map(|there| {
+            let here = parts.clone();
+            Variants { here, there }
+        });
         let request = (Request::from_parts(parts, body), recording);
         let answered = {
-            let forwarded = pin!(forward::forward(self.client, &to, request, account));
+            let sent = (request, variants.as_ref());
+            let forwarded = pin!(forward::forward(self.client, &to, sent, account));
             within(deadline, forwarded).await
         };
         let answered =
@@ -330,23 +353,19 @@ impl Exchange<'_> {
     /// What is to be made of the response comes back.
     async fn judge_here(
         &self,
-        targets: &[Target],
+        target: Option<&Target>,
         request: (&mut request::Parts, &mut Inflow),
     ) -> Result<Vec<HeaderChange>, Refusal> {
-        let is_unknown = self.client.is_unknown_beyond();
-        let is_unjudged = |target: &&Target| is_unknown || !target.is_judged_there();
-        let Some(unjudged) = targets.iter().find(is_unjudged) else {
-            return Ok(Vec::new());
-        };
         let Some(layer7) = self.client.layer7(&self.snapshot) else {
             return Ok(Vec::new());
         };
-        let server = unjudged.workload.as_ref().map(|one| one.identity());
+        let workload = target.and_then(|target| target.workload.as_ref());
+        let server = workload.map(|one| one.identity());
         let identity = self.client.identity();
         let call = Call {
             identity: Some(&identity),
             source: self.client.source,
-            destination: unjudged.destination,
+            destination: target.map_or(self.client.dialled, |target| target.destination),
             server: server.as_ref(),
             waypoint: Some(&layer7.waypoint_identity),
         };
@@ -363,7 +382,7 @@ impl Exchange<'_> {
     fn mirror(
         &self,
         rule: &HttpRule,
-        parts: &request::Parts,
+        heads: &Heads<'_>,
         recording: Option<&Recording>,
         is_empty: bool,
     ) {
@@ -376,7 +395,7 @@ impl Exchange<'_> {
                 None if is_empty => Body::Empty,
                 None => continue,
             };
-            mirror::send(self.client, &self.snapshot, one, parts.clone(), body);
+            mirror::send(self.client, &self.snapshot, one, heads, body);
         }
     }
 

@@ -1,0 +1,140 @@
+//! Where a request is judged: at the endpoint's node where that is another agent, which learns who asks; here for every
+//! other endpoint. Pure.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::client::Client;
+use crate::model::{
+    BackendTarget, Demands, HttpPolicyAction, HttpRule, NamespacedHostname, Snapshot,
+};
+use crate::model::{Peer, TunnelProtocol, Workload};
+use crate::route::{MAX_ATTEMPTS, Target};
+
+/// Who judges a request.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Plan {
+    /// This node does.
+    pub(super) here: bool,
+    /// For this target, unless it is for a mirror only.
+    pub(super) target: Option<Target>,
+    /// Some target's node does, too.
+    pub(super) there: bool,
+}
+
+/// Decides who judges a request of the rule to these targets, by the one that is to be tried first. Where others are of
+/// the other kind they stay, unless somebody would have to be asked about the request twice.
+pub(super) fn plan(
+    client: &Client,
+    snapshot: &Snapshot,
+    rule: Option<&Arc<HttpRule>>,
+    targets: &mut SmallVec<[Target; MAX_ATTEMPTS]>,
+) -> Plan {
+    let demands = client.layer7(snapshot).map(|layer7| &*layer7.demands);
+    let is_judged = |target: &Target| client.is_judged_at(target);
+    let plan = decide(demands.is_some_and(asks), targets, &is_judged);
+    let mirrors = rule.map_or(&[][..], |rule| &rule.mirrors);
+    let is_copied_past = mirrors.iter().any(|mirror| match &mirror.target {
+        BackendTarget::Service { service, .. } => {
+            client.is_unknown_beyond() || is_open(snapshot, service)
+        }
+        BackendTarget::Invalid { .. } => false,
+    });
+    Plan {
+        here: plan.here || is_copied_past,
+        there: plan.there || (!mirrors.is_empty() && !client.is_unknown_beyond()),
+        ..plan
+    }
+}
+
+fn decide(
+    asks: bool,
+    targets: &mut SmallVec<[Target; MAX_ATTEMPTS]>,
+    is_judged: &dyn Fn(&Target) -> bool,
+) -> Plan {
+    let Some(first) = targets.first().map(is_judged) else {
+        return Plan::default();
+    };
+    if asks {
+        targets.retain(|target| is_judged(target) == first);
+    }
+    let unjudged = targets.iter().find(|target| !is_judged(target));
+    Plan {
+        here: unjudged.is_some(),
+        target: unjudged.cloned(),
+        there: targets.iter().any(is_judged),
+    }
+}
+
+/// Whether somebody may have to be asked about requests.
+fn asks(demands: &Demands) -> bool {
+    let mut policies = demands.authorization.iter();
+    policies.any(|policy| matches!(policy.action, HttpPolicyAction::Custom(_)))
+}
+
+/// Whether nobody judges what comes to some endpoint of a service.
+fn is_open(snapshot: &Snapshot, service: &NamespacedHostname) -> bool {
+    let is_ours = |workload: &Arc<Workload>| {
+        workload.protocol == TunnelProtocol::Hbone && workload.peer == Peer::Culvert
+    };
+    let mut endpoints = snapshot.endpoints_of(service).iter();
+    endpoints.any(|endpoint| {
+        !snapshot
+            .workloads
+            .get(&endpoint.workload)
+            .is_some_and(is_ours)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use smallvec::SmallVec;
+
+    use super::{MAX_ATTEMPTS, Plan, Target, decide};
+    use crate::route::Transport;
+
+    /// Ports of targets, of which those above 1000 are judged where they are.
+    fn targets(ports: &[u16]) -> SmallVec<[Target; MAX_ATTEMPTS]> {
+        let target = |port: &u16| Target {
+            destination: SocketAddr::from(([10, 0, 0, 1], *port)),
+            transport: Transport::Plain,
+            workload: None,
+        };
+        ports.iter().map(target).collect()
+    }
+
+    #[track_caller]
+    fn check(asks: bool, ports: &[u16], kept: &[u16], here: Option<u16>, there: bool) {
+        let mut targets_left = targets(ports);
+        let plan = decide(asks, &mut targets_left, &|target| {
+            target.destination.port() > 1000
+        });
+        let expected = Plan {
+            here: here.is_some(),
+            target: here.and_then(|port| targets(&[port]).pop()),
+            there,
+        };
+        assert_eq!(plan, expected, "{ports:?}");
+        assert_eq!(targets_left, targets(kept), "{ports:?}");
+    }
+
+    #[test]
+    fn endpoints_of_one_kind_are_judged_in_one_place() {
+        for asks in [false, true] {
+            check(asks, &[1001, 1002], &[1001, 1002], None, true);
+            check(asks, &[1, 2], &[1, 2], Some(1), false);
+            check(asks, &[], &[], None, false);
+        }
+    }
+
+    #[test]
+    fn endpoints_of_both_kinds_are_judged_in_both_places_but_nobody_is_asked_twice() {
+        check(false, &[1001, 2, 1003], &[1001, 2, 1003], Some(2), true);
+        check(false, &[1, 1002], &[1, 1002], Some(1), true);
+        check(true, &[1001, 2, 1003], &[1001, 1003], None, true);
+        check(true, &[1, 1002, 3], &[1, 3], Some(1), false);
+    }
+}
