@@ -137,6 +137,39 @@ fn decide(
     }
 }
 
+/// Whether a request would be refused, as far as that can be told without asking anybody and without keys that may be
+/// missing here: by whoever judges it with them.
+///
+/// # Errors
+/// [`Refusal::Denied`].
+pub(crate) fn foresee(
+    hub: &Hub,
+    one: &Demanded<'_>,
+    call: &Call<'_>,
+    parts: &request::Parts,
+) -> Result<(), Refusal> {
+    let demands = one.demands;
+    if demands.authorization.is_empty() {
+        return Ok(());
+    }
+    let first = ask_first(demands, &call.request(hub, one.port, parts, None));
+    // What an answer would make of the request is not known.
+    if first.map_err(Refusal::Denied)?.is_some() {
+        return Ok(());
+    }
+    let keys = |keys: &_| hub.keys.of(keys);
+    let head = http::head_of(parts);
+    let token = jwt::authenticate(&demands.authentication, &keys, &head, SystemTime::now());
+    let Ok(token) = token else {
+        return Ok(());
+    };
+    let request = call.request(hub, one.port, parts, token.as_ref());
+    match judge_http(demands, &request).decision {
+        HttpDecision::Denied(denial) => Err(Refusal::Denied(denial)),
+        HttpDecision::Allowed(_) | HttpDecision::Ask(_) => Ok(()),
+    }
+}
+
 /// Asks one after the other, each about the request that the former ones have made of it.
 async fn ask_all(
     asker: Asker<'_>,

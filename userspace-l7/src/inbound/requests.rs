@@ -23,13 +23,14 @@ use crate::http::{
 };
 use crate::hub::Hub;
 use crate::judgement::{self, Call, Demanded, Judged};
-use crate::model::{Opening, Side, Snapshot, SpiffeId, Workload};
+use crate::model::{BackendTarget, Opening, PortRoutes, Side, Snapshot, SpiffeId, Workload};
 use crate::origination::OriginationError;
 use crate::pod::{Family, Pod};
-use crate::policy::ext_authz;
+use crate::policy::{ext_authz, selects};
 use crate::relay::{Far, Pass};
 use crate::ring::Tcp;
 use crate::route::Target;
+use crate::route::http::{Filters, Original};
 use crate::telemetry::OpenFlow;
 use crate::upstream;
 
@@ -148,9 +149,20 @@ impl Exchange {
         http::strip(&mut parts.headers, upgrade.as_ref());
         let snapshot = self.hub.snapshot();
         let mut body = Inflow::new(body);
+        let told = Original::take(&mut parts.headers);
+        let restored = told.and_then(|told| self.restore(&snapshot, &told, &parts));
+        // What was asked for is judged, and what the rule makes of that is handed on.
+        let filters = restored.map(|(original, filters)| {
+            parts = original;
+            filters
+        });
         let judged = self.judge(&snapshot, (&mut parts, &mut body)).await?;
         if let Some(allowed) = &judged.allowed {
             http::respell(&mut parts, allowed.path()).map_err(Refusal::Malformed)?;
+        }
+        if let Some(filters) = filters {
+            let changed = filters.apply(&mut parts);
+            changed.map_err(|_why| Refusal::Unrewritable)?;
         }
         http::send(&mut parts, version, &self.to);
         let mut answered = self.forward(key, version, parts, body).await?;
@@ -162,6 +174,29 @@ impl Exchange {
             return switched.await.map_err(|(refusal, ())| refusal);
         }
         Ok(http::relay(answered, ()))
+    }
+
+    /// The request as it was before a rule of the service that was called changed it, if one leads from there to what has
+    /// arrived.
+    fn restore<'s>(
+        &self,
+        snapshot: &'s Snapshot,
+        told: &Original,
+        arrived: &request::Parts,
+    ) -> Option<(request::Parts, Filters<'s>)> {
+        let (called, identity) = (self.called.as_ref()?, self.identity.as_ref()?);
+        let layer7 = snapshot.services_layer7.get(&called.service)?;
+        let port = layer7.at(called.side).ports.get(&called.port)?;
+        let PortRoutes::Http(table) = port.routes_for(identity.namespace()) else {
+            return None;
+        };
+        let serves = |target: &BackendTarget| match target {
+            BackendTarget::Service { service, port, .. } => {
+                selects(snapshot, &self.workload, self.to.port(), service, *port)
+            }
+            BackendTarget::Invalid { .. } => false,
+        };
+        told.restore(arrived, table, &serves)
     }
 
     /// The demands that hold now, and the waypoint that the request went through. No demands once the binding is gone

@@ -1,15 +1,19 @@
 //! Where a request is judged: at the endpoint's node where that is another agent, which learns who asks; here for every
-//! other endpoint. Pure.
+//! other endpoint.
 
 use std::sync::Arc;
 
+use ::http::request;
 use smallvec::SmallVec;
 
 use super::client::Client;
+use crate::http::{Inflow, Refusal};
+use crate::judgement::{self, Call, Demanded};
 use crate::model::{
     BackendTarget, Demands, HttpPolicyAction, HttpRule, NamespacedHostname, Snapshot,
 };
 use crate::model::{Peer, TunnelProtocol, Workload};
+use crate::policy::ext_authz::HeaderChange;
 use crate::route::{MAX_ATTEMPTS, Target};
 
 /// Who judges a request.
@@ -21,6 +25,71 @@ pub(super) struct Plan {
     pub(super) target: Option<Target>,
     /// Some target's node does, too.
     pub(super) there: bool,
+}
+
+/// Enforces the service's demands where no endpoint's node will: outside the mesh, where another data plane answers that
+/// sees connections only, where it will not learn who asks, or where nobody is asked at all.
+///
+/// What is to be made of the response comes back.
+///
+/// # Errors
+/// As [`judgement::judge`].
+///
+/// # Cancel safety
+/// As [`judgement::judge`].
+pub(super) async fn judge_here(
+    client: &Client,
+    snapshot: &Snapshot,
+    target: Option<&Target>,
+    request: (&mut request::Parts, &mut Inflow),
+) -> Result<Vec<HeaderChange>, Refusal> {
+    let Some(layer7) = client.layer7(snapshot) else {
+        return Ok(Vec::new());
+    };
+    let workload = target.and_then(|target| target.workload.as_ref());
+    let server = workload.map(|one| one.identity());
+    let identity = client.identity();
+    let call = Call {
+        identity: Some(&identity),
+        source: client.source,
+        destination: target.map_or(client.dialled, |target| target.destination),
+        server: server.as_ref(),
+        waypoint: Some(&layer7.waypoint_identity),
+    };
+    let demanded = Demanded {
+        demands: &layer7.demands,
+        port: client.dialled.port(),
+    };
+    let judged = judgement::judge(client.asker(), &[demanded], &call, request).await?;
+    Ok(judged.response)
+}
+
+/// Refuses what the endpoint's node would refuse, if it knows what was asked for before filters change that: it may not
+/// yet, or not any more, have the same route.
+///
+/// # Errors
+/// [`Refusal::Denied`].
+pub(super) fn foresee(
+    client: &Client,
+    snapshot: &Snapshot,
+    parts: &request::Parts,
+) -> Result<(), Refusal> {
+    let Some(layer7) = client.layer7(snapshot) else {
+        return Ok(());
+    };
+    let identity = client.identity();
+    let call = Call {
+        identity: Some(&identity),
+        source: client.source,
+        destination: client.dialled,
+        server: None,
+        waypoint: Some(&layer7.waypoint_identity),
+    };
+    let demanded = Demanded {
+        demands: &layer7.demands,
+        port: client.dialled.port(),
+    };
+    judgement::foresee(&client.hub, &demanded, &call, parts)
 }
 
 /// Decides who judges a request of the rule to these targets, by the one that is to be tried first. Where others are of

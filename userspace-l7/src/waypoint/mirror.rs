@@ -6,14 +6,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::header::{HOST, HeaderValue};
-use ::http::{HeaderMap, Request, request};
+use ::http::{Request, request};
 use hyper::body::Body as _;
 use tracing::debug;
 
 use crate::endpoints;
 use crate::http::{self, Body, Version};
 use crate::model::{BackendTarget, Mirror, Snapshot};
+use crate::route::http as route;
 use crate::traffic::Wish;
 use crate::upstream;
 
@@ -53,7 +53,7 @@ pub(super) fn send(
     let dressed = |parts: &request::Parts| {
         let mut parts = parts.clone();
         if mirror.shadow_host {
-            shadow(&mut parts.headers);
+            route::shadow(&mut parts.headers);
         }
         parts
     };
@@ -93,18 +93,4 @@ pub(super) fn send(
         }
         drop(permit);
     }));
-}
-
-/// Appends `-shadow` to the host, before its port (Envoy does so, for logs to tell copies apart).
-fn shadow(headers: &mut HeaderMap) {
-    let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else {
-        return;
-    };
-    let shadow = match host.rsplit_once(':') {
-        Some((name, port)) if !port.ends_with(']') => format!("{name}-shadow:{port}"),
-        _ => format!("{host}-shadow"),
-    };
-    if let Ok(shadow) = HeaderValue::from_str(&shadow) {
-        drop(headers.insert(HOST, shadow));
-    }
 }

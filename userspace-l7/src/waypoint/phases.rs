@@ -5,22 +5,20 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ::http::header::{HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, ORIGIN, SERVER};
+use ::http::header::{HeaderName, HeaderValue, LOCATION, ORIGIN, SERVER};
 use ::http::{Request, Response, request};
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
 use crate::http::{self, Answered, Body, Handover, Inflow, Recording, Refusal, Relayed, Version};
-use crate::judgement::{self, Call, Demanded};
+use crate::judgement;
 use crate::model::{
-    AbortAnswer, BackendTarget, Fault, HeaderModifier, HttpAction, HttpRouteEntry, HttpRule,
-    PathNormalization, PortRoutes, RetryPolicy, Snapshot, TracingSettings,
+    AbortAnswer, BackendTarget, Fault, HttpAction, HttpRouteEntry, HttpRule, PathNormalization,
+    PortRoutes, RetryPolicy, Snapshot, TracingSettings,
 };
-use crate::policy::ext_authz::HeaderChange;
 use crate::policy::path;
-use crate::route::Target;
-use crate::route::http as route;
+use crate::route::http::{self as route, Filters, Original};
 use crate::telemetry::trace::{Sampler, TraceContext};
 use crate::telemetry::{RequestFlag, RequestFlow};
 
@@ -120,6 +118,7 @@ impl Exchange<'_> {
         http::strip(&mut parts.headers, upgrade.as_ref());
         // Also where nobody judges what goes on, as of a mirror.
         judgement::disown(&mut parts.headers);
+        let _forged = Original::take(&mut parts.headers);
         spell_path(&mut parts, self.snapshot.path_normalization)?;
         self.identify(&mut parts, account);
 
@@ -149,9 +148,23 @@ impl Exchange<'_> {
         let plan = judging::plan(self.client, &self.snapshot, rule, &mut endpoints.targets);
         // As it goes to nodes that judge it, where it is judged here for others.
         let mut unjudged = (plan.here && plan.there).then(|| parts.clone());
+        let filters = matched.map(|entry| Filters {
+            matched: &entry.matches,
+            rule: &entry.rule,
+            backend: backend.reference.map(|one| &one.request_headers),
+            is_shadow: false,
+        });
+        if let Some(filters) = filters.filter(|_| plan.there) {
+            let parts = unjudged.as_mut().unwrap_or(&mut parts);
+            if let Some(original) = Original::of(parts, &filters) {
+                judging::foresee(self.client, &self.snapshot, parts)?;
+                original.tell(&mut parts.headers);
+            }
+        }
         let changes = if plan.here {
-            let target = plan.target.as_ref();
-            self.judge_here(target, (&mut parts, &mut body)).await?
+            let (client, target) = (self.client, plan.target.as_ref());
+            let request = (&mut parts, &mut body);
+            judging::judge_here(client, &self.snapshot, target, request).await?
         } else {
             Vec::new()
         };
@@ -163,9 +176,11 @@ impl Exchange<'_> {
             retry: rule.map_or(&default_retry, |rule| &rule.retry),
             endpoints: &endpoints,
         };
-        change_by_rule(&mut parts, matched)?;
-        if let Some(parts) = &mut unjudged {
-            change_by_rule(parts, matched)?;
+        if let Some(filters) = &filters {
+            for parts in std::iter::once(&mut parts).chain(&mut unjudged) {
+                let changed = filters.apply_rule(parts);
+                changed.map_err(|_why| Refusal::Unrewritable)?;
+            }
         }
         let has_copies = rule.is_some_and(|rule| !rule.mirrors.is_empty());
         let (body, recording) = forward::prepare(body, &to, has_copies);
@@ -177,8 +192,8 @@ impl Exchange<'_> {
             self.mirror(rule, &heads, recording.as_ref(), body.is_end_stream());
         }
         for parts in std::iter::once(&mut parts).chain(&mut unjudged) {
-            if let Some(reference) = backend.reference {
-                modify(&reference.request_headers, &mut parts.headers);
+            if let Some(filters) = &filters {
+                filters.apply_backend(parts);
             }
             http::send(parts, version, &self.client.service.key.hostname);
         }
@@ -347,37 +362,6 @@ impl Exchange<'_> {
         })
     }
 
-    /// Enforces the service's demands where the endpoint's node will not: outside the mesh, where another data
-    /// plane answers that sees connections only, or where it will not learn who asks.
-    ///
-    /// What is to be made of the response comes back.
-    async fn judge_here(
-        &self,
-        target: Option<&Target>,
-        request: (&mut request::Parts, &mut Inflow),
-    ) -> Result<Vec<HeaderChange>, Refusal> {
-        let Some(layer7) = self.client.layer7(&self.snapshot) else {
-            return Ok(Vec::new());
-        };
-        let workload = target.and_then(|target| target.workload.as_ref());
-        let server = workload.map(|one| one.identity());
-        let identity = self.client.identity();
-        let call = Call {
-            identity: Some(&identity),
-            source: self.client.source,
-            destination: target.map_or(self.client.dialled, |target| target.destination),
-            server: server.as_ref(),
-            waypoint: Some(&layer7.waypoint_identity),
-        };
-        let demanded = Demanded {
-            demands: &layer7.demands,
-            port: self.client.dialled.port(),
-        };
-        let asker = self.client.asker();
-        let judged = judgement::judge(asker, &[demanded], &call, request).await?;
-        Ok(judged.response)
-    }
-
     /// Sends the rule's copies on their way.
     fn mirror(
         &self,
@@ -432,27 +416,6 @@ fn spell_path(parts: &mut request::Parts, spelling: PathNormalization) -> Result
     }
     let spelled = path::normalize(path, spelling).map_err(Refusal::InvalidPath)?;
     http::respell(parts, &spelled).map_err(Refusal::Malformed)
-}
-
-/// What the rule makes of the request.
-fn change_by_rule(parts: &mut request::Parts, matched: Matched<'_>) -> Result<(), Refusal> {
-    let Some(HttpRouteEntry { matches, rule }) = matched else {
-        return Ok(());
-    };
-    modify(&rule.request_headers, &mut parts.headers);
-    match &rule.rewrite {
-        Some(rewrite) => {
-            route::rewrite(rewrite, matches, parts).map_err(|_why| Refusal::Unrewritable)
-        }
-        None => Ok(()),
-    }
-}
-
-fn modify(modifier: &HeaderModifier, headers: &mut HeaderMap) {
-    route::modify(modifier, headers);
-    if let Some(authority) = &modifier.authority {
-        drop(headers.insert(HOST, authority.clone()));
-    }
 }
 
 /// The response's head, or 504 once the time is over. The future is a large one, which is not to be moved.
