@@ -35,7 +35,10 @@ fn shop() -> Result<(EchoMesh, SocketAddr)> {
         let seen = mesh.seen("client", to, &Ask::get("/api/ok?a=b"))?;
         ensure!(seen.path == "/ok?a=b" && seen.host == "inner", "{seen:?}");
         ensure!(seen.header("x-role").as_deref() == Some("api"), "{seen:?}");
-        let told = seen.headers.iter().find(|(name, _)| name.starts_with("x-culvert"));
+        let told = seen
+            .headers
+            .iter()
+            .find(|(name, _)| name.starts_with("x-culvert"));
         ensure!(told.is_none(), "{told:?}");
         Ok(())
     })?;
@@ -53,7 +56,8 @@ fn answers(mesh: &EchoMesh, to: SocketAddr, table: &[(&str, u16)]) -> Result<()>
 #[test]
 fn a_rewrite_leads_around_no_refusal() -> Result<()> {
     let (mesh, to) = shop()?;
-    let deny = "  action: DENY\n  rules: [{to: [{operation: {paths: ['/api/admin*', /secret]}}]}]\n";
+    let deny =
+        "  action: DENY\n  rules: [{to: [{operation: {paths: ['/api/admin*', /secret]}}]}]\n";
     mesh.apply("policy.yaml", &policy(deny))?;
     answers(
         &mesh,
@@ -75,7 +79,8 @@ fn a_rewrite_leads_around_no_refusal() -> Result<()> {
     let seen = mesh.seen("client", to, &ask)?;
     ensure!(seen.header("x-culvert-original").is_none(), "{seen:?}");
     // By what a filter sets: nobody has said that.
-    let deny = "  action: DENY\n  rules: [{when: [{key: 'request.headers[x-role]', values: [api]}]}]\n";
+    let deny =
+        "  action: DENY\n  rules: [{when: [{key: 'request.headers[x-role]', values: [api]}]}]\n";
     mesh.apply("policy.yaml", &policy(deny))?;
     answers(&mesh, to, &[("/api/admin/x", 200)])?;
     let ask = Ask::get("/api/ok").with("x-role", "api");
@@ -90,7 +95,8 @@ fn a_rewrite_takes_no_permission_away() -> Result<()> {
     let at = |path: &str| Ask::get(path).host("shop.example");
     mesh.soon_answers("client", to, &at("/ok"), 403)?;
     mesh.soon_answers("client", to, &at("/api/ok"), 200)?;
-    mesh.soon_answers("client", to, &Ask::get("/api/ok"), 403).map(drop)
+    mesh.soon_answers("client", to, &Ask::get("/api/ok"), 403)
+        .map(drop)
 }
 
 #[test]

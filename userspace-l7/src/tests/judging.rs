@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use ::http::StatusCode;
+
 use super::application::Application;
-use super::mesh::{Mesh, forward, key, policy, routes};
+use super::mesh::{Mesh, forward, key, policy, routes, rule};
 use super::on_both_backends;
 use crate::model::{
-    AppProtocol, Demands, HttpMatch, HttpPolicyAction, HttpPolicyRule, OperationMatch, PortRoutes,
-    StringMatch,
+    AbortAnswer, AppProtocol, Demands, Fault, FaultAbort, HttpAction, HttpMatch, HttpPolicyAction,
+    HttpPolicyRule, HttpRule, OperationMatch, PathChange, PathMatch, PathPattern, PortRoutes,
+    Rewrite, StringMatch,
 };
 
 fn get(path: &str) -> String {
@@ -24,7 +27,7 @@ async fn answer(talk: &mut super::application::Talk, request: &str) -> (String, 
 
 /// Refuses requests for this path.
 fn deny(path: &str) -> Demands {
-    let path = crate::model::PathPattern::Text(StringMatch::Exact(path.into()));
+    let path = PathPattern::Text(StringMatch::Exact(path.into()));
     let operation = OperationMatch {
         paths: vec![path],
         ..OperationMatch::default()
@@ -87,5 +90,87 @@ fn what_a_client_says_of_its_certificate_reaches_nobody() {
             let seen = app.heard();
             assert!(!seen.concat().contains("client-cert"), "{seen:?}");
         }
+    });
+}
+
+#[test]
+fn what_is_answered_at_the_clients_node_is_judged_there() {
+    on_both_backends(|| async {
+        let mesh = Mesh::new();
+        let _app = Application::named(mesh.server("one"), "one");
+        let web = mesh.service("web", &["one"]);
+        let at = |path: &str| HttpMatch {
+            path: PathMatch::TextPrefix(path.into()),
+            ..HttpMatch::default()
+        };
+        let respond = rule(HttpAction::Respond {
+            status: StatusCode::IM_A_TEAPOT,
+            body: "short and stout".into(),
+        });
+        let fault = Fault {
+            delay: None,
+            abort: Some(FaultAbort {
+                answer: AbortAnswer::Http(StatusCode::BAD_GATEWAY),
+                per_million: 1_000_000,
+            }),
+        };
+        let faulty = HttpRule {
+            fault: Some(fault),
+            ..forward(&[("web", 1)])
+        };
+        let table = routes(vec![(at("/tea"), respond), (at("/fault"), faulty)]);
+        for (path, status) in [("/tea", "418"), ("/fault", "502"), ("/nowhere", "404")] {
+            mesh.demand("web", AppProtocol::Http1, table.clone(), deny("/other"));
+            let mut talk = mesh.dial(web).await;
+            assert_eq!(answer(&mut talk, &get(path)).await.0, status);
+            mesh.demand("web", AppProtocol::Http1, table.clone(), deny(path));
+            assert_eq!(answer(&mut talk, &get(path)).await.0, "403", "{path}");
+        }
+    });
+}
+
+#[test]
+fn policies_see_what_was_asked_for() {
+    on_both_backends(|| async {
+        let mesh = Mesh::new();
+        let app = Application::named(mesh.server("one"), "one");
+        let web = mesh.service("web", &["one"]);
+        let below = HttpMatch {
+            path: PathMatch::Prefix("/api".into()),
+            ..HttpMatch::default()
+        };
+        let stripping = HttpRule {
+            rewrite: Some(Rewrite {
+                hostname: None,
+                path: Some(PathChange::Prefix("/".into())),
+            }),
+            ..forward(&[("web", 1)])
+        };
+        let table = routes(vec![
+            (below, stripping),
+            (HttpMatch::default(), forward(&[("web", 1)])),
+        ]);
+        mesh.demand(
+            "web",
+            AppProtocol::Http1,
+            table.clone(),
+            deny("/api/closed"),
+        );
+        let mut talk = mesh.dial(web).await;
+        assert_eq!(answer(&mut talk, &get("/api/closed")).await.0, "403");
+        assert_eq!(answer(&mut talk, &get("/closed")).await.0, "200");
+        mesh.demand("web", AppProtocol::Http1, table.clone(), deny("/closed"));
+        assert_eq!(answer(&mut talk, &get("/api/closed")).await.0, "200");
+        assert_eq!(answer(&mut talk, &get("/closed")).await.0, "403");
+        let mut allow = deny("/api/open");
+        let policy = Arc::make_mut(&mut allow.authorization[0]);
+        policy.action = HttpPolicyAction::Allow;
+        mesh.demand("web", AppProtocol::Http1, table, allow);
+        assert_eq!(answer(&mut talk, &get("/api/open")).await.0, "200");
+        assert_eq!(answer(&mut talk, &get("/open")).await.0, "403");
+        let heard = app.heard();
+        let last = heard.last().unwrap();
+        assert!(last.starts_with("GET /open HTTP/1.1"), "{last}");
+        assert!(!heard.concat().contains("x-culvert"), "{heard:?}");
     });
 }

@@ -14,10 +14,10 @@ use tokio::time::Instant;
 use crate::http::{self, Answered, Body, Handover, Inflow, Recording, Refusal, Relayed, Version};
 use crate::judgement;
 use crate::model::{
-    AbortAnswer, BackendTarget, Fault, HttpAction, HttpRouteEntry, HttpRule, PathNormalization,
+    AbortAnswer, BackendTarget, HttpAction, HttpRouteEntry, HttpRule, PathNormalization,
     PortRoutes, RetryPolicy, Snapshot, TracingSettings,
 };
-use crate::policy::path;
+use crate::policy::{ext_authz, path};
 use crate::route::http::{self as route, Filters, Original};
 use crate::telemetry::trace::{Sampler, TraceContext};
 use crate::telemetry::{RequestFlag, RequestFlow};
@@ -122,20 +122,35 @@ impl Exchange<'_> {
         spell_path(&mut parts, self.snapshot.path_normalization)?;
         self.identify(&mut parts, account);
 
-        let matched = self.select(&parts)?;
+        let mut body = Inflow::counted(body, account.open());
+        let matched = match self.select(&parts) {
+            Ok(matched) => matched,
+            Err(why) => return Err(self.refuse_first(why, (&mut parts, &mut body)).await),
+        };
         let rule = matched.map(|entry| &entry.rule);
         if let Some(rule) = rule {
             account.matched(rule);
         }
-        let standing = limits::pass(self.client, &self.snapshot, rule, &mut parts).await?;
-        if let Some(response) = self.answered_early(matched, &parts, account).await {
+        let passed = limits::pass(self.client, &self.snapshot, rule, &mut parts).await;
+        let standing = match passed {
+            Ok(standing) => standing,
+            Err(why) => return Err(self.refuse_first(why, (&mut parts, &mut body)).await),
+        };
+        let request = (&mut parts, &mut body);
+        if let Some(response) = self.answered_early(matched, request, account).await? {
             return Ok(Outcome::Here(response));
         }
         let origin = parts.headers.get(ORIGIN).cloned();
         let mut affinity = Affinity::of(rule, &parts);
-        let backend = self.choose_backend(matched, &affinity)?;
-        let mut endpoints =
-            backend.endpoints(self.client, &self.snapshot, (&mut affinity, &parts))?;
+        let reached = self.choose_backend(matched, &affinity).and_then(|backend| {
+            let regard = (&mut affinity, &parts);
+            let endpoints = backend.endpoints(self.client, &self.snapshot, regard)?;
+            Ok((backend, endpoints))
+        });
+        let (backend, mut endpoints) = match reached {
+            Ok(reached) => reached,
+            Err(why) => return Err(self.refuse_first(why, (&mut parts, &mut body)).await),
+        };
         let version = match upgrade {
             // A change of protocol exists in HTTP/1.1 only.
             Some(_) => Version::Http1,
@@ -144,7 +159,6 @@ impl Exchange<'_> {
         let default_retry = RetryPolicy::default();
         let limit = grpc::timeout(&parts.headers, rule.and_then(|rule| rule.timeout));
 
-        let mut body = Inflow::counted(body, account.open());
         let plan = judging::plan(self.client, &self.snapshot, rule, &mut endpoints.targets);
         // As it goes to nodes that judge it, where it is judged here for others.
         let mut unjudged = (plan.here && plan.there).then(|| parts.clone());
@@ -257,39 +271,57 @@ impl Exchange<'_> {
         }
     }
 
-    /// An answer before any backend is asked: a fault that was ordered, or the rule's own.
+    /// What a request is refused with that comes no further than here: by who judges it, else for this reason.
+    async fn refuse_first(
+        &self,
+        why: Refusal,
+        request: (&mut request::Parts, &mut Inflow),
+    ) -> Refusal {
+        let judged = Box::pin(judging::judge_here(
+            self.client,
+            &self.snapshot,
+            None,
+            request,
+        ));
+        judged.await.err().unwrap_or(why)
+    }
+
+    /// An answer before any backend is asked, to who may ask at all: a fault that was ordered, or the rule's own.
     async fn answered_early(
         &self,
         matched: Matched<'_>,
-        parts: &request::Parts,
+        (parts, body): (&mut request::Parts, &mut Inflow),
         account: &mut Account,
-    ) -> Option<Response<Body>> {
+    ) -> Result<Option<Response<Body>>, Refusal> {
         let fault = matched.and_then(|entry| entry.rule.fault.as_ref());
-        if let Some(fault) = fault
-            && let Some(response) = Box::pin(self.suffer(fault, account)).await
-        {
-            return Some(response);
+        let mut choose = |bound| self.client.hub.choose(bound);
+        let injected = fault.map(|fault| route::fault::inject(fault, &mut choose));
+        let (delay, abort) = injected.map_or((None, None), |one| (one.delay, one.abort));
+        let own = self.answered_here(matched, parts);
+        let mut changes = Vec::new();
+        if abort.is_some() || own.is_some() {
+            let (client, snapshot) = (self.client, &self.snapshot);
+            let judged = Box::pin(judging::judge_here(client, snapshot, None, (parts, body)));
+            changes = judged.await?;
         }
-        let response = self.answered_here(matched, parts)?;
-        account.details(Cow::Borrowed("direct_response"));
-        Some(response)
-    }
-
-    /// A fault that was ordered: waits, and answers in the backend's place.
-    async fn suffer(&self, fault: &Fault, account: &mut Account) -> Option<Response<Body>> {
-        let injected = route::fault::inject(fault, &mut |bound| self.client.hub.choose(bound));
-        if let Some(delay) = injected.delay {
+        if let Some(delay) = delay {
             account.flag(RequestFlag::DelayInjected);
             tokio::time::sleep(delay).await;
         }
-        let answer = injected.abort?;
-        account.flag(RequestFlag::FaultInjected);
-        account.details(Cow::Borrowed("fault_filter_abort"));
-        let text = "fault filter abort";
-        Some(match answer {
-            AbortAnswer::Http(status) => http::plain(status, Bytes::from_static(text.as_bytes())),
-            AbortAnswer::Grpc(code) => http::trailers_only(code, text),
-        })
+        let answer = if let Some(answer) = abort {
+            account.flag(RequestFlag::FaultInjected);
+            account.details(Cow::Borrowed("fault_filter_abort"));
+            Some(aborted(&answer))
+        } else {
+            if own.is_some() {
+                account.details(Cow::Borrowed("direct_response"));
+            }
+            own
+        };
+        Ok(answer.map(|mut response| {
+            ext_authz::apply(&changes, response.headers_mut());
+            response
+        }))
     }
 
     /// The answer of a rule that needs no backend.
@@ -416,6 +448,15 @@ fn spell_path(parts: &mut request::Parts, spelling: PathNormalization) -> Result
     }
     let spelled = path::normalize(path, spelling).map_err(Refusal::InvalidPath)?;
     http::respell(parts, &spelled).map_err(Refusal::Malformed)
+}
+
+/// The answer of a fault that was ordered.
+fn aborted(answer: &AbortAnswer) -> Response<Body> {
+    let text = "fault filter abort";
+    match answer {
+        AbortAnswer::Http(status) => http::plain(*status, Bytes::from_static(text.as_bytes())),
+        AbortAnswer::Grpc(code) => http::trailers_only(*code, text),
+    }
 }
 
 /// The response's head, or 504 once the time is over. The future is a large one, which is not to be moved.

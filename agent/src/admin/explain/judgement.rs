@@ -109,13 +109,18 @@ fn way(
 }
 
 impl Judgement {
-    /// The first of: an answer without a backend, a refusal by layer 7, one by layer 4, delivery.
+    /// Whether layer 7 refuses the request, before anything else becomes of it.
+    pub(super) fn is_denied(&self) -> bool {
+        self.denied.is_some()
+    }
+
+    /// The first of: a refused connection, a refusal by layer 7, an answer without a backend, a refusal by layer 4,
+    /// delivery.
     pub(super) fn expected(&self, routing: &Routing<'_>) -> Expectation {
-        if let Some(answered) = &routing.answered {
-            return answered.clone();
-        }
-        if let Some(denied) = &self.denied {
-            return denied.clone();
+        let answered = routing.answered.as_ref();
+        let refused = answered.filter(|answered| answered.status.is_none());
+        if let Some(first) = refused.or(self.denied.as_ref()).or(answered) {
+            return first.clone();
         }
         if let Some(unbegun) = &self.unbegun {
             let why = format!("the connection to the endpoint cannot begin: {unbegun}");

@@ -97,10 +97,15 @@ fn arrival(to: &str) -> (Parts, Original) {
     let table = table();
     let mut parts = asked();
     let main = filters(&table, "web");
-    Original::of(&parts, &main).unwrap().tell(&mut parts.headers);
+    Original::of(&parts, &main)
+        .unwrap()
+        .tell(&mut parts.headers);
     filters(&table, to).apply(&mut parts).unwrap();
     let told = Original::take(&mut parts.headers).unwrap();
-    assert!(Original::take(&mut parts.headers).is_none(), "it is told once");
+    assert!(
+        Original::take(&mut parts.headers).is_none(),
+        "it is told once"
+    );
     (parts, told)
 }
 
@@ -135,7 +140,11 @@ fn nobody_is_believed_whom_no_rule_bears_out() {
     let mut other = arrived.clone();
     other.uri = "/admin?x=2".parse().unwrap();
     refused("another query", &other);
-    for (name, value) in [("authorization", "Bearer one"), ("x-set", "else"), ("host", "web")] {
+    for (name, value) in [
+        ("authorization", "Bearer one"),
+        ("x-set", "else"),
+        ("host", "web"),
+    ] {
         let mut other = arrived.clone();
         let name: HeaderName = name.parse().unwrap();
         drop(other.headers.insert(name.clone(), value.parse().unwrap()));
@@ -179,6 +188,8 @@ fn what_cannot_be_read_is_as_good_as_nothing() {
     }
     let mut long = request(&format!("/api/{}", "x".repeat(20_000)), &[("host", "web")]);
     let table = table();
-    Original::of(&long, &filters(&table, "web")).unwrap().tell(&mut long.headers);
+    Original::of(&long, &filters(&table, "web"))
+        .unwrap()
+        .tell(&mut long.headers);
     assert_eq!(long.headers.keys().collect::<Vec<_>>(), [HOST]);
 }
