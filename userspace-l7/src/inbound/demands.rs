@@ -17,6 +17,8 @@ pub(super) struct Demanded {
     waypoint: Option<SpiffeId>,
     /// Whether the workload's waypoint has judged it, whose own connection this is.
     is_judged: bool,
+    /// What the port is declared to speak.
+    spoken: AppProtocol,
     protocol: Protocol,
 }
 
@@ -65,6 +67,7 @@ impl Demanded {
             workload: workload.uid.clone(),
             waypoint,
             is_judged,
+            spoken,
             protocol,
         }
     }
@@ -114,6 +117,7 @@ impl Demanded {
             identity: caller.identity.clone(),
             source: caller.address.ip(),
             destination: to,
+            is_declared: matches!(self.spoken, AppProtocol::Tcp | AppProtocol::Tls),
         })
     }
 }

@@ -41,6 +41,8 @@ pub struct BytesClaim {
     pub source: IpAddr,
     /// The workload's own address and port.
     pub destination: SocketAddr,
+    /// Whether the port is declared to carry bytes. On one that is not, these may be requests that nobody could see.
+    pub is_declared: bool,
 }
 
 impl BytesClaim {
@@ -59,9 +61,12 @@ impl BytesClaim {
         if demands.is_empty() {
             return Ok(());
         }
+        if !self.is_declared && !demands.authentication.is_empty() {
+            return Err(HttpDenial::Unseen);
+        }
         let headers = HeaderMap::new();
         let verdict = judge_http(
-            &without_requests(demands),
+            &without_requests(demands, self.is_declared),
             &HttpRequest {
                 head: RequestHead {
                     method: &Method::CONNECT,
