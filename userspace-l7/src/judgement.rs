@@ -31,7 +31,7 @@ pub(crate) struct Call<'a> {
     pub(crate) destination: SocketAddr,
     /// Whose it is, where it can prove it.
     pub(crate) server: Option<&'a SpiffeId>,
-    /// Who the waypoint would be that the request goes through.
+    /// Who the waypoint would be that the request goes through: told to applications, no matter to policies.
     pub(crate) waypoint: Option<&'a SpiffeId>,
 }
 
@@ -207,7 +207,6 @@ impl<'a> Call<'a> {
             destination: self.destination,
             service_port: port,
             token,
-            waypoint_identity: self.waypoint,
         }
     }
 

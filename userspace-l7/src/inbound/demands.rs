@@ -113,7 +113,6 @@ impl Demanded {
             }),
             besides: claimed.map_or_else(Vec::new, |one| one.besides().to_vec()),
             workload: self.workload.clone(),
-            waypoint: self.waypoint.clone(),
             identity: caller.identity.clone(),
             source: caller.address.ip(),
             destination: to,

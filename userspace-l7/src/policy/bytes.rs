@@ -33,8 +33,6 @@ pub struct BytesClaim {
     pub besides: Vec<ServedPort>,
     /// The destination.
     pub workload: WorkloadUid,
-    /// Who the waypoint would be that the connection goes through.
-    pub waypoint: Option<SpiffeId>,
     /// The client's verified identity.
     pub identity: Option<SpiffeId>,
     /// The client's own address.
@@ -83,7 +81,6 @@ impl BytesClaim {
                 destination: self.destination,
                 service_port: port,
                 token: None,
-                waypoint_identity: self.waypoint.as_ref(),
             },
         );
         match verdict.decision {

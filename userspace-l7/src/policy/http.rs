@@ -40,8 +40,6 @@ pub struct HttpRequest<'a> {
     pub service_port: u16,
     /// The validated token.
     pub token: Option<&'a Claims>,
-    /// Who the waypoint would be that this request went through.
-    pub waypoint_identity: Option<&'a SpiffeId>,
 }
 
 /// Judges a request by every policy that speaks about it: CUSTOM first, then DENY, then ALLOW, of which one

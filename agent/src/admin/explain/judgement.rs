@@ -483,8 +483,6 @@ struct Demanded<'a> {
     demands: &'a Demands,
     /// The port that was called, as who demands this counts ports.
     port: u16,
-    /// On whose behalf requests come.
-    waypoint: Option<&'a SpiffeId>,
 }
 
 /// What is demanded by the service that was called, or by the workload's own waypoint; and on the client's own way by
@@ -500,7 +498,6 @@ fn demands<'a>(
         let own = own.map(|own| Demanded {
             demands: &own.demands,
             port: inquiry.dialled.port(),
-            waypoint: Some(&own.waypoint_identity),
         });
         return own.into_iter().collect();
     };
@@ -518,13 +515,11 @@ fn demands<'a>(
         Some(Demanded {
             demands: &layer7.demands,
             port: *port,
-            waypoint: None,
         })
     });
     let own = Demanded {
         demands: &layer7.demands,
         port: inquiry.dialled.port(),
-        waypoint: by.is_empty().then_some(&layer7.waypoint_identity),
     };
     std::iter::once(own).chain(besides).collect()
 }
@@ -563,7 +558,6 @@ fn layer7(
         destination: server.map_or(inquiry.dialled, |(_, address)| *address),
         service_port: demanded.port,
         token: token.as_ref(),
-        waypoint_identity: demanded.waypoint,
     };
     let at = match server {
         Some((workload, _)) if is_culvert(workload) => workload.node.to_string(),

@@ -79,7 +79,6 @@ fn claim(called: bool) -> BytesClaim {
         }),
         besides: Vec::new(),
         workload: server(),
-        waypoint: Some("spiffe://td/ns/shop/sa/waypoint".parse().unwrap()),
         identity: Some("spiffe://td/ns/clients/sa/client".parse().unwrap()),
         source: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:9090".parse().unwrap(),
@@ -137,10 +136,10 @@ fn policies_are_asked_as_far_as_they_are_not_about_requests() {
         ),
         ("allow the client", Allow, from(client), Ok(())),
         (
-            "allow the waypoint",
+            "allow the waypoint, which is nobody's client",
             Allow,
             from("td/ns/shop/sa/waypoint"),
-            Ok(()),
+            missed(),
         ),
         (
             "allow another",

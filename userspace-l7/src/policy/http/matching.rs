@@ -25,7 +25,6 @@ pub(super) struct Facts<'a> {
     path: &'a str,
     identity: Option<&'a SpiffeId>,
     principal: Option<Cow<'a, str>>,
-    waypoint: Option<(&'a SpiffeId, String)>,
     source: IpAddr,
     remote: IpAddr,
     destination: IpAddr,
@@ -40,7 +39,6 @@ impl<'a> Facts<'a> {
             path: path.as_str(),
             identity: request.identity,
             principal: request.identity.map(|id| id.principal().into()),
-            waypoint: request.waypoint_identity.map(|id| (id, id.principal())),
             source: request.source.to_canonical(),
             remote: request.remote.to_canonical(),
             destination: request.destination.ip().to_canonical(),
@@ -106,17 +104,10 @@ impl<'a> Facts<'a> {
             })
     }
 
-    /// A principal written out in full may be the waypoint's, through which the request went; a pattern is
-    /// about clients only, or every client would be of the waypoint's namespace.
+    /// Policies of a waypoint are about its clients: nobody is the waypoint to itself.
     fn match_principal(&self, wanted: &StringMatch) -> bool {
         let client = self.principal.as_deref();
-        let is_waypoint = |exact: &str| {
-            self.waypoint
-                .as_ref()
-                .is_some_and(|(_, principal)| principal == exact)
-        };
         client.is_some_and(|principal| match_text(wanted, principal))
-            || matches!(wanted, StringMatch::Exact(exact) if is_waypoint(exact))
     }
 
     fn match_namespace(&self, wanted: &StringMatch) -> bool {
@@ -127,7 +118,7 @@ impl<'a> Facts<'a> {
         let is = |id: &SpiffeId| {
             id.namespace() == &*wanted.namespace && id.service_account() == &*wanted.service_account
         };
-        self.identity.is_some_and(is) || self.waypoint.as_ref().is_some_and(|(id, _)| is(id))
+        self.identity.is_some_and(is)
     }
 
     fn match_trust_domain(&self, wanted: &StringMatch) -> bool {

@@ -185,28 +185,6 @@ fn a_token_without_a_subject_has_no_principal() {
 }
 
 #[test]
-fn the_waypoint_is_satisfied_where_it_is_named_and_nowhere_else() {
-    const WAYPOINT: &str = "spiffe://td/ns/app/sa/waypoint";
-    let through = get().through(WAYPOINT);
-    let (named, not_named) = field!(principals, not_principals, exact("td/ns/app/sa/waypoint"));
-    check(&named, &through, true);
-    check(&named, &get(), false);
-    check(&named, &through.clone().anonymous(), true);
-    check(&not_named, &through, false);
-    check(&not_named, &get(), true);
-    // The waypoint's namespace is not its clients': patterns are about clients.
-    let (prefix, _) = field!(principals, not_principals, pattern("td/ns/app/*"));
-    check(&prefix, &through, false);
-    let (namespace, _) = field!(namespaces, not_namespaces, exact("app"));
-    check(&namespace, &through, false);
-    let (any, _) = field!(principals, not_principals, pattern("*"));
-    check(&any, &through.clone().anonymous(), false);
-    // And the client is still itself.
-    let (client, _) = field!(principals, not_principals, exact("td/ns/web/sa/client"));
-    check(&client, &through, true);
-}
-
-#[test]
 fn values_are_ored_fields_anded_and_sources_ored() {
     let both = SourceMatch {
         principals: vec![exact("x"), exact("td/ns/web/sa/client")],
