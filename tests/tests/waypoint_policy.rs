@@ -343,6 +343,28 @@ fn a_policy_change_ends_connections_of_bytes_that_it_refuses() -> Result<()> {
     })
 }
 
+#[test]
+fn silence_hides_no_request() -> Result<()> {
+    let mesh = EchoMesh::shop()?;
+    let _bytes = Server::start(mesh.pod("echo-v1")?, Ipv6Addr::UNSPECIFIED, 8443, echo)?;
+    // A port that declares nothing.
+    let to = mesh.at("echo-v1", 443)?;
+    let carried = || {
+        mesh.pod("client")?
+            .run(|| echoes(&net::connect(to)?, "\0bytes"))
+    };
+    mesh.soon("bytes are carried", carried)?;
+    let about = "  targetRefs: [{kind: Service, group: \"\", name: echo-v1}]\n";
+    let deny = format!(
+        "{about}  action: DENY\n  rules: [{{to: [{{operation: {{paths: [/admin]}}}}]}}]\n"
+    );
+    mesh.apply("policy.yaml", &policy("admin", "shop", &deny))?;
+    mesh.soon("what may be a request is not carried unseen", || {
+        ensure!(carried().is_err(), "it is carried");
+        Ok(())
+    })
+}
+
 /// RequestAuthentication for the service, trusting two issuers.
 fn trusting(issuers: &[&Issuer]) -> Result<String> {
     let head = format!(

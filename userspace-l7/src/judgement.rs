@@ -202,8 +202,6 @@ impl<'a> Call<'a> {
             normalization: hub.snapshot().path_normalization,
             identity: self.identity,
             source: self.source.ip(),
-            // No proxy in front of a client of the mesh is trusted to name another.
-            remote: self.source.ip(),
             destination: self.destination,
             service_port: port,
             token,

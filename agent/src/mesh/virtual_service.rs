@@ -291,14 +291,18 @@ pub struct VirtualTcpMatch {
 impl VirtualMatch {
     /// Whether it may hold for a request at a waypoint: not one about certain clients only, or for gateways.
     pub(crate) fn is_for_waypoints(&self) -> bool {
-        self.source_labels.is_empty() && self.source_namespace.is_empty() && names_mesh(&self.gateways)
+        self.source_labels.is_empty()
+            && self.source_namespace.is_empty()
+            && names_mesh(&self.gateways)
     }
 }
 
 impl VirtualTcpMatch {
     /// The same for a connection.
     pub(crate) fn is_for_waypoints(&self) -> bool {
-        self.source_labels.is_empty() && self.source_namespace.is_empty() && names_mesh(&self.gateways)
+        self.source_labels.is_empty()
+            && self.source_namespace.is_empty()
+            && names_mesh(&self.gateways)
     }
 }
 

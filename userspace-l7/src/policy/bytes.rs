@@ -77,7 +77,6 @@ impl BytesClaim {
                 normalization: PathNormalization::None,
                 identity: self.identity.as_ref(),
                 source: self.source,
-                remote: self.source,
                 destination: self.destination,
                 service_port: port,
                 token: None,

@@ -32,8 +32,6 @@ pub struct HttpRequest<'a> {
     pub identity: Option<&'a SpiffeId>,
     /// The client's own address, as its node vouches for it.
     pub source: IpAddr,
-    /// The address in front of trusted proxies; `source` where none is trusted.
-    pub remote: IpAddr,
     /// The workload's own address and port.
     pub destination: SocketAddr,
     /// The port that was called: the service's, or the workload's where its own address was called.

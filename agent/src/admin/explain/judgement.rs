@@ -554,7 +554,6 @@ fn layer7(
         normalization: inquiry.snapshot.path_normalization,
         identity: is_proven.then_some(&identity),
         source: client_address(inquiry),
-        remote: client_address(inquiry),
         destination: server.map_or(inquiry.dialled, |(_, address)| *address),
         service_port: demanded.port,
         token: token.as_ref(),

@@ -26,7 +26,6 @@ pub(super) struct Facts<'a> {
     identity: Option<&'a SpiffeId>,
     principal: Option<Cow<'a, str>>,
     source: IpAddr,
-    remote: IpAddr,
     destination: IpAddr,
     port: u16,
     token: Option<&'a Claims>,
@@ -40,7 +39,6 @@ impl<'a> Facts<'a> {
             identity: request.identity,
             principal: request.identity.map(|id| id.principal().into()),
             source: request.source.to_canonical(),
-            remote: request.remote.to_canonical(),
             destination: request.destination.ip().to_canonical(),
             port: request.service_port,
             token: request.token,
@@ -82,13 +80,13 @@ impl<'a> Facts<'a> {
                 .is_some_and(|token| match_request_principal(wanted, token))
         };
         let source = |net: &IpNet| net.contains(&self.source);
-        let remote = |net: &IpNet| net.contains(&self.remote);
         field(&one.principals, &one.not_principals, principal)
             && field(&one.namespaces, &one.not_namespaces, namespace)
             && field(&one.service_accounts, &one.not_service_accounts, account)
             && field(&one.trust_domains, &one.not_trust_domains, trust_domain)
             && field(&one.ip_blocks, &one.not_ip_blocks, source)
-            && field(&one.remote_ip_blocks, &one.not_remote_ip_blocks, remote)
+            // No proxy in front of a client of the mesh is trusted to name another.
+            && field(&one.remote_ip_blocks, &one.not_remote_ip_blocks, source)
             && field(&one.request_principals, &one.not_request_principals, token)
     }
 

@@ -94,7 +94,6 @@ impl Request {
             normalization: self.normalization,
             identity: self.identity.as_ref(),
             source: "::ffff:10.0.0.1".parse().unwrap(),
-            remote: "203.0.113.9".parse().unwrap(),
             destination: "10.0.0.2:8080".parse().unwrap(),
             service_port: 80,
             token: self.token.as_ref(),

@@ -20,7 +20,7 @@ impl Facts<'_> {
                 self.match_header(name, wanted)
             }
             (Attribute::SourceIp, AttributeValue::Net(net)) => net.contains(&self.source),
-            (Attribute::RemoteIp, AttributeValue::Net(net)) => net.contains(&self.remote),
+            (Attribute::RemoteIp, AttributeValue::Net(net)) => net.contains(&self.source),
             (Attribute::DestinationIp, AttributeValue::Net(net)) => net.contains(&self.destination),
             (Attribute::DestinationPort, AttributeValue::Port(port)) => *port == self.port,
             (Attribute::SourceNamespace, AttributeValue::Text(wanted)) => {
