@@ -345,24 +345,45 @@ fn a_policy_change_ends_connections_of_bytes_that_it_refuses() -> Result<()> {
 
 #[test]
 fn silence_hides_no_request() -> Result<()> {
-    let mesh = EchoMesh::shop()?;
-    let _bytes = Server::start(mesh.pod("echo-v1")?, Ipv6Addr::UNSPECIFIED, 8443, echo)?;
-    // A port that declares nothing.
-    let to = mesh.at("echo-v1", 443)?;
-    let carried = || {
-        mesh.pod("client")?
-            .run(|| echoes(&net::connect(to)?, "\0bytes"))
+    const UNDECLARED: u16 = 5555;
+    const BYTES: u16 = 9090;
+    let mut mesh = EchoMesh::shop()?;
+    let ports =
+        format!("  - {{name: other, port: {UNDECLARED}}}\n  - {{name: tcp, port: {BYTES}}}\n");
+    let selector = "{app: echo, version: v1}";
+    mesh.service_with("shop", "echo-v1", "{}", selector, &ports)?;
+    let pod = mesh.pod("echo-v1")?;
+    let start = |port| Server::start(pod, Ipv6Addr::UNSPECIFIED, port, echo);
+    let _servers = [start(UNDECLARED)?, start(BYTES)?];
+    let are_carried = |port: u16, expected: bool| {
+        let to = mesh.at("echo-v1", port)?;
+        let client = mesh.pod("client")?;
+        mesh.soon(&format!("bytes to {port} are carried: {expected}"), || {
+            // No request begins like that.
+            let carried = client.run(|| echoes(&net::connect(to)?, "\0bytes"));
+            ensure!(carried.is_ok() == expected, "{carried:?}");
+            Ok(())
+        })
     };
-    mesh.soon("bytes are carried", carried)?;
+    are_carried(UNDECLARED, true)?;
+    are_carried(BYTES, true)?;
     let about = "  targetRefs: [{kind: Service, group: \"\", name: echo-v1}]\n";
-    let deny = format!(
-        "{about}  action: DENY\n  rules: [{{to: [{{operation: {{paths: [/admin]}}}}]}}]\n"
-    );
+    // A token that nobody looks at might be a bad one, where requests may be spoken.
+    mesh.apply(
+        "policy.yaml",
+        &format!(
+            "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: tokens, namespace: shop}}\n\
+             spec:\n{about}  jwtRules: [{{issuer: nobody, jwks: '{{\"keys\":[]}}'}}]\n"
+        ),
+    )?;
+    are_carried(UNDECLARED, false)?;
+    are_carried(BYTES, true)?;
+    // Which requests these are cannot be seen, wherever they are.
+    let deny =
+        format!("{about}  action: DENY\n  rules: [{{to: [{{operation: {{paths: [/admin]}}}}]}}]\n");
     mesh.apply("policy.yaml", &policy("admin", "shop", &deny))?;
-    mesh.soon("what may be a request is not carried unseen", || {
-        ensure!(carried().is_err(), "it is carried");
-        Ok(())
-    })
+    are_carried(UNDECLARED, false)?;
+    are_carried(BYTES, false)
 }
 
 /// RequestAuthentication for the service, trusting two issuers.

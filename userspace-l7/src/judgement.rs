@@ -73,11 +73,11 @@ pub(crate) async fn judge(
         jwt::sanitize(&one.demands.authentication, &mut parts.headers);
     }
     let mut response = Vec::new();
-    let mut asked = SmallVec::<[Option<AfterAsking>; 1]>::new();
+    let mut after = SmallVec::<[Option<AfterAsking>; 1]>::new();
     for one in demanded {
         let first = ask_first(one.demands, &call.request(asker.hub, one.port, parts, None));
         let Some(ask) = first.map_err(Refusal::Denied)? else {
-            asked.push(None);
+            after.push(None);
             continue;
         };
         let (authorizers, path) = (ask.authorizers, ask.path);
@@ -90,11 +90,11 @@ pub(crate) async fn judge(
             (&mut *parts, &mut *body),
         ));
         response.extend(answers.await?);
-        asked.push(Some(ask.then));
+        after.push(Some(ask.then));
     }
     let mut tokens = SmallVec::<[Option<Claims>; 1]>::new();
     let mut allowed = None;
-    for (one, then) in demanded.iter().zip(asked) {
+    for (one, then) in demanded.iter().zip(after) {
         let (token, path) = decide(asker.hub, one, then, call, parts)?;
         tokens.push(token);
         allowed.get_or_insert(path);

@@ -93,14 +93,11 @@ impl BytesClaim {
     fn demands<'s>(&'s self, snapshot: &'s Snapshot) -> impl Iterator<Item = (&'s Demands, u16)> {
         let of_service =
             |service, side| Some(&*snapshot.services_layer7.get(service)?.at(side).demands);
-        let own = match &self.called {
-            Some(called) => {
-                of_service(&called.service, called.side).map(|found| (found, called.port))
-            }
-            None => {
-                let layer7 = snapshot.workloads_layer7.get(&self.workload);
-                layer7.map(|layer7| (&*layer7.demands, self.destination.port()))
-            }
+        let own = if let Some(called) = &self.called {
+            of_service(&called.service, called.side).map(|found| (found, called.port))
+        } else {
+            let layer7 = snapshot.workloads_layer7.get(&self.workload);
+            layer7.map(|layer7| (&*layer7.demands, self.destination.port()))
         };
         let besides = self.besides.iter();
         let besides = besides

@@ -17,6 +17,7 @@ use crate::upstream::{self, NoConnection};
 
 use super::account::Account;
 use super::client::Client;
+use super::judging::Heads;
 
 /// Reused connections that may turn out to be closed before one is made anew.
 const STALE: u32 = 2;
@@ -28,27 +29,6 @@ pub(super) struct Destination<'a> {
     pub(super) version: Version,
     pub(super) retry: &'a RetryPolicy,
     pub(super) endpoints: &'a Endpoints,
-}
-
-/// A request's two heads, where its endpoints are not of one kind.
-pub(super) struct Variants {
-    /// As it goes where nobody judges it any more.
-    pub(super) here: request::Parts,
-    /// As it goes to a node that judges it by itself.
-    pub(super) there: request::Parts,
-}
-
-impl Variants {
-    /// Gives a request the head that is for a target.
-    fn dress(&self, is_judged_there: bool, request: &mut Request<Body>) {
-        let parts = if is_judged_there {
-            &self.there
-        } else {
-            &self.here
-        };
-        *request.uri_mut() = parts.uri.clone();
-        *request.headers_mut() = parts.headers.clone();
-    }
 }
 
 /// An attempt without a response.
@@ -86,7 +66,7 @@ impl Again {
 pub(super) async fn forward(
     client: &Client,
     to: &Destination<'_>,
-    ((mut request, recording), variants): ((Request<Body>, Option<Recording>), Option<&Variants>),
+    ((mut request, recording), variants): ((Request<Body>, Option<Recording>), Option<&Heads>),
     account: &mut Account,
 ) -> Result<Answered, Refusal> {
     let (mut retries, mut stale) = (0, 0);

@@ -3,28 +3,126 @@
 
 use std::sync::Arc;
 
-use ::http::request;
+use ::http::{Request, request};
 use smallvec::SmallVec;
 
 use super::client::Client;
-use crate::http::{Inflow, Refusal};
+use crate::http::{self, Body, Inflow, Refusal, Version};
 use crate::judgement::{self, Call, Demanded};
 use crate::model::{
     BackendTarget, Demands, HttpPolicyAction, HttpRule, NamespacedHostname, Snapshot,
 };
 use crate::model::{Peer, TunnelProtocol, Workload};
 use crate::policy::ext_authz::HeaderChange;
+use crate::route::http::{Filters, Original};
 use crate::route::{MAX_ATTEMPTS, Target};
 
 /// Who judges a request.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Plan {
+struct Plan {
     /// This node does.
-    pub(super) here: bool,
+    here: bool,
     /// For this target, unless it is for a mirror only.
-    pub(super) target: Option<Target>,
+    target: Option<Target>,
     /// Some target's node does, too.
-    pub(super) there: bool,
+    there: bool,
+}
+
+/// A request's head on its way.
+pub(super) struct Heads {
+    /// As it goes where nobody judges it any more; where nobody else does, as it goes to nodes that judge it.
+    pub(super) here: request::Parts,
+    /// As it goes to nodes that judge it by themselves, if that is another.
+    pub(super) there: Option<request::Parts>,
+}
+
+impl Heads {
+    /// Makes of both what the rule's filters make of them.
+    ///
+    /// # Errors
+    /// [`Refusal::Unrewritable`].
+    pub(super) fn change(&mut self, filters: Option<&Filters<'_>>) -> Result<(), Refusal> {
+        for parts in self.both() {
+            let changed = filters.map_or(Ok(()), |filters| filters.apply_rule(parts));
+            changed.map_err(|_why| Refusal::Unrewritable)?;
+        }
+        Ok(())
+    }
+
+    /// Writes both for a backend, in the version that it speaks.
+    pub(super) fn address(
+        &mut self,
+        filters: Option<&Filters<'_>>,
+        (version, authority_if_none): (Version, &Arc<str>),
+    ) {
+        for parts in self.both() {
+            if let Some(filters) = filters {
+                filters.apply_backend(parts);
+            }
+            http::send(parts, version, authority_if_none);
+        }
+    }
+
+    fn both(&mut self) -> impl Iterator<Item = &mut request::Parts> {
+        std::iter::once(&mut self.here).chain(&mut self.there)
+    }
+
+    /// The one, and both where there are two.
+    pub(super) fn split(self) -> (request::Parts, Option<Self>) {
+        let Self { here, there } = self;
+        match there {
+            None => (here, None),
+            Some(there) => {
+                let (first, there) = (here.clone(), Some(there));
+                (first, Some(Self { here, there }))
+            }
+        }
+    }
+
+    /// Gives a request the one that is for a target.
+    pub(super) fn dress(&self, is_judged_there: bool, request: &mut Request<Body>) {
+        let there = self.there.as_ref().filter(|_| is_judged_there);
+        let parts = there.unwrap_or(&self.here);
+        *request.uri_mut() = parts.uri.clone();
+        *request.headers_mut() = parts.headers.clone();
+    }
+}
+
+/// Judges a request, as far as that is to be done here, and tells the nodes that judge it what it was before its filters.
+/// Targets that it must not go to are taken out.
+///
+/// What is to be made of the response comes back.
+///
+/// # Errors
+/// As [`judgement::judge`].
+///
+/// # Cancel safety
+/// As [`judgement::judge`].
+pub(super) async fn judge(
+    client: &Client,
+    snapshot: &Snapshot,
+    (filters, targets): (Option<&Filters<'_>>, &mut SmallVec<[Target; MAX_ATTEMPTS]>),
+    (parts, body): (request::Parts, &mut Inflow),
+) -> Result<(Heads, Vec<HeaderChange>), Refusal> {
+    let plan = plan(client, snapshot, filters.map(|one| one.rule), targets);
+    let mut heads = Heads {
+        there: (plan.here && plan.there).then(|| parts.clone()),
+        here: parts,
+    };
+    if let Some(filters) = filters.filter(|_| plan.there) {
+        let parts = heads.there.as_mut().unwrap_or(&mut heads.here);
+        if let Some(original) = Original::of(parts, filters) {
+            foresee(client, snapshot, parts)?;
+            original.tell(&mut parts.headers);
+        }
+    }
+    let mut changes = Vec::new();
+    if plan.here {
+        let request = (&mut heads.here, body);
+        let judged = judge_here(client, snapshot, plan.target.as_ref(), request);
+        changes = Box::pin(judged).await?;
+    }
+    Ok((heads, changes))
 }
 
 /// Enforces the service's demands where no endpoint's node will: outside the mesh, where another data plane answers that
@@ -69,11 +167,7 @@ pub(super) async fn judge_here(
 ///
 /// # Errors
 /// [`Refusal::Denied`].
-pub(super) fn foresee(
-    client: &Client,
-    snapshot: &Snapshot,
-    parts: &request::Parts,
-) -> Result<(), Refusal> {
+fn foresee(client: &Client, snapshot: &Snapshot, parts: &request::Parts) -> Result<(), Refusal> {
     let Some(layer7) = client.layer7(snapshot) else {
         return Ok(());
     };
@@ -94,10 +188,10 @@ pub(super) fn foresee(
 
 /// Decides who judges a request of the rule to these targets, by the one that is to be tried first. Where others are of
 /// the other kind they stay, unless somebody would have to be asked about the request twice.
-pub(super) fn plan(
+fn plan(
     client: &Client,
     snapshot: &Snapshot,
-    rule: Option<&Arc<HttpRule>>,
+    rule: Option<&HttpRule>,
     targets: &mut SmallVec<[Target; MAX_ATTEMPTS]>,
 ) -> Plan {
     let demands = client.layer7(snapshot).map(|layer7| &*layer7.demands);

@@ -18,24 +18,17 @@ use crate::traffic::Wish;
 use crate::upstream;
 
 use super::client::{Client, version_towards};
+use super::judging::Heads;
 
 /// Time that a mirror has for its whole answer.
 const PATIENCE: Duration = Duration::from_secs(15);
-
-/// A request's head.
-pub(super) struct Heads<'a> {
-    /// As it goes where nobody judges it any more.
-    pub(super) here: &'a request::Parts,
-    /// As it goes to nodes that judge it by themselves, if that is another.
-    pub(super) there: Option<&'a request::Parts>,
-}
 
 /// Sends a copy of a request to a mirror, unless too many are under way. Nobody waits for what comes of it.
 pub(super) fn send(
     client: &Rc<Client>,
     snapshot: &Arc<Snapshot>,
     mirror: &Mirror,
-    heads: &Heads<'_>,
+    heads: &Heads,
     body: Body,
 ) {
     let BackendTarget::Service {
@@ -57,7 +50,7 @@ pub(super) fn send(
         }
         parts
     };
-    let (here, there) = (dressed(heads.here), heads.there.map(dressed));
+    let (here, there) = (dressed(&heads.here), heads.there.as_ref().map(dressed));
     let (client, snapshot) = (Rc::clone(client), Arc::clone(snapshot));
     let (service, port, subset) = (service.clone(), *port, subset.clone());
     drop(tokio::task::spawn_local(async move {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
+use crate::endpoints::Endpoints;
 use crate::http::{self, Answered, Body, Handover, Inflow, Recording, Refusal, Relayed, Version};
 use crate::judgement;
 use crate::model::{
@@ -18,7 +19,7 @@ use crate::model::{
     PortRoutes, RetryPolicy, Snapshot, TracingSettings,
 };
 use crate::policy::{ext_authz, path};
-use crate::route::http::{self as route, Filters, Original};
+use crate::route::http::{self as route, Original};
 use crate::telemetry::trace::{Sampler, TraceContext};
 use crate::telemetry::{RequestFlag, RequestFlow};
 
@@ -27,11 +28,10 @@ use super::affinity::Affinity;
 use super::after::After;
 use super::backend::Backend;
 use super::client::Client;
-use super::forward::{self, Destination, Variants};
-use super::grpc;
-use super::judging;
-use super::limits;
-use super::mirror::{self, Heads};
+use super::forward::{self, Destination};
+use super::judging::{self, Heads};
+use super::limits::{self, Standing};
+use super::{grpc, mirror};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -114,41 +114,22 @@ impl Exchange<'_> {
     ) -> Result<Outcome, Refusal> {
         let client_version = Version::of(parts.version);
         let upgrade = http::wants_upgrade(&parts);
-        http::receive(&mut parts).map_err(Refusal::Malformed)?;
-        http::strip(&mut parts.headers, upgrade.as_ref());
-        // Also where nobody judges what goes on, as of a mirror.
-        judgement::disown(&mut parts.headers);
-        let _forged = Original::take(&mut parts.headers);
-        spell_path(&mut parts, self.snapshot.path_normalization)?;
-        self.identify(&mut parts, account);
+        self.take_in(&mut parts, upgrade.as_ref(), account)?;
 
         let mut body = Inflow::counted(body, account.open());
-        let matched = match self.select(&parts) {
-            Ok(matched) => matched,
+        let (matched, standing) = match self.decide(&mut parts, account).await {
+            Ok(decided) => decided,
             Err(why) => return Err(self.refuse_first(why, (&mut parts, &mut body)).await),
         };
         let rule = matched.map(|entry| &entry.rule);
-        if let Some(rule) = rule {
-            account.matched(rule);
-        }
-        let passed = limits::pass(self.client, &self.snapshot, rule, &mut parts).await;
-        let standing = match passed {
-            Ok(standing) => standing,
-            Err(why) => return Err(self.refuse_first(why, (&mut parts, &mut body)).await),
-        };
         let request = (&mut parts, &mut body);
         if let Some(response) = self.answered_early(matched, request, account).await? {
             return Ok(Outcome::Here(response));
         }
         let origin = parts.headers.get(ORIGIN).cloned();
         let mut affinity = Affinity::of(rule, &parts);
-        let reached = self.choose_backend(matched, &affinity).and_then(|backend| {
-            let regard = (&mut affinity, &parts);
-            let endpoints = backend.endpoints(self.client, &self.snapshot, regard)?;
-            Ok((backend, endpoints))
-        });
-        let (backend, mut endpoints) = match reached {
-            Ok(reached) => reached,
+        let (backend, mut endpoints) = match self.choose(matched, &mut affinity, &parts) {
+            Ok(chosen) => chosen,
             Err(why) => return Err(self.refuse_first(why, (&mut parts, &mut body)).await),
         };
         let version = match upgrade {
@@ -156,33 +137,15 @@ impl Exchange<'_> {
             Some(_) => Version::Http1,
             None => backend.version(&self.snapshot, &endpoints.policy, client_version),
         };
-        let default_retry = RetryPolicy::default();
         let limit = grpc::timeout(&parts.headers, rule.and_then(|rule| rule.timeout));
 
-        let plan = judging::plan(self.client, &self.snapshot, rule, &mut endpoints.targets);
-        // As it goes to nodes that judge it, where it is judged here for others.
-        let mut unjudged = (plan.here && plan.there).then(|| parts.clone());
-        let filters = matched.map(|entry| Filters {
-            matched: &entry.matches,
-            rule: &entry.rule,
-            backend: backend.reference.map(|one| &one.request_headers),
-            is_shadow: false,
-        });
-        if let Some(filters) = filters.filter(|_| plan.there) {
-            let parts = unjudged.as_mut().unwrap_or(&mut parts);
-            if let Some(original) = Original::of(parts, &filters) {
-                judging::foresee(self.client, &self.snapshot, parts)?;
-                original.tell(&mut parts.headers);
-            }
-        }
-        let changes = if plan.here {
-            let (client, target) = (self.client, plan.target.as_ref());
-            let request = (&mut parts, &mut body);
-            judging::judge_here(client, &self.snapshot, target, request).await?
-        } else {
-            Vec::new()
-        };
+        let filters = matched.map(|entry| backend.filters(entry));
+        let (client, snapshot) = (self.client, &self.snapshot);
+        let judged = (filters.as_ref(), &mut endpoints.targets);
+        let judged = judging::judge(client, snapshot, judged, (parts, &mut body));
+        let (mut heads, changes) = judged.await?;
         account.admitted(endpoints.admit_request().ok_or(Refusal::Overflow)?);
+        let default_retry = RetryPolicy::default();
         let to = Destination {
             service: backend.service,
             port: backend.port,
@@ -190,33 +153,16 @@ impl Exchange<'_> {
             retry: rule.map_or(&default_retry, |rule| &rule.retry),
             endpoints: &endpoints,
         };
-        if let Some(filters) = &filters {
-            for parts in std::iter::once(&mut parts).chain(&mut unjudged) {
-                let changed = filters.apply_rule(parts);
-                changed.map_err(|_why| Refusal::Unrewritable)?;
-            }
-        }
+        heads.change(filters.as_ref())?;
         let has_copies = rule.is_some_and(|rule| !rule.mirrors.is_empty());
         let (body, recording) = forward::prepare(body, &to, has_copies);
         if let Some(rule) = rule {
-            let heads = Heads {
-                here: &parts,
-                there: unjudged.as_ref(),
-            };
             self.mirror(rule, &heads, recording.as_ref(), body.is_end_stream());
         }
-        for parts in std::iter::once(&mut parts).chain(&mut unjudged) {
-            if let Some(filters) = &filters {
-                filters.apply_backend(parts);
-            }
-            http::send(parts, version, &self.client.service.key.hostname);
-        }
-
+        let authority = &self.client.service.key.hostname;
+        heads.address(filters.as_ref(), (version, authority));
         let deadline = limit.map(|limit| self.arrived + limit);
-        let variants = unjudged.map(|there| {
-            let here = parts.clone();
-            Variants { here, there }
-        });
+        let (parts, variants) = heads.split();
         let request = (Request::from_parts(parts, body), recording);
         let answered = {
             let sent = (request, variants.as_ref());
@@ -236,6 +182,50 @@ impl Exchange<'_> {
             changes,
         };
         Ok(Outcome::Forwarded(answered, after))
+    }
+
+    /// Brings a request that was received into the one form, without what only proxies may say.
+    fn take_in(
+        &self,
+        parts: &mut request::Parts,
+        upgrade: Option<&http::Upgrade>,
+        account: &Account,
+    ) -> Result<(), Refusal> {
+        http::receive(parts).map_err(Refusal::Malformed)?;
+        http::strip(&mut parts.headers, upgrade);
+        // Also where nobody judges what goes on, as of a mirror.
+        judgement::disown(&mut parts.headers);
+        let _forged = Original::take(&mut parts.headers);
+        spell_path(parts, self.snapshot.path_normalization)?;
+        self.identify(parts, account);
+        Ok(())
+    }
+
+    /// The rule that takes a request, and what its limits say.
+    async fn decide(
+        &self,
+        parts: &mut request::Parts,
+        account: &mut Account,
+    ) -> Result<(Matched<'_>, Standing), Refusal> {
+        let matched = self.select(parts)?;
+        let rule = matched.map(|entry| &entry.rule);
+        if let Some(rule) = rule {
+            account.matched(rule);
+        }
+        let standing = limits::pass(self.client, &self.snapshot, rule, parts).await?;
+        Ok((matched, standing))
+    }
+
+    /// The backend that a request goes to, and its endpoints.
+    fn choose<'s>(
+        &'s self,
+        matched: Matched<'s>,
+        affinity: &mut Affinity,
+        parts: &request::Parts,
+    ) -> Result<(Backend<'s>, Endpoints), Refusal> {
+        let backend = self.choose_backend(matched, affinity)?;
+        let endpoints = backend.endpoints(self.client, &self.snapshot, (affinity, parts))?;
+        Ok((backend, endpoints))
     }
 
     /// Gives a request what tells it apart and says how it came.
@@ -311,7 +301,7 @@ impl Exchange<'_> {
         let answer = if let Some(answer) = abort {
             account.flag(RequestFlag::FaultInjected);
             account.details(Cow::Borrowed("fault_filter_abort"));
-            Some(aborted(&answer))
+            Some(aborted(answer))
         } else {
             if own.is_some() {
                 account.details(Cow::Borrowed("direct_response"));
@@ -398,7 +388,7 @@ impl Exchange<'_> {
     fn mirror(
         &self,
         rule: &HttpRule,
-        heads: &Heads<'_>,
+        heads: &Heads,
         recording: Option<&Recording>,
         is_empty: bool,
     ) {
@@ -451,11 +441,11 @@ fn spell_path(parts: &mut request::Parts, spelling: PathNormalization) -> Result
 }
 
 /// The answer of a fault that was ordered.
-fn aborted(answer: &AbortAnswer) -> Response<Body> {
+fn aborted(answer: AbortAnswer) -> Response<Body> {
     let text = "fault filter abort";
     match answer {
-        AbortAnswer::Http(status) => http::plain(*status, Bytes::from_static(text.as_bytes())),
-        AbortAnswer::Grpc(code) => http::trailers_only(*code, text),
+        AbortAnswer::Http(status) => http::plain(status, Bytes::from_static(text.as_bytes())),
+        AbortAnswer::Grpc(code) => http::trailers_only(code, text),
     }
 }
 
