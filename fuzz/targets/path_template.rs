@@ -96,10 +96,8 @@ fn request<'a>(path: &'a str, headers: &'a HeaderMap) -> HttpRequest<'a> {
         normalization: PathNormalization::Base,
         identity: None,
         source: address,
-        remote: address,
         destination: (address, 80).into(),
         service_port: 80,
         token: None,
-        waypoint_identity: None,
     }
 }

@@ -5,10 +5,10 @@ use e2e::echo::EchoMesh;
 use e2e::net::http::Ask;
 use serde_json::Value;
 
-/// A shop whose services `split`, `guarded`, `closed` and `faulty` each have a rule of their own.
+/// A shop whose services `split`, `guarded`, `closed`, `faulty` and `rewritten` each have a rule of their own.
 fn shop() -> Result<EchoMesh> {
     let mut mesh = EchoMesh::shop()?;
-    for service in ["split", "guarded", "closed", "faulty"] {
+    for service in ["split", "guarded", "closed", "faulty", "rewritten"] {
         mesh.service("shop", service, "{}", "{app: echo}")?;
     }
     mesh.apply("rules.yaml", RULES)?;
@@ -60,10 +60,28 @@ spec:
     fault: {abort: {httpStatus: 418, percentage: {value: 100}}}
     route: [{destination: {host: faulty}}]
   - route: [{destination: {host: faulty}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: rewritten, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: rewritten}]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /api}}]
+    filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]
+    backendRefs: [{name: rewritten, port: 80}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: original, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, group: '', name: rewritten}]
+  action: DENY
+  rules: [{to: [{operation: {paths: ['/api/admin*', '/hidden']}}]}]
 "#;
 
 /// Who asks, which service, how, and which status comes back.
-const CALLS: [(&str, &str, &str, &str, u16); 10] = [
+const CALLS: [(&str, &str, &str, &str, u16); 13] = [
     ("client", "echo", "GET", "/", 200),
     ("client", "split", "GET", "/shop/cart?a=b", 200),
     ("client", "split", "GET", "/shopping", 404),
@@ -74,6 +92,10 @@ const CALLS: [(&str, &str, &str, &str, u16); 10] = [
     ("client", "closed", "POST", "/", 403),
     ("stranger", "closed", "GET", "/", 403),
     ("client", "faulty", "GET", "/whole", 200),
+    ("client", "rewritten", "GET", "/api/admin", 403),
+    ("client", "rewritten", "GET", "/api/hidden", 200),
+    // Refused before it is said that no route matches.
+    ("client", "rewritten", "GET", "/hidden", 403),
 ];
 
 /// What the agent of the client's node expects.

@@ -70,9 +70,11 @@ fn a_canary_takes_its_share_of_connections() -> Result<()> {
     Ok(())
 }
 
-/// What the service `echo` demands: reading only, and of writers that they are its waypoint.
+/// What the service `echo` demands: reading only, of writers that they are of the mesh, and of whoever deletes that he is
+/// the waypoint, which nobody is to itself.
 const DEMANDS: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: readers, namespace: shop}\n\
     spec:\n  targetRefs: [{kind: Service, group: \"\", name: echo}]\n  rules:\n  - to: [{operation: {methods: [GET]}}]\n  \
+    - from: [{source: {namespaces: [clients]}}]\n    to: [{operation: {methods: [POST]}}]\n  \
     - from: [{source: {principals: [cluster.local/ns/shop/sa/waypoint]}}]\n";
 
 #[test]
@@ -82,6 +84,12 @@ fn clients_outside_the_mesh_meet_the_demands_where_the_label_says_so() -> Result
     let pod = SocketAddr::new(mesh.pod("echo-v1")?.v4(), 8080);
     let (read, write) = (Ask::get("/"), Ask::new("POST", "/"));
     mesh.soon_answers("stranger", mesh.at("echo", 80)?, &write, 200)?;
+    mesh.soon_answers(
+        "stranger",
+        mesh.at("echo", 80)?,
+        &Ask::new("DELETE", "/"),
+        403,
+    )?;
     mesh.soon_answers("outside", pod, &write, 200)?;
     mesh.service(
         "shop",

@@ -97,8 +97,11 @@ fn applications_are_told_who_calls_where_the_waypoint_says_so() -> Result<()> {
         let seen = mesh.seen("client", to, ask)?;
         anyhow::Ok(seen.header("x-forwarded-client-cert"))
     };
-    let named = header(&Ask::get("/"))?;
-    ensure!(named.is_none(), "{named:?}");
+    // What a client says of itself is nobody's word.
+    for ask in [&Ask::get("/"), &forged] {
+        let named = header(ask)?;
+        ensure!(named.is_none(), "{named:?}");
+    }
     let labels = "{}\n  annotations: {ambient.istio.io/xfcc-include-client-identity: 'true'}";
     mesh.waypoint("shop", "waypoint", labels, "")?;
     mesh.soon("the application is told", || {
@@ -338,6 +341,49 @@ fn a_policy_change_ends_connections_of_bytes_that_it_refuses() -> Result<()> {
         ensure!(carried().is_err(), "another one is let in");
         Ok(())
     })
+}
+
+#[test]
+fn silence_hides_no_request() -> Result<()> {
+    const UNDECLARED: u16 = 5555;
+    const BYTES: u16 = 9090;
+    let mut mesh = EchoMesh::shop()?;
+    let ports =
+        format!("  - {{name: other, port: {UNDECLARED}}}\n  - {{name: tcp, port: {BYTES}}}\n");
+    let selector = "{app: echo, version: v1}";
+    mesh.service_with("shop", "echo-v1", "{}", selector, &ports)?;
+    let pod = mesh.pod("echo-v1")?;
+    let start = |port| Server::start(pod, Ipv6Addr::UNSPECIFIED, port, echo);
+    let _servers = [start(UNDECLARED)?, start(BYTES)?];
+    let are_carried = |port: u16, expected: bool| {
+        let to = mesh.at("echo-v1", port)?;
+        let client = mesh.pod("client")?;
+        mesh.soon(&format!("bytes to {port} are carried: {expected}"), || {
+            // No request begins like that.
+            let carried = client.run(|| echoes(&net::connect(to)?, "\0bytes"));
+            ensure!(carried.is_ok() == expected, "{carried:?}");
+            Ok(())
+        })
+    };
+    are_carried(UNDECLARED, true)?;
+    are_carried(BYTES, true)?;
+    let about = "  targetRefs: [{kind: Service, group: \"\", name: echo-v1}]\n";
+    // A token that nobody looks at might be a bad one, where requests may be spoken.
+    mesh.apply(
+        "policy.yaml",
+        &format!(
+            "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: tokens, namespace: shop}}\n\
+             spec:\n{about}  jwtRules: [{{issuer: nobody, jwks: '{{\"keys\":[]}}'}}]\n"
+        ),
+    )?;
+    are_carried(UNDECLARED, false)?;
+    are_carried(BYTES, true)?;
+    // Which requests these are cannot be seen, wherever they are.
+    let deny =
+        format!("{about}  action: DENY\n  rules: [{{to: [{{operation: {{paths: [/admin]}}}}]}}]\n");
+    mesh.apply("policy.yaml", &policy("admin", "shop", &deny))?;
+    are_carried(UNDECLARED, false)?;
+    are_carried(BYTES, false)
 }
 
 /// RequestAuthentication for the service, trusting two issuers.

@@ -156,3 +156,55 @@ fn bytes_and_clients_outside_the_mesh_have_a_way_in_as_well() -> Result<()> {
     )?;
     mesh.soon_answers("outside", pod, &ask, 403).map(drop)
 }
+
+/// A route of namespace `clients` that sends calls of `shop/echo-v2` to `shop/echo-v1`.
+const DETOUR: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: detour, namespace: clients}\n\
+    spec:\n  parentRefs: [{group: \"\", kind: Service, name: echo-v2, namespace: shop, port: 80}]\n  rules:\n  \
+    - backendRefs: [{name: echo-v1, namespace: shop, port: 80}]\n";
+
+#[test]
+fn a_route_of_the_clients_namespace_lends_no_rights() -> Result<()> {
+    let mesh = EchoMesh::shop()?;
+    let (to, ask) = (mesh.at("echo-v2", 80)?, Ask::get("/"));
+    mesh.apply("detour.yaml", DETOUR)?;
+    mesh.soon("the route leads elsewhere", || {
+        let seen = mesh.seen("client", to, &ask)?;
+        ensure!(seen.version == "v1", "{}", seen.version);
+        Ok(())
+    })?;
+    // What the service demands that answers.
+    let spec = "  targetRefs: [{kind: Service, group: \"\", name: echo-v1}]\n  action: DENY\n  rules: [{}]\n";
+    mesh.apply("policy.yaml", &authorization(spec))?;
+    mesh.soon_answers("client", to, &ask, 403)?;
+    mesh.lab.manifests().delete("policy.yaml")?;
+    mesh.soon_answers("client", to, &ask, 200)?;
+    // What its pods demand, whom only the waypoint may call.
+    let spec = "  selector: {matchLabels: {version: v1}}\n  rules: [{from: [{source: {principals: \
+        [cluster.local/ns/shop/sa/waypoint]}}]}]\n";
+    mesh.apply("policy.yaml", &authorization(spec))?;
+    mesh.soon_answers("client", to, &ask, 503)?;
+    mesh.soon_answers("client", mesh.at("echo-v1", 80)?, &ask, 200)?;
+    let explained = mesh.lab.node("a")?.culvert(&[
+        "explain",
+        "--from",
+        "clients/client",
+        "--to",
+        &to.to_string(),
+    ])?;
+    let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
+    ensure!(explained.contains("503"), "{explained}");
+    mesh.lab.manifests().delete("policy.yaml")?;
+    mesh.soon_answers("client", to, &ask, 200)?;
+    // What the namespace demands.
+    strict(&mesh, "true")?;
+    mesh.soon_answers("client", to, &ask, 503)?;
+    mesh.soon_answers("client", mesh.at("echo-v1", 80)?, &ask, 200)
+        .map(drop)
+}
+
+/// An AuthorizationPolicy of the shop.
+fn authorization(spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: policy, namespace: shop}}\nspec:\n{spec}"
+    )
+}

@@ -272,7 +272,10 @@ async fn open_stream(
         let workload = hub.workload(&pod.uid).await?;
         let snapshot = hub.snapshot();
         let to = destination::of_request(&snapshot, &workload, arrived_at, &request.authority)?;
-        let claim = request.service.as_ref();
+        let claim = request
+            .service
+            .as_ref()
+            .map(|claim| (claim, incoming.peer().id()));
         let believed = claim.and_then(|claim| claim::believe(&snapshot, &workload, to, claim));
         let demands = Demanded::of(&snapshot, &workload, to, (&caller, believed));
         let opening = opening(hub, &workload, to, request.opening.as_ref()).await?;

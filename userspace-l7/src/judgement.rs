@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, request};
+use smallvec::SmallVec;
 use tracing::info;
 
 use crate::asking::{Asker, Inquiry, ask_authorizer};
@@ -13,7 +14,7 @@ use crate::hub::Hub;
 use crate::model::{Demands, SpiffeId};
 use crate::policy::ext_authz::{CheckedPeer, HeaderChange};
 use crate::policy::http::{
-    Asked, HttpAllowed, HttpDecision, HttpDenial, HttpRequest, ask_first, judge_http,
+    AfterAsking, Asked, HttpAllowed, HttpDecision, HttpDenial, HttpRequest, ask_first, judge_http,
 };
 use crate::policy::jwt::{self, Claims};
 use crate::policy::path::NormalizedPath;
@@ -30,22 +31,29 @@ pub(crate) struct Call<'a> {
     pub(crate) destination: SocketAddr,
     /// Whose it is, where it can prove it.
     pub(crate) server: Option<&'a SpiffeId>,
-    /// The port that was called.
-    pub(crate) port: u16,
-    /// Who the waypoint would be that the request goes through.
+    /// Who the waypoint would be that the request goes through: told to applications, no matter to policies.
     pub(crate) waypoint: Option<&'a SpiffeId>,
+}
+
+/// What a request has to meet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Demanded<'a> {
+    pub(crate) demands: &'a Demands,
+    /// The port that was called, as who demands this counts ports.
+    pub(crate) port: u16,
 }
 
 /// A request that may be forwarded.
 pub(crate) struct Judged {
-    pub(crate) allowed: HttpAllowed,
+    /// Nothing where nothing was demanded.
+    pub(crate) allowed: Option<HttpAllowed>,
     /// What those who were asked make of its response.
     pub(crate) response: Vec<HeaderChange>,
 }
 
 /// Asks those who have to be asked about a request, proves who its token is from, and judges it: in this order, so
-/// that an answer may bring the token, and DENY and ALLOW see what the answers made of the request. What the
-/// application gets of the answers and the token is in `parts` then.
+/// that an answer may bring the token, and DENY and ALLOW see what the answers made of the request. It has to meet every
+/// one of `demanded`. What the application gets of the answers and the token is in `parts` then.
 ///
 /// # Errors
 /// [`Refusal`]: what to answer.
@@ -54,31 +62,63 @@ pub(crate) struct Judged {
 /// Dropping the future takes questions back.
 pub(crate) async fn judge(
     asker: Asker<'_>,
-    demands: &Demands,
+    demanded: &[Demanded<'_>],
     call: &Call<'_>,
     (parts, body): (&mut request::Parts, &mut Inflow),
 ) -> Result<Judged, Refusal> {
-    jwt::sanitize(&demands.authentication, &mut parts.headers);
-    let first = ask_first(demands, &call.request(asker.hub, parts, None));
-    let (response, then) = match first.map_err(Refusal::Denied)? {
-        None => (Vec::new(), None),
-        Some(ask) => {
-            let (authorizers, path) = (ask.authorizers, ask.path);
-            // On the heap: most requests wait for nobody, and should not be as large as those that do.
-            let answers = Box::pin(ask_all(
-                asker,
-                &authorizers,
-                call.about(&path),
-                (parts, body),
-            ));
-            (answers.await?, Some(ask.then))
-        }
-    };
-    let keys = |keys: &_| asker.hub.keys.of(keys);
+    // Before all else, as Envoy does: policies and authorizers see what the application will.
+    let names_clients = demanded.iter().any(|one| one.demands.names_clients);
+    name_client(call, names_clients, &mut parts.headers);
+    for one in demanded {
+        jwt::sanitize(&one.demands.authentication, &mut parts.headers);
+    }
+    let mut response = Vec::new();
+    let mut after = SmallVec::<[Option<AfterAsking>; 1]>::new();
+    for one in demanded {
+        let first = ask_first(one.demands, &call.request(asker.hub, one.port, parts, None));
+        let Some(ask) = first.map_err(Refusal::Denied)? else {
+            after.push(None);
+            continue;
+        };
+        let (authorizers, path) = (ask.authorizers, ask.path);
+        let inquiry = call.about(&path);
+        // On the heap: most requests wait for nobody, and should not be as large as those that do.
+        let answers = Box::pin(ask_all(
+            asker,
+            &authorizers,
+            inquiry,
+            (&mut *parts, &mut *body),
+        ));
+        response.extend(answers.await?);
+        after.push(Some(ask.then));
+    }
+    let mut tokens = SmallVec::<[Option<Claims>; 1]>::new();
+    let mut allowed = None;
+    for (one, then) in demanded.iter().zip(after) {
+        let (token, path) = decide(asker.hub, one, then, call, parts)?;
+        tokens.push(token);
+        allowed.get_or_insert(path);
+    }
+    for token in tokens.iter().flatten() {
+        token.apply(parts);
+    }
+    Ok(Judged { allowed, response })
+}
+
+/// Judges a request that all have been asked about: the token that it brought comes back with the permission.
+fn decide(
+    hub: &Hub,
+    one: &Demanded<'_>,
+    then: Option<AfterAsking>,
+    call: &Call<'_>,
+    parts: &request::Parts,
+) -> Result<(Option<Claims>, HttpAllowed), Refusal> {
+    let demands = one.demands;
+    let keys = |keys: &_| hub.keys.of(keys);
     let head = http::head_of(parts);
     let token = jwt::authenticate(&demands.authentication, &keys, &head, SystemTime::now())
         .map_err(Refusal::Unauthenticated)?;
-    let request = call.request(asker.hub, parts, token.as_ref());
+    let request = call.request(hub, one.port, parts, token.as_ref());
     let verdict = match then {
         Some(then) => then.judge(demands, &request),
         None => judge_http(demands, &request),
@@ -89,19 +129,45 @@ pub(crate) async fn judge(
     for rule in &verdict.audited {
         info!(source = %call.source, destination = %call.destination, policy = %rule, "audit");
     }
-    let allowed = match verdict.decision {
-        HttpDecision::Allowed(allowed) => allowed,
-        HttpDecision::Denied(denial) => return Err(Refusal::Denied(denial)),
+    match verdict.decision {
+        HttpDecision::Allowed(allowed) => Ok((token, allowed)),
+        HttpDecision::Denied(denial) => Err(Refusal::Denied(denial)),
         // All who had to be asked were; who turns up after that is refused, not asked.
-        HttpDecision::Ask(_) => return Err(Refusal::Denied(HttpDenial::NotAllowed)),
+        HttpDecision::Ask(_) => Err(Refusal::Denied(HttpDenial::NotAllowed)),
+    }
+}
+
+/// Whether a request would be refused, as far as that can be told without asking anybody and without keys that may be
+/// missing here: by whoever judges it with them.
+///
+/// # Errors
+/// [`Refusal::Denied`].
+pub(crate) fn foresee(
+    hub: &Hub,
+    one: &Demanded<'_>,
+    call: &Call<'_>,
+    parts: &request::Parts,
+) -> Result<(), Refusal> {
+    let demands = one.demands;
+    if demands.authorization.is_empty() {
+        return Ok(());
+    }
+    let first = ask_first(demands, &call.request(hub, one.port, parts, None));
+    // What an answer would make of the request is not known.
+    if first.map_err(Refusal::Denied)?.is_some() {
+        return Ok(());
+    }
+    let keys = |keys: &_| hub.keys.of(keys);
+    let head = http::head_of(parts);
+    let token = jwt::authenticate(&demands.authentication, &keys, &head, SystemTime::now());
+    let Ok(token) = token else {
+        return Ok(());
     };
-    if let Some(claims) = &token {
-        claims.apply(parts);
+    let request = call.request(hub, one.port, parts, token.as_ref());
+    match judge_http(demands, &request).decision {
+        HttpDecision::Denied(denial) => Err(Refusal::Denied(denial)),
+        HttpDecision::Allowed(_) | HttpDecision::Ask(_) => Ok(()),
     }
-    if demands.names_clients {
-        name_client(call, &mut parts.headers);
-    }
-    Ok(Judged { allowed, response })
 }
 
 /// Asks one after the other, each about the request that the former ones have made of it.
@@ -127,6 +193,7 @@ impl<'a> Call<'a> {
     fn request(
         &self,
         hub: &Hub,
+        port: u16,
         parts: &'a request::Parts,
         token: Option<&'a Claims>,
     ) -> HttpRequest<'a> {
@@ -135,12 +202,9 @@ impl<'a> Call<'a> {
             normalization: hub.snapshot().path_normalization,
             identity: self.identity,
             source: self.source.ip(),
-            // No proxy in front of a client of the mesh is trusted to name another.
-            remote: self.source.ip(),
             destination: self.destination,
-            service_port: self.port,
+            service_port: port,
             token,
-            waypoint_identity: self.waypoint,
         }
     }
 
@@ -159,13 +223,19 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Tells the application who calls, in the form of Istio's waypoint, and nothing that a client says of itself.
-fn name_client(call: &Call<'_>, headers: &mut HeaderMap) {
-    drop(headers.remove(CLIENT_CERT));
-    let (Some(client), Some(waypoint)) = (call.identity, call.waypoint) else {
+/// Takes away what a client says of its own certificate (Envoy's `SANITIZE`); tells the application who calls in its
+/// stead, in the form of Istio's waypoint, where it is to be told.
+fn name_client(call: &Call<'_>, is_told: bool, headers: &mut HeaderMap) {
+    disown(headers);
+    let (true, Some(client), Some(waypoint)) = (is_told, call.identity, call.waypoint) else {
         return;
     };
     if let Ok(named) = HeaderValue::try_from(format!("By={waypoint};URI={client}")) {
         drop(headers.insert(CLIENT_CERT, named));
     }
+}
+
+/// Takes away what only a proxy may say: whose certificate the client has shown.
+pub(crate) fn disown(headers: &mut HeaderMap) {
+    drop(headers.remove(CLIENT_CERT));
 }

@@ -11,10 +11,12 @@ mod matching;
 pub mod path;
 mod pattern;
 mod strict;
+mod way;
 
 pub use bytes::{BytesClaim, CalledPort};
 pub use layer4::without_requests;
 pub use strict::{circumvented, is_waypoint};
+pub use way::{ServedPort, Way, selects, way};
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

@@ -5,6 +5,7 @@ mod application;
 mod correctness;
 mod http;
 mod http2;
+mod judging;
 mod mesh;
 
 use std::future::Future;

@@ -14,6 +14,7 @@ mod client;
 mod forward;
 mod fronted;
 mod grpc;
+mod judging;
 mod limits;
 mod mirror;
 mod phases;

@@ -378,8 +378,8 @@ pub fn explain(
     let judgement = judgement::walk(&inquiry, &routing);
     let expected = judgement.expected(&routing);
     let expected = match routing.abort {
-        Some(abort) => wording::unless_aborted(abort, expected),
-        None => expected,
+        Some(abort) if !judgement.is_denied() => wording::unless_aborted(abort, expected),
+        Some(_) | None => expected,
     };
     Ok(Explanation {
         client: address::client_step(client, pods),

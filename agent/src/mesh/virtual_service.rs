@@ -83,7 +83,7 @@ pub struct VirtualMatch {
     pub query_params: BTreeMap<String, TextPattern>,
     pub port: Option<u32>,
     pub ignore_uri_case: bool,
-    /// Of sidecars: a waypoint does not know its clients' labels (Istio).
+    /// Of sidecars, which know their client: a waypoint has no match for such (Istio).
     pub source_labels: BTreeMap<String, String>,
     /// As `sourceLabels`.
     pub source_namespace: String,
@@ -288,9 +288,31 @@ pub struct VirtualTcpMatch {
     pub gateways: Vec<String>,
 }
 
+impl VirtualMatch {
+    /// Whether it may hold for a request at a waypoint: not one about certain clients only, or for gateways.
+    pub(crate) fn is_for_waypoints(&self) -> bool {
+        self.source_labels.is_empty()
+            && self.source_namespace.is_empty()
+            && names_mesh(&self.gateways)
+    }
+}
+
+impl VirtualTcpMatch {
+    /// The same for a connection.
+    pub(crate) fn is_for_waypoints(&self) -> bool {
+        self.source_labels.is_empty()
+            && self.source_namespace.is_empty()
+            && names_mesh(&self.gateways)
+    }
+}
+
+fn names_mesh(gateways: &[String]) -> bool {
+    gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh")
+}
+
 impl VirtualServiceSpec {
     /// Whether it is about traffic within the mesh: no gateway named, or the one that stands for it.
     pub(crate) fn is_for_mesh(&self) -> bool {
-        self.gateways.is_empty() || self.gateways.iter().any(|gateway| gateway == "mesh")
+        names_mesh(&self.gateways)
     }
 }

@@ -65,6 +65,11 @@ pub(crate) fn sniff(bytes: &[u8]) -> Sniffed {
             Sniffed::Undecided
         };
     }
+    let is_long = bytes.len() >= LONGEST;
+    let bytes = without_empty_lines(bytes);
+    if bytes.is_empty() && !is_long {
+        return Sniffed::Undecided;
+    }
     let line_end = bytes.iter().position(|byte| *byte == b'\n');
     let line = bytes
         .get(..line_end.unwrap_or(bytes.len()))
@@ -75,7 +80,7 @@ pub(crate) fn sniff(bytes: &[u8]) -> Sniffed {
         return Sniffed::Opaque;
     }
     match (method, line_end) {
-        (_, None) if bytes.len() >= LONGEST => Sniffed::Opaque,
+        (_, None) if is_long => Sniffed::Opaque,
         // A target and what follows is visible text (RFC 9112 §3).
         (Some(place), None) if line.iter().skip(place).any(|byte| is_control(*byte)) => {
             Sniffed::Opaque
@@ -85,6 +90,18 @@ pub(crate) fn sniff(bytes: &[u8]) -> Sniffed {
         (Some(1..), Some(_)) if is_request_line(line) => Sniffed::Http(Version::Http1),
         (_, Some(_)) => Sniffed::Opaque,
     }
+}
+
+/// "A server … SHOULD ignore at least one empty line (CRLF) received prior to the request-line" (RFC 9112 §2.2); hyper
+/// ignores any number. A CR that may begin one counts as well.
+fn without_empty_lines(mut bytes: &[u8]) -> &[u8] {
+    while let Some(rest) = bytes
+        .strip_prefix(b"\r\n")
+        .or_else(|| bytes.strip_prefix(b"\n"))
+    {
+        bytes = rest;
+    }
+    if bytes == b"\r" { &[] } else { bytes }
 }
 
 /// What registered methods consist of (IANA's registry): any token may be one, but few are.
@@ -123,6 +140,8 @@ mod tests {
         let (one, two) = (Version::Http1, Version::Http2);
         check("GET / HTTP/1.1\r\n", Sniffed::Http(one));
         check("POST /x HTTP/1.0\r\nHost: a", Sniffed::Http(one));
+        check("\r\nGET / HTTP/1.1\r\n", Sniffed::Http(one));
+        check("\n\r\nGET / HTTP/1.1\r\n", Sniffed::Http(one));
         check("VERSION-CONTROL http://a/ HTTP/1.1\n", Sniffed::Http(one));
         check("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Sniffed::Http(two));
     }
@@ -136,6 +155,9 @@ mod tests {
             "GET",
             "GET /a/long",
             "GET / HTTP/1.1\r",
+            "\r",
+            "\r\n",
+            "\r\nGET",
         ] {
             check(beginning, Sniffed::Undecided);
         }
@@ -162,12 +184,14 @@ mod tests {
             "PING \x01",
             "GET /\0",
             "HTTP/1.1\n",
-            "\r\n",
+            "\r\r\nGET / HTTP/1.1\r\n",
             "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
+            "\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             "a-word-that-is-no-method-of-anybody",
         ] {
             check(other, Sniffed::Opaque);
         }
+        check(&"\r\n".repeat(super::LONGEST), Sniffed::Opaque);
         check(
             &format!("GET /{}", "x".repeat(super::LONGEST)),
             Sniffed::Opaque,

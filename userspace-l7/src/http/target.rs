@@ -49,6 +49,11 @@ pub(crate) fn receive(parts: &mut request::Parts) -> Result<(), Malformed> {
             if differs && parts.version == Version::HTTP_2 {
                 return Err(Malformed::TwoAuthorities);
             }
+            // "userinfo … in an http URI reference … MUST NOT" be generated (RFC 9110 §4.2.4); `:authority` has none at all
+            // (RFC 9113 §8.3.1). Who looks at hosts could take it for one.
+            if named.contains('@') {
+                return Err(Malformed::BadHost);
+            }
             let named = HeaderValue::from_str(named).map_err(|_bad| Malformed::BadHost)?;
             drop(parts.headers.insert(HOST, named));
         }
@@ -245,6 +250,17 @@ mod tests {
         );
         for host in ["a b", "a/b", "u@a", "a:b:c"] {
             let parts = request("GET", "/", v11, &[("host", host)]);
+            check(parts, Err(Malformed::BadHost));
+        }
+        for version in [v11, v2] {
+            let parts = request("GET", "http://u:p@a/", version, &[("host", "a")]);
+            let expected = if version == v2 {
+                Malformed::TwoAuthorities
+            } else {
+                Malformed::BadHost
+            };
+            check(parts, Err(expected));
+            let parts = request("GET", "http://u@a/", version, &[("host", "u@a")]);
             check(parts, Err(Malformed::BadHost));
         }
         check(

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crate::hbone::{OpeningClaim, ServiceClaim};
 use crate::model::{
-    AppProtocol, BackendTarget, HttpAction, HttpRouteTable, NamespacedHostname, Opening,
-    PortLayer7, PortRoutes, ServiceLayer7, Side, Snapshot, Workload,
+    AppProtocol, NamespacedHostname, Opening, ServiceLayer7, Side, Snapshot, SpiffeId, Workload,
 };
+use crate::policy::{ServedPort, Way, selects, way};
 
 /// A claim that the mesh bears out.
 #[derive(Clone, Debug)]
@@ -20,31 +20,38 @@ pub(super) struct Believed {
     /// Any client may go through either waypoint: which one it takes is chance.
     pub(super) side: Side,
     pub(super) layer7: Arc<ServiceLayer7>,
+    /// How it leads to the workload.
+    pub(super) way: Way,
 }
 
-/// Believes a claim if its service selects this workload at this port, or has a route to one that does.
+/// Believes a claim if its service selects this workload at this port, or has a route to one that does: for every
+/// client, or for those of its proven namespace.
 pub(super) fn believe(
     snapshot: &Snapshot,
     workload: &Workload,
     to: SocketAddr,
-    claim: &ServiceClaim,
+    (claim, client): (&ServiceClaim, &SpiffeId),
 ) -> Option<Believed> {
     let called = NamespacedHostname {
         namespace: claim.namespace.as_str().into(),
         hostname: claim.host.as_str().into(),
     };
-    let layer7 = snapshot.services_layer7.get(&called)?;
+    let layer7 = snapshot.services_layer7.get(&called)?.at(claim.side);
     let port = layer7.ports.get(&claim.port)?;
-    let serves = |service: &NamespacedHostname, port: u16| {
-        selects(snapshot, workload, to.port(), service, port)
-    };
-    let is_true = serves(&called, claim.port) || leads_to(port, &serves);
-    is_true.then(|| Believed {
+    let way = way(
+        snapshot,
+        (workload, to.port()),
+        (&called, claim.port),
+        port,
+        Some(client.namespace()),
+    )?;
+    Some(Believed {
         service: called,
         port: claim.port,
         protocol: port.protocol,
         side: claim.side,
-        layer7: Arc::clone(layer7.at(claim.side)),
+        layer7: Arc::clone(layer7),
+        way,
     })
 }
 
@@ -94,54 +101,22 @@ pub(super) fn from_outside(
         protocol,
         side,
         layer7: Arc::clone(layer7.at(side)),
+        way: Way::Producer,
     })
 }
 
-fn selects(
-    snapshot: &Snapshot,
-    workload: &Workload,
-    target: u16,
-    service: &NamespacedHostname,
-    port: u16,
-) -> bool {
-    let Some(found) = snapshot.services.get(service) else {
-        return false;
-    };
-    let mut endpoints = snapshot.endpoints_of(service).iter();
-    endpoints.any(|endpoint| {
-        endpoint.workload == workload.uid && endpoint.target_port(found, port) == Some(target)
-    })
-}
+impl Believed {
+    /// The waypoint that the connection went through, as far as that gives it anything: not where the client's own
+    /// namespace chose the way.
+    pub(super) fn waypoint(&self) -> Option<&SpiffeId> {
+        (self.way == Way::Producer).then_some(&self.layer7.waypoint_identity)
+    }
 
-/// Whether any route of a port leads to a service port that serves.
-fn leads_to(port: &PortLayer7, serves: &impl Fn(&NamespacedHostname, u16) -> bool) -> bool {
-    let is_served = |target: &BackendTarget| match target {
-        BackendTarget::Service { service, port, .. } => serves(service, *port),
-        BackendTarget::Invalid { .. } => false,
-    };
-    let by_table = |table: &HttpRouteTable| {
-        let mut last = std::ptr::null();
-        table.entries().iter().any(|entry| {
-            // Entries of one rule stand near each other.
-            let rule = Arc::as_ptr(&entry.rule);
-            let is_new = std::mem::replace(&mut last, rule) != rule;
-            let forwards = match &entry.rule.action {
-                HttpAction::Forward(backends) => backends.as_slice(),
-                HttpAction::Redirect(_) | HttpAction::Respond { .. } => &[],
-            };
-            is_new
-                && (forwards.iter().any(|backend| is_served(&backend.target))
-                    || entry
-                        .rule
-                        .mirrors
-                        .iter()
-                        .any(|mirror| is_served(&mirror.target)))
-        })
-    };
-    let mut all = std::iter::once(&port.routes).chain(port.consumer_routes.values());
-    all.any(|routes| match routes {
-        PortRoutes::None => false,
-        PortRoutes::Http(table) => by_table(table),
-        PortRoutes::Tcp(backends) => backends.iter().any(|backend| is_served(&backend.target)),
-    })
+    /// The services whose demands have to be met besides its own.
+    pub(super) fn besides(&self) -> &[ServedPort] {
+        match &self.way {
+            Way::Producer => &[],
+            Way::Consumer(by) => by,
+        }
+    }
 }

@@ -8,7 +8,7 @@ use super::claim::Believed;
 use crate::model::{
     AppProtocol, Demands, NamespacedHostname, Snapshot, SpiffeId, Workload, WorkloadUid,
 };
-use crate::policy::{self, BytesClaim, CalledPort};
+use crate::policy::{self, BytesClaim, CalledPort, Way};
 
 /// Where a connection's demands are from.
 pub(super) struct Demanded {
@@ -17,6 +17,8 @@ pub(super) struct Demanded {
     waypoint: Option<SpiffeId>,
     /// Whether the workload's waypoint has judged it, whose own connection this is.
     is_judged: bool,
+    /// What the port is declared to speak.
+    spoken: AppProtocol,
     protocol: Protocol,
 }
 
@@ -39,7 +41,7 @@ impl Demanded {
     ) -> Self {
         let own = snapshot.workloads_layer7.get(&workload.uid);
         let waypoint = match &called {
-            Some(called) => Some(called.layer7.waypoint_identity.clone()),
+            Some(called) => called.waypoint().cloned(),
             None => own.map(|own| own.waypoint_identity.clone()),
         };
         let is_judged = called.is_none()
@@ -65,6 +67,7 @@ impl Demanded {
             workload: workload.uid.clone(),
             waypoint,
             is_judged,
+            spoken,
             protocol,
         }
     }
@@ -91,9 +94,11 @@ impl Demanded {
         self.waypoint.as_ref()
     }
 
-    /// The service that was called, and whose demands are met.
+    /// The service that was called, and whose waypoint was gone through.
     pub(super) fn service(&self) -> Option<&NamespacedHostname> {
-        self.called.as_ref().map(|called| &called.service)
+        let called = self.called.as_ref();
+        let through = called.filter(|called| called.way == Way::Producer);
+        through.map(|called| &called.service)
     }
 
     /// What the connection of a client to `to` has to meet if it is carried as bytes; nothing if its waypoint, whose
@@ -106,11 +111,12 @@ impl Demanded {
                 side: one.side,
                 port: one.port,
             }),
+            besides: claimed.map_or_else(Vec::new, |one| one.besides().to_vec()),
             workload: self.workload.clone(),
-            waypoint: self.waypoint.clone(),
             identity: caller.identity.clone(),
             source: caller.address.ip(),
             destination: to,
+            is_declared: matches!(self.spoken, AppProtocol::Tcp | AppProtocol::Tls),
         })
     }
 }

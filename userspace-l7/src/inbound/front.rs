@@ -20,7 +20,7 @@ use crate::http::{self, Wire};
 use crate::hub::Hub;
 use crate::model::{AppProtocol, Opening, Service, Snapshot, Workload};
 use crate::pod::Pod;
-use crate::policy::BytesClaim;
+use crate::policy::{BytesClaim, Way};
 use crate::relay::{self, Ending, Far, Pass};
 use crate::ring::RecvBuf;
 use crate::route::{self, Meaning, Refusal, Target, Transport};
@@ -128,6 +128,7 @@ impl Front<'_> {
             protocol,
             side,
             layer7: Arc::clone(layer7.at(side)),
+            way: Way::Producer,
         });
         let demands = Demanded::of(snapshot, &self.own, self.dialled, (&self.caller, called));
         self.carry((demands, Some(service)), (stream, early)).await;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ::http::{Request, Response, request};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use smallvec::SmallVec;
 use tracing::debug;
 
 use super::claim::Believed;
@@ -21,14 +22,15 @@ use crate::http::{
     Relayed, Version, Wire,
 };
 use crate::hub::Hub;
-use crate::judgement::{self, Call, Judged};
-use crate::model::{Demands, Opening, Snapshot, SpiffeId, Workload};
+use crate::judgement::{self, Call, Demanded, Judged};
+use crate::model::{BackendTarget, Opening, PortRoutes, Side, Snapshot, SpiffeId, Workload};
 use crate::origination::OriginationError;
 use crate::pod::{Family, Pod};
-use crate::policy::ext_authz;
+use crate::policy::{ext_authz, selects};
 use crate::relay::{Far, Pass};
 use crate::ring::Tcp;
 use crate::route::Target;
+use crate::route::http::{Filters, Original};
 use crate::telemetry::OpenFlow;
 use crate::upstream;
 
@@ -147,8 +149,21 @@ impl Exchange {
         http::strip(&mut parts.headers, upgrade.as_ref());
         let snapshot = self.hub.snapshot();
         let mut body = Inflow::new(body);
+        let told = Original::take(&mut parts.headers);
+        let restored = told.and_then(|told| self.restore(&snapshot, &told, &parts));
+        // What was asked for is judged, and what the rule makes of that is handed on.
+        let filters = restored.map(|(original, filters)| {
+            parts = original;
+            filters
+        });
         let judged = self.judge(&snapshot, (&mut parts, &mut body)).await?;
-        http::respell(&mut parts, judged.allowed.path()).map_err(Refusal::Malformed)?;
+        if let Some(allowed) = &judged.allowed {
+            http::respell(&mut parts, allowed.path()).map_err(Refusal::Malformed)?;
+        }
+        if let Some(filters) = filters {
+            let changed = filters.apply(&mut parts);
+            changed.map_err(|_why| Refusal::Unrewritable)?;
+        }
         http::send(&mut parts, version, &self.to);
         let mut answered = self.forward(key, version, parts, body).await?;
         ext_authz::apply(&judged.response, answered.response.headers_mut());
@@ -161,15 +176,56 @@ impl Exchange {
         Ok(http::relay(answered, ()))
     }
 
-    /// The demands that hold now.
-    fn demands<'s>(&self, snapshot: &'s Snapshot) -> Option<(&'s Demands, &'s SpiffeId)> {
-        if let Some(called) = &self.called {
-            let layer7 = snapshot.services_layer7.get(&called.service)?;
-            let layer7 = layer7.at(called.side);
-            return Some((&layer7.demands, &layer7.waypoint_identity));
-        }
-        let layer7 = snapshot.workloads_layer7.get(&self.workload.uid)?;
-        Some((&layer7.demands, &layer7.waypoint_identity))
+    /// The request as it was before a rule of the service that was called changed it, if one leads from there to what has
+    /// arrived.
+    fn restore<'s>(
+        &self,
+        snapshot: &'s Snapshot,
+        told: &Original,
+        arrived: &request::Parts,
+    ) -> Option<(request::Parts, Filters<'s>)> {
+        let (called, identity) = (self.called.as_ref()?, self.identity.as_ref()?);
+        let layer7 = snapshot.services_layer7.get(&called.service)?;
+        let port = layer7.at(called.side).ports.get(&called.port)?;
+        let PortRoutes::Http(table) = port.routes_for(identity.namespace()) else {
+            return None;
+        };
+        let serves = |target: &BackendTarget| match target {
+            BackendTarget::Service { service, port, .. } => {
+                selects(snapshot, &self.workload, self.to.port(), service, *port)
+            }
+            BackendTarget::Invalid { .. } => false,
+        };
+        told.restore(arrived, table, &serves)
+    }
+
+    /// The demands that hold now, and the waypoint that the request went through. No demands once the binding is gone
+    /// since the connection was opened.
+    fn demanded<'s>(
+        &'s self,
+        snapshot: &'s Snapshot,
+    ) -> (SmallVec<[Demanded<'s>; 1]>, Option<&'s SpiffeId>) {
+        let Some(called) = &self.called else {
+            let layer7 = snapshot.workloads_layer7.get(&self.workload.uid);
+            let demanded = layer7.map(|layer7| Demanded {
+                demands: &layer7.demands,
+                port: self.to.port(),
+            });
+            let waypoint = layer7.map(|layer7| &layer7.waypoint_identity);
+            return (demanded.into_iter().collect(), waypoint);
+        };
+        let of_service = |service, side, port| {
+            let layer7 = snapshot.services_layer7.get(service)?.at(side);
+            let demands = &layer7.demands;
+            Some((Demanded { demands, port }, &layer7.waypoint_identity))
+        };
+        let own = of_service(&called.service, called.side, called.port);
+        let waypoint = own.map(|(_, waypoint)| waypoint);
+        let besides = called.besides().iter();
+        let besides =
+            besides.filter_map(|(service, port)| of_service(service, Side::Primary, *port));
+        let demanded = own.into_iter().chain(besides).map(|(one, _)| one);
+        (demanded.collect(), waypoint)
     }
 
     /// Judges a request by what is demanded at this moment.
@@ -178,32 +234,22 @@ impl Exchange {
         snapshot: &Snapshot,
         request: (&mut request::Parts, &mut Inflow),
     ) -> Result<Judged, Refusal> {
-        let none = Demands::default();
-        let (demands, waypoint) = match self.demands(snapshot) {
-            // Who has proven nothing did not come through the waypoint, either.
-            Some((demands, waypoint)) => (demands, self.identity.as_ref().map(|_| waypoint)),
-            // The binding is gone since the connection was opened: nothing is demanded any more.
-            None => (&none, None),
-        };
-        let port = self
-            .called
-            .as_ref()
-            .map_or_else(|| self.to.port(), |called| called.port);
+        let (demanded, waypoint) = self.demanded(snapshot);
         let server = self.workload.identity();
         let call = Call {
             identity: self.identity.as_ref(),
             source: self.client,
             destination: self.to,
             server: Some(&server),
-            port,
-            waypoint,
+            // Who has proven nothing did not come through the waypoint, either.
+            waypoint: waypoint.filter(|_| self.identity.is_some()),
         };
         let asker = Asker {
             hub: &self.hub,
             pod: &self.pod,
             workload: &self.own,
         };
-        judgement::judge(asker, demands, &call, request).await
+        judgement::judge(asker, &demanded, &call, request).await
     }
 
     /// Hands a request to the application. One that found a connection closed which had waited is sent again,

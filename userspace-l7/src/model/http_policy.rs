@@ -62,7 +62,7 @@ pub struct SourceMatch {
     /// The client's own address, as its node vouches for it.
     pub ip_blocks: Vec<IpNet>,
     pub not_ip_blocks: Vec<IpNet>,
-    /// The address in front of trusted proxies (`x-forwarded-for`).
+    /// The address in front of trusted proxies: none is (`x-forwarded-for` is not read), so the client's own as well.
     pub remote_ip_blocks: Vec<IpNet>,
     pub not_remote_ip_blocks: Vec<IpNet>,
     /// `<iss>/<sub>` of a validated token.

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::{HeaderMap, Method};
 
 use super::http::{HttpDecision, HttpDenial, HttpRequest, judge_http};
-use super::without_requests;
+use super::{ServedPort, without_requests};
 use crate::model::{
     Demands, NamespacedHostname, PathNormalization, RequestHead, Side, Snapshot, SpiffeId,
     WorkloadUid,
@@ -29,16 +29,18 @@ pub struct CalledPort {
 pub struct BytesClaim {
     /// Whose demands are to be met; `None`: those of the workload's own waypoint.
     pub called: Option<CalledPort>,
+    /// Services whose demands are to be met as well.
+    pub besides: Vec<ServedPort>,
     /// The destination.
     pub workload: WorkloadUid,
-    /// Who the waypoint would be that the connection goes through.
-    pub waypoint: Option<SpiffeId>,
     /// The client's verified identity.
     pub identity: Option<SpiffeId>,
     /// The client's own address.
     pub source: IpAddr,
     /// The workload's own address and port.
     pub destination: SocketAddr,
+    /// Whether the port is declared to carry bytes. On one that is not, these may be requests that nobody could see.
+    pub is_declared: bool,
 }
 
 impl BytesClaim {
@@ -47,13 +49,22 @@ impl BytesClaim {
     /// # Errors
     /// A policy refuses it.
     pub fn judge(&self, snapshot: &Snapshot) -> Result<(), HttpDenial> {
-        let Some(demands) = self.demands(snapshot).filter(|one| !one.is_empty()) else {
+        for (demands, port) in self.demands(snapshot) {
+            self.meet(demands, port)?;
+        }
+        Ok(())
+    }
+
+    fn meet(&self, demands: &Demands, port: u16) -> Result<(), HttpDenial> {
+        if demands.is_empty() {
             return Ok(());
-        };
+        }
+        if !self.is_declared && !demands.authentication.is_empty() {
+            return Err(HttpDenial::Unseen);
+        }
         let headers = HeaderMap::new();
-        let port = self.called.as_ref().map(|called| called.port);
         let verdict = judge_http(
-            &without_requests(demands),
+            &without_requests(demands, self.is_declared),
             &HttpRequest {
                 head: RequestHead {
                     method: &Method::CONNECT,
@@ -66,11 +77,9 @@ impl BytesClaim {
                 normalization: PathNormalization::None,
                 identity: self.identity.as_ref(),
                 source: self.source,
-                remote: self.source,
                 destination: self.destination,
-                service_port: port.unwrap_or_else(|| self.destination.port()),
+                service_port: port,
                 token: None,
-                waypoint_identity: self.waypoint.as_ref(),
             },
         );
         match verdict.decision {
@@ -80,13 +89,20 @@ impl BytesClaim {
         }
     }
 
-    /// None once the binding is gone: nothing is demanded any more.
-    fn demands<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s Demands> {
-        let Some(called) = &self.called else {
-            return Some(&snapshot.workloads_layer7.get(&self.workload)?.demands);
+    /// By whose port each is meant. None of a binding that is gone: nothing is demanded any more.
+    fn demands<'s>(&'s self, snapshot: &'s Snapshot) -> impl Iterator<Item = (&'s Demands, u16)> {
+        let of_service =
+            |service, side| Some(&*snapshot.services_layer7.get(service)?.at(side).demands);
+        let own = if let Some(called) = &self.called {
+            of_service(&called.service, called.side).map(|found| (found, called.port))
+        } else {
+            let layer7 = snapshot.workloads_layer7.get(&self.workload);
+            layer7.map(|layer7| (&*layer7.demands, self.destination.port()))
         };
-        let layer7 = snapshot.services_layer7.get(&called.service)?;
-        Some(&layer7.at(called.side).demands)
+        let besides = self.besides.iter();
+        let besides = besides
+            .filter_map(move |(service, port)| Some((of_service(service, Side::Primary)?, *port)));
+        own.into_iter().chain(besides)
     }
 }
 

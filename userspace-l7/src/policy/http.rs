@@ -32,16 +32,12 @@ pub struct HttpRequest<'a> {
     pub identity: Option<&'a SpiffeId>,
     /// The client's own address, as its node vouches for it.
     pub source: IpAddr,
-    /// The address in front of trusted proxies; `source` where none is trusted.
-    pub remote: IpAddr,
     /// The workload's own address and port.
     pub destination: SocketAddr,
     /// The port that was called: the service's, or the workload's where its own address was called.
     pub service_port: u16,
     /// The validated token.
     pub token: Option<&'a Claims>,
-    /// Who the waypoint would be that this request went through.
-    pub waypoint_identity: Option<&'a SpiffeId>,
 }
 
 /// Judges a request by every policy that speaks about it: CUSTOM first, then DENY, then ALLOW, of which one

@@ -4,20 +4,25 @@ use crate::model::{
     Attribute, Demands, HttpPolicy, HttpPolicyAction, HttpPolicyRule, OperationMatch, SourceMatch,
 };
 
-/// Demands as they hold for a connection that is carried as bytes: a rule of an ALLOW policy that asks about
-/// requests never matches, one of a DENY policy loses what asks about requests and so denies more. A DENY rule
-/// that asks about nothing else has no effect, and neither have CUSTOM, AUDIT and tokens.
+/// Demands as they hold for a connection that is carried as bytes: a rule of an ALLOW policy that asks about requests
+/// never matches, one of a DENY policy loses what asks about requests and so denies more: all there is, if it asks about
+/// nothing else (a TCP chain of Istio's is as strict). AUDIT and tokens have no effect, and neither has CUSTOM on a port
+/// that is declared to carry bytes. On one that is not, who keeps silent or begins strangely must not get around those who
+/// would be asked about its requests: whoever CUSTOM speaks of is denied.
 #[must_use]
-pub fn without_requests(demands: &Demands) -> Demands {
+pub fn without_requests(demands: &Demands, is_declared: bool) -> Demands {
     let authorization = demands.authorization.iter().filter_map(|policy| {
-        let rules = match policy.action {
-            HttpPolicyAction::Allow => allowing(&policy.rules),
-            HttpPolicyAction::Deny => denying(&policy.rules),
+        let (action, rules) = match policy.action {
+            HttpPolicyAction::Allow => (HttpPolicyAction::Allow, allowing(&policy.rules)),
+            HttpPolicyAction::Deny => (HttpPolicyAction::Deny, denying(&policy.rules)),
+            HttpPolicyAction::Custom(_) if !is_declared => {
+                (HttpPolicyAction::Deny, denying(&policy.rules))
+            }
             HttpPolicyAction::Audit | HttpPolicyAction::Custom(_) => return None,
         };
         let reduced = HttpPolicy {
             key: policy.key.clone(),
-            action: policy.action.clone(),
+            action,
             dry_run: policy.dry_run,
             rules,
         };
@@ -35,12 +40,7 @@ fn allowing(rules: &[HttpPolicyRule]) -> Vec<HttpPolicyRule> {
 }
 
 fn denying(rules: &[HttpPolicyRule]) -> Vec<HttpPolicyRule> {
-    let reduced = rules.iter().filter_map(|rule| {
-        let reduced = reduce(rule);
-        let is_left = reduced != HttpPolicyRule::default() || *rule == HttpPolicyRule::default();
-        is_left.then_some(reduced)
-    });
-    reduced.collect()
+    rules.iter().map(reduce).collect()
 }
 
 /// A rule without what asks about requests. A list of alternatives of which one asked about nothing else asks
@@ -141,7 +141,7 @@ mod tests {
             authorization: vec![Arc::new(policy)],
             ..Demands::default()
         };
-        let reduced = without_requests(&demands);
+        let reduced = without_requests(&demands, true);
         let rules: Vec<_> = after.into_iter().collect();
         assert_eq!(reduced.authorization[0].rules, rules, "{action:?}");
     }
@@ -176,7 +176,12 @@ mod tests {
             rule(None, Some("GET"), Some(80)),
             Some(rule(None, None, Some(80))),
         );
-        check(&deny, rule(None, Some("GET"), None), None);
+        // Which requests it is about cannot be seen: all that there might be.
+        check(
+            &deny,
+            rule(None, Some("GET"), None),
+            Some(HttpPolicyRule::default()),
+        );
         check(
             &deny,
             HttpPolicyRule::default(),
@@ -185,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_asked_about_bytes() {
+    fn nobody_is_asked_about_bytes_and_nobody_hides_in_them() {
         let policy = HttpPolicy {
             key: PolicyKey {
                 namespace: "n".into(),
@@ -193,12 +198,15 @@ mod tests {
             },
             action: HttpPolicyAction::Custom(None),
             dry_run: false,
-            rules: vec![HttpPolicyRule::default()],
+            rules: vec![rule(Some("a"), Some("GET"), None)],
         };
         let demands = Demands {
             authorization: vec![Arc::new(policy)],
             ..Demands::default()
         };
-        assert!(without_requests(&demands).is_empty());
+        assert!(without_requests(&demands, true).is_empty());
+        let hidden = without_requests(&demands, false);
+        assert_eq!(hidden.authorization[0].action, HttpPolicyAction::Deny);
+        assert_eq!(hidden.authorization[0].rules, [rule(Some("a"), None, None)]);
     }
 }

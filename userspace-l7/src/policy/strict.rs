@@ -53,4 +53,4 @@ pub fn is_waypoint(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -4,16 +4,20 @@
 mod backend;
 pub mod cors;
 pub mod fault;
+mod filters;
 mod headers;
 mod matching;
+mod original;
 mod redirect;
 pub mod retry;
 mod rewrite;
 pub mod session;
 
 pub use backend::choose_backend;
+pub use filters::{Filters, shadow};
 pub use headers::modify;
 pub use matching::select;
+pub use original::Original;
 pub use redirect::redirect;
 pub use rewrite::{InvalidTarget, rewrite};
 

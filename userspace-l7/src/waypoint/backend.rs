@@ -7,8 +7,10 @@ use ::http::request;
 use crate::endpoints::{self, Endpoints};
 use crate::http::{Refusal, Version};
 use crate::model::{
-    BackendTarget, HeaderModifier, Service, Snapshot, TrafficPolicy, WeightedBackend,
+    BackendTarget, HeaderModifier, HttpRouteEntry, Service, Snapshot, TrafficPolicy,
+    WeightedBackend,
 };
+use crate::route::http::Filters;
 
 use super::affinity::Affinity;
 use super::client::{Client, version_towards};
@@ -35,6 +37,16 @@ impl Backend<'_> {
         let regard = (policy, wish);
         endpoints::choose(&client.hub, snapshot, &client.workload, &towards, regard)
             .map_err(|_none| Refusal::NoHealthyUpstream)
+    }
+
+    /// What a request that matched an entry passes on its way to it.
+    pub(super) fn filters<'f>(&'f self, entry: &'f HttpRouteEntry) -> Filters<'f> {
+        Filters {
+            matched: &entry.matches,
+            rule: &entry.rule,
+            backend: self.reference.map(|one| &one.request_headers),
+            is_shadow: false,
+        }
     }
 
     fn subset(&self) -> Option<&Arc<str>> {

@@ -9,7 +9,7 @@ use crate::http::Version;
 use crate::hub::Hub;
 use crate::model::{PortLayer7, Service, ServiceLayer7, Side, Snapshot, SpiffeId, Workload};
 use crate::pod::Pod;
-use crate::route::Towards;
+use crate::route::{Target, Towards};
 use crate::telemetry::RequestClient;
 use crate::upstream::{self, Origin};
 
@@ -58,6 +58,11 @@ impl Client {
     /// Whether endpoints see another identity than that of who asks, so that only this node can judge it.
     pub(super) fn is_unknown_beyond(&self) -> bool {
         matches!(self.requester, Requester::Another(_))
+    }
+
+    /// Whether a target's node judges what this client asks.
+    pub(super) fn is_judged_at(&self, target: &Target) -> bool {
+        !self.is_unknown_beyond() && target.is_judged_there()
     }
 
     /// Layer 7 of the dialled service as the mesh is now; `None` once it is bound to no waypoint any more:

@@ -17,6 +17,7 @@ use crate::upstream::{self, NoConnection};
 
 use super::account::Account;
 use super::client::Client;
+use super::judging::Heads;
 
 /// Reused connections that may turn out to be closed before one is made anew.
 const STALE: u32 = 2;
@@ -65,13 +66,16 @@ impl Again {
 pub(super) async fn forward(
     client: &Client,
     to: &Destination<'_>,
-    (mut request, recording): (Request<Body>, Option<Recording>),
+    ((mut request, recording), variants): ((Request<Body>, Option<Recording>), Option<&Heads>),
     account: &mut Account,
 ) -> Result<Answered, Refusal> {
     let (mut retries, mut stale) = (0, 0);
     loop {
         let target = pick(retries, &to.endpoints.targets, to.retry);
         let target = target.ok_or(Refusal::NoHealthyUpstream)?;
+        if let Some(variants) = variants {
+            variants.dress(client.is_judged_at(target), &mut request);
+        }
         let attended = to.endpoints.group.attend(target.destination);
         account.asks(target, (&to.service.key, to.port), attended);
         let again = remember(&request, recording.as_ref(), to);

@@ -6,18 +6,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::header::{HOST, HeaderValue};
-use ::http::{HeaderMap, Request, request};
+use ::http::{Request, request};
 use hyper::body::Body as _;
 use tracing::debug;
 
 use crate::endpoints;
 use crate::http::{self, Body, Version};
 use crate::model::{BackendTarget, Mirror, Snapshot};
+use crate::route::http as route;
 use crate::traffic::Wish;
 use crate::upstream;
 
 use super::client::{Client, version_towards};
+use super::judging::Heads;
 
 /// Time that a mirror has for its whole answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -27,7 +28,7 @@ pub(super) fn send(
     client: &Rc<Client>,
     snapshot: &Arc<Snapshot>,
     mirror: &Mirror,
-    mut parts: request::Parts,
+    heads: &Heads,
     body: Body,
 ) {
     let BackendTarget::Service {
@@ -42,15 +43,20 @@ pub(super) fn send(
         debug!(mirror = %service, "too many copies are under way");
         return;
     };
-    if mirror.shadow_host {
-        shadow(&mut parts.headers);
-    }
+    let dressed = |parts: &request::Parts| {
+        let mut parts = parts.clone();
+        if mirror.shadow_host {
+            route::shadow(&mut parts.headers);
+        }
+        parts
+    };
+    let (here, there) = (dressed(&heads.here), heads.there.as_ref().map(dressed));
     let (client, snapshot) = (Rc::clone(client), Arc::clone(snapshot));
     let (service, port, subset) = (service.clone(), *port, subset.clone());
     drop(tokio::task::spawn_local(async move {
         let copy = async {
             let service = snapshot.services.get(&service)?;
-            let version = version_towards(&snapshot, service, port, Version::of(parts.version));
+            let version = version_towards(&snapshot, service, port, Version::of(here.version));
             let towards = client.towards(service, port, subset.as_ref());
             let policy = endpoints::policy(&snapshot, &towards);
             let regard = (policy, Wish::default());
@@ -60,6 +66,8 @@ pub(super) fn send(
             let target = endpoints.targets.first()?;
             let _admitted = endpoints.admit_request()?;
             let _attended = endpoints.group.attend(target.destination);
+            let there = there.filter(|_| client.is_judged_at(target));
+            let mut parts = there.unwrap_or(here);
             http::send(&mut parts, version, &service.key.hostname);
             let taken = upstream::take(&client.origin(), (&endpoints, target), version, false)
                 .await
@@ -78,18 +86,4 @@ pub(super) fn send(
         }
         drop(permit);
     }));
-}
-
-/// Appends `-shadow` to the host, before its port (Envoy does so, for logs to tell copies apart).
-fn shadow(headers: &mut HeaderMap) {
-    let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else {
-        return;
-    };
-    let shadow = match host.rsplit_once(':') {
-        Some((name, port)) if !port.ends_with(']') => format!("{name}-shadow:{port}"),
-        _ => format!("{host}-shadow"),
-    };
-    if let Ok(shadow) = HeaderValue::from_str(&shadow) {
-        drop(headers.insert(HOST, shadow));
-    }
 }

@@ -5,22 +5,21 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ::http::header::{HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, ORIGIN, SERVER};
+use ::http::header::{HeaderName, HeaderValue, LOCATION, ORIGIN, SERVER};
 use ::http::{Request, Response, request};
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
+use crate::endpoints::Endpoints;
 use crate::http::{self, Answered, Body, Handover, Inflow, Recording, Refusal, Relayed, Version};
-use crate::judgement::{self, Call};
+use crate::judgement;
 use crate::model::{
-    AbortAnswer, BackendTarget, Fault, HeaderModifier, HttpAction, HttpRouteEntry, HttpRule,
-    PathNormalization, PortRoutes, RetryPolicy, Snapshot, TracingSettings,
+    AbortAnswer, BackendTarget, HttpAction, HttpRouteEntry, HttpRule, PathNormalization,
+    PortRoutes, RetryPolicy, Snapshot, TracingSettings,
 };
-use crate::policy::ext_authz::HeaderChange;
-use crate::policy::path;
-use crate::route::Target;
-use crate::route::http as route;
+use crate::policy::{ext_authz, path};
+use crate::route::http::{self as route, Original};
 use crate::telemetry::trace::{Sampler, TraceContext};
 use crate::telemetry::{RequestFlag, RequestFlow};
 
@@ -30,7 +29,8 @@ use super::after::After;
 use super::backend::Backend;
 use super::client::Client;
 use super::forward::{self, Destination};
-use super::limits;
+use super::judging::{self, Heads};
+use super::limits::{self, Standing};
 use super::{grpc, mirror};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -114,29 +114,37 @@ impl Exchange<'_> {
     ) -> Result<Outcome, Refusal> {
         let client_version = Version::of(parts.version);
         let upgrade = http::wants_upgrade(&parts);
-        http::receive(&mut parts).map_err(Refusal::Malformed)?;
-        http::strip(&mut parts.headers, upgrade.as_ref());
-        spell_path(&mut parts, self.snapshot.path_normalization)?;
-        self.identify(&mut parts, account);
+        self.take_in(&mut parts, upgrade.as_ref(), account)?;
 
-        let matched = self.select(&parts)?;
+        let mut body = Inflow::counted(body, account.open());
+        let (matched, standing) = match self.decide(&mut parts, account).await {
+            Ok(decided) => decided,
+            Err(why) => return Err(self.refuse_first(why, (&mut parts, &mut body)).await),
+        };
         let rule = matched.map(|entry| &entry.rule);
-        if let Some(rule) = rule {
-            account.matched(rule);
-        }
-        let standing = limits::pass(self.client, &self.snapshot, rule, &mut parts).await?;
-        if let Some(response) = self.answered_early(matched, &parts, account).await {
+        let request = (&mut parts, &mut body);
+        if let Some(response) = self.answered_early(matched, request, account).await? {
             return Ok(Outcome::Here(response));
         }
         let origin = parts.headers.get(ORIGIN).cloned();
         let mut affinity = Affinity::of(rule, &parts);
-        let backend = self.choose_backend(matched, &affinity)?;
-        let endpoints = backend.endpoints(self.client, &self.snapshot, (&mut affinity, &parts))?;
+        let (backend, mut endpoints) = match self.choose(matched, &mut affinity, &parts) {
+            Ok(chosen) => chosen,
+            Err(why) => return Err(self.refuse_first(why, (&mut parts, &mut body)).await),
+        };
         let version = match upgrade {
             // A change of protocol exists in HTTP/1.1 only.
             Some(_) => Version::Http1,
             None => backend.version(&self.snapshot, &endpoints.policy, client_version),
         };
+        let limit = grpc::timeout(&parts.headers, rule.and_then(|rule| rule.timeout));
+
+        let filters = matched.map(|entry| backend.filters(entry));
+        let (client, snapshot) = (self.client, &self.snapshot);
+        let judged = (filters.as_ref(), &mut endpoints.targets);
+        let judged = judging::judge(client, snapshot, judged, (parts, &mut body));
+        let (mut heads, changes) = judged.await?;
+        account.admitted(endpoints.admit_request().ok_or(Refusal::Overflow)?);
         let default_retry = RetryPolicy::default();
         let to = Destination {
             service: backend.service,
@@ -145,28 +153,20 @@ impl Exchange<'_> {
             retry: rule.map_or(&default_retry, |rule| &rule.retry),
             endpoints: &endpoints,
         };
-        let limit = grpc::timeout(&parts.headers, rule.and_then(|rule| rule.timeout));
-
-        let mut body = Inflow::counted(body, account.open());
-        let changes = self
-            .judge_here(&endpoints.targets, (&mut parts, &mut body))
-            .await?;
-        account.admitted(endpoints.admit_request().ok_or(Refusal::Overflow)?);
-        change_by_rule(&mut parts, matched)?;
+        heads.change(filters.as_ref())?;
         let has_copies = rule.is_some_and(|rule| !rule.mirrors.is_empty());
         let (body, recording) = forward::prepare(body, &to, has_copies);
         if let Some(rule) = rule {
-            self.mirror(rule, &parts, recording.as_ref(), body.is_end_stream());
+            self.mirror(rule, &heads, recording.as_ref(), body.is_end_stream());
         }
-        if let Some(reference) = backend.reference {
-            modify(&reference.request_headers, &mut parts.headers);
-        }
-        http::send(&mut parts, version, &self.client.service.key.hostname);
-
+        let authority = &self.client.service.key.hostname;
+        heads.address(filters.as_ref(), (version, authority));
         let deadline = limit.map(|limit| self.arrived + limit);
+        let (parts, variants) = heads.split();
         let request = (Request::from_parts(parts, body), recording);
         let answered = {
-            let forwarded = pin!(forward::forward(self.client, &to, request, account));
+            let sent = (request, variants.as_ref());
+            let forwarded = pin!(forward::forward(self.client, &to, sent, account));
             within(deadline, forwarded).await
         };
         let answered =
@@ -182,6 +182,50 @@ impl Exchange<'_> {
             changes,
         };
         Ok(Outcome::Forwarded(answered, after))
+    }
+
+    /// Brings a request that was received into the one form, without what only proxies may say.
+    fn take_in(
+        &self,
+        parts: &mut request::Parts,
+        upgrade: Option<&http::Upgrade>,
+        account: &Account,
+    ) -> Result<(), Refusal> {
+        http::receive(parts).map_err(Refusal::Malformed)?;
+        http::strip(&mut parts.headers, upgrade);
+        // Also where nobody judges what goes on, as of a mirror.
+        judgement::disown(&mut parts.headers);
+        let _forged = Original::take(&mut parts.headers);
+        spell_path(parts, self.snapshot.path_normalization)?;
+        self.identify(parts, account);
+        Ok(())
+    }
+
+    /// The rule that takes a request, and what its limits say.
+    async fn decide(
+        &self,
+        parts: &mut request::Parts,
+        account: &mut Account,
+    ) -> Result<(Matched<'_>, Standing), Refusal> {
+        let matched = self.select(parts)?;
+        let rule = matched.map(|entry| &entry.rule);
+        if let Some(rule) = rule {
+            account.matched(rule);
+        }
+        let standing = limits::pass(self.client, &self.snapshot, rule, parts).await?;
+        Ok((matched, standing))
+    }
+
+    /// The backend that a request goes to, and its endpoints.
+    fn choose<'s>(
+        &'s self,
+        matched: Matched<'s>,
+        affinity: &mut Affinity,
+        parts: &request::Parts,
+    ) -> Result<(Backend<'s>, Endpoints), Refusal> {
+        let backend = self.choose_backend(matched, affinity)?;
+        let endpoints = backend.endpoints(self.client, &self.snapshot, (affinity, parts))?;
+        Ok((backend, endpoints))
     }
 
     /// Gives a request what tells it apart and says how it came.
@@ -217,39 +261,57 @@ impl Exchange<'_> {
         }
     }
 
-    /// An answer before any backend is asked: a fault that was ordered, or the rule's own.
+    /// What a request is refused with that comes no further than here: by who judges it, else for this reason.
+    async fn refuse_first(
+        &self,
+        why: Refusal,
+        request: (&mut request::Parts, &mut Inflow),
+    ) -> Refusal {
+        let judged = Box::pin(judging::judge_here(
+            self.client,
+            &self.snapshot,
+            None,
+            request,
+        ));
+        judged.await.err().unwrap_or(why)
+    }
+
+    /// An answer before any backend is asked, to who may ask at all: a fault that was ordered, or the rule's own.
     async fn answered_early(
         &self,
         matched: Matched<'_>,
-        parts: &request::Parts,
+        (parts, body): (&mut request::Parts, &mut Inflow),
         account: &mut Account,
-    ) -> Option<Response<Body>> {
+    ) -> Result<Option<Response<Body>>, Refusal> {
         let fault = matched.and_then(|entry| entry.rule.fault.as_ref());
-        if let Some(fault) = fault
-            && let Some(response) = Box::pin(self.suffer(fault, account)).await
-        {
-            return Some(response);
+        let mut choose = |bound| self.client.hub.choose(bound);
+        let injected = fault.map(|fault| route::fault::inject(fault, &mut choose));
+        let (delay, abort) = injected.map_or((None, None), |one| (one.delay, one.abort));
+        let own = self.answered_here(matched, parts);
+        let mut changes = Vec::new();
+        if abort.is_some() || own.is_some() {
+            let (client, snapshot) = (self.client, &self.snapshot);
+            let judged = Box::pin(judging::judge_here(client, snapshot, None, (parts, body)));
+            changes = judged.await?;
         }
-        let response = self.answered_here(matched, parts)?;
-        account.details(Cow::Borrowed("direct_response"));
-        Some(response)
-    }
-
-    /// A fault that was ordered: waits, and answers in the backend's place.
-    async fn suffer(&self, fault: &Fault, account: &mut Account) -> Option<Response<Body>> {
-        let injected = route::fault::inject(fault, &mut |bound| self.client.hub.choose(bound));
-        if let Some(delay) = injected.delay {
+        if let Some(delay) = delay {
             account.flag(RequestFlag::DelayInjected);
             tokio::time::sleep(delay).await;
         }
-        let answer = injected.abort?;
-        account.flag(RequestFlag::FaultInjected);
-        account.details(Cow::Borrowed("fault_filter_abort"));
-        let text = "fault filter abort";
-        Some(match answer {
-            AbortAnswer::Http(status) => http::plain(status, Bytes::from_static(text.as_bytes())),
-            AbortAnswer::Grpc(code) => http::trailers_only(code, text),
-        })
+        let answer = if let Some(answer) = abort {
+            account.flag(RequestFlag::FaultInjected);
+            account.details(Cow::Borrowed("fault_filter_abort"));
+            Some(aborted(answer))
+        } else {
+            if own.is_some() {
+                account.details(Cow::Borrowed("direct_response"));
+            }
+            own
+        };
+        Ok(answer.map(|mut response| {
+            ext_authz::apply(&changes, response.headers_mut());
+            response
+        }))
     }
 
     /// The answer of a rule that needs no backend.
@@ -322,43 +384,11 @@ impl Exchange<'_> {
         })
     }
 
-    /// Enforces the service's demands where the endpoint's node will not: outside the mesh, where another data
-    /// plane answers that sees connections only, or where it will not learn who asks.
-    ///
-    /// What is to be made of the response comes back.
-    async fn judge_here(
-        &self,
-        targets: &[Target],
-        request: (&mut request::Parts, &mut Inflow),
-    ) -> Result<Vec<HeaderChange>, Refusal> {
-        let is_unknown = self.client.is_unknown_beyond();
-        let is_unjudged = |target: &&Target| is_unknown || !target.is_judged_there();
-        let Some(unjudged) = targets.iter().find(is_unjudged) else {
-            return Ok(Vec::new());
-        };
-        let Some(layer7) = self.client.layer7(&self.snapshot) else {
-            return Ok(Vec::new());
-        };
-        let server = unjudged.workload.as_ref().map(|one| one.identity());
-        let identity = self.client.identity();
-        let call = Call {
-            identity: Some(&identity),
-            source: self.client.source,
-            destination: unjudged.destination,
-            server: server.as_ref(),
-            port: self.client.dialled.port(),
-            waypoint: Some(&layer7.waypoint_identity),
-        };
-        let asker = self.client.asker();
-        let judged = judgement::judge(asker, &layer7.demands, &call, request).await?;
-        Ok(judged.response)
-    }
-
     /// Sends the rule's copies on their way.
     fn mirror(
         &self,
         rule: &HttpRule,
-        parts: &request::Parts,
+        heads: &Heads,
         recording: Option<&Recording>,
         is_empty: bool,
     ) {
@@ -371,7 +401,7 @@ impl Exchange<'_> {
                 None if is_empty => Body::Empty,
                 None => continue,
             };
-            mirror::send(self.client, &self.snapshot, one, parts.clone(), body);
+            mirror::send(self.client, &self.snapshot, one, heads, body);
         }
     }
 
@@ -410,24 +440,12 @@ fn spell_path(parts: &mut request::Parts, spelling: PathNormalization) -> Result
     http::respell(parts, &spelled).map_err(Refusal::Malformed)
 }
 
-/// What the rule makes of the request.
-fn change_by_rule(parts: &mut request::Parts, matched: Matched<'_>) -> Result<(), Refusal> {
-    let Some(HttpRouteEntry { matches, rule }) = matched else {
-        return Ok(());
-    };
-    modify(&rule.request_headers, &mut parts.headers);
-    match &rule.rewrite {
-        Some(rewrite) => {
-            route::rewrite(rewrite, matches, parts).map_err(|_why| Refusal::Unrewritable)
-        }
-        None => Ok(()),
-    }
-}
-
-fn modify(modifier: &HeaderModifier, headers: &mut HeaderMap) {
-    route::modify(modifier, headers);
-    if let Some(authority) = &modifier.authority {
-        drop(headers.insert(HOST, authority.clone()));
+/// The answer of a fault that was ordered.
+fn aborted(answer: AbortAnswer) -> Response<Body> {
+    let text = "fault filter abort";
+    match answer {
+        AbortAnswer::Http(status) => http::plain(status, Bytes::from_static(text.as_bytes())),
+        AbortAnswer::Grpc(code) => http::trailers_only(code, text),
     }
 }
 

@@ -1,25 +1,25 @@
 //! What policies say: each of them asked alone through the data path's own functions, then all together.
 
+mod requests;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use hyper::StatusCode;
 use userspace_l7::direct::{self, Passage};
 use userspace_l7::model::{
-    Action, AuthorizationPolicy, Demands, Encryption, Health, HttpPolicy, HttpPolicyAction,
-    JwtKeys, NamespacedHostname, Peer, Scope, Service, ServiceLayer7, Snapshot, SpiffeId,
-    TunnelProtocol, Workload,
+    Action, AuthorizationPolicy, Encryption, Health, NamespacedHostname, Scope, Service,
+    ServiceLayer7, Snapshot, SpiffeId, TunnelProtocol, Workload,
 };
-use userspace_l7::policy::http::{HttpDecision, HttpRequest, HttpVerdict, judge_http};
-use userspace_l7::policy::jwt::{self, Claims, KeySet, TokenError};
-use userspace_l7::policy::{self, Connection};
+use userspace_l7::policy::{self, Connection, Way};
 use userspace_l7::route::{self, Towards};
 
 use super::routing::{Backend, BackendKind, Routing};
-use super::{BackendStep, EndpointStep, Expectation, Inquiry, PolicyStep, wording};
+use super::{BackendStep, EndpointStep, Expectation, Inquiry, PolicyStep};
 use crate::admin::{PodState, PodStatus};
+
+use requests::{demands, layer7};
 
 /// What policies say, and of whom.
 pub(super) struct Judgement {
@@ -49,8 +49,8 @@ pub(super) fn walk(inquiry: &Inquiry<'_>, routing: &Routing<'_>) -> Judgement {
             .push(backend_step(inquiry, routing, backend, total, &mut servers));
     }
     layer4(inquiry, called(routing), &servers, &mut judged.policies);
-    if let Some((demands, waypoint)) = demands(inquiry, routing) {
-        layer7(inquiry, demands, waypoint, &servers, &mut judged);
+    for demanded in demands(inquiry, routing, &servers) {
+        layer7(inquiry, &demanded, &servers, &mut judged);
     }
     judged
 }
@@ -84,14 +84,43 @@ fn called<'a>(routing: &Routing<'a>) -> Option<Called<'a>> {
     Some((&routing.service?.key, &**routing.layer7?))
 }
 
+/// The same, as far as its waypoint's name is lent to what reaches a workload: not on the client's own way.
+fn lent<'a>(
+    inquiry: &Inquiry<'_>,
+    called: Option<Called<'a>>,
+    (workload, address): (&Workload, SocketAddr),
+) -> Option<Called<'a>> {
+    let is_lent =
+        |called: &Called<'_>| way(inquiry, *called, workload, address) == Some(Way::Producer);
+    called.filter(is_lent)
+}
+
+fn way(
+    inquiry: &Inquiry<'_>,
+    (service, layer7): Called<'_>,
+    workload: &Workload,
+    address: SocketAddr,
+) -> Option<Way> {
+    let number = inquiry.dialled.port();
+    let port = layer7.ports.get(&number)?;
+    let namespace = Some(&*inquiry.client.namespace);
+    let to = (workload, address.port());
+    policy::way(inquiry.snapshot, to, (service, number), port, namespace)
+}
+
 impl Judgement {
-    /// The first of: an answer without a backend, a refusal by layer 7, one by layer 4, delivery.
+    /// Whether layer 7 refuses the request, before anything else becomes of it.
+    pub(super) fn is_denied(&self) -> bool {
+        self.denied.is_some()
+    }
+
+    /// The first of: a refused connection, a refusal by layer 7, an answer without a backend, a refusal by layer 4,
+    /// delivery.
     pub(super) fn expected(&self, routing: &Routing<'_>) -> Expectation {
-        if let Some(answered) = &routing.answered {
-            return answered.clone();
-        }
-        if let Some(denied) = &self.denied {
-            return denied.clone();
+        let answered = routing.answered.as_ref();
+        let refused = answered.filter(|answered| answered.status.is_none());
+        if let Some(first) = refused.or(self.denied.as_ref()).or(answered) {
+            return first.clone();
         }
         if let Some(unbegun) = &self.unbegun {
             let why = format!("the connection to the endpoint cannot begin: {unbegun}");
@@ -321,6 +350,7 @@ fn layer4_verdict(
     address: SocketAddr,
 ) -> String {
     let client = proven(inquiry, workload);
+    let called = lent(inquiry, called, (workload, address));
     let connection = connection(inquiry, client.as_ref(), (called, address));
     let decision = policy::judge(inquiry.snapshot, workload, &connection).decision;
     match decision {
@@ -365,6 +395,7 @@ fn layer4(
     let mut seen = BTreeSet::new();
     for (workload, address) in servers {
         let identity = proven(inquiry, workload);
+        let called = lent(inquiry, called, (workload, *address));
         let connection = connection(inquiry, identity.as_ref(), (called, *address));
         steps.extend(strictness(inquiry.snapshot, workload, &connection));
         for policy in inquiry.snapshot.policies_for(workload) {
@@ -444,145 +475,5 @@ fn verdict(rule: Option<usize>, dry_run: bool) -> String {
         format!("{found} (dry run)")
     } else {
         found
-    }
-}
-
-/// What is demanded, and on whose behalf requests come.
-fn demands<'a>(
-    inquiry: &Inquiry<'a>,
-    routing: &Routing<'a>,
-) -> Option<(&'a Demands, &'a SpiffeId)> {
-    if let Some(layer7) = routing.layer7 {
-        return routing
-            .is_http
-            .then_some((&*layer7.demands, &layer7.waypoint_identity));
-    }
-    let workload = inquiry.snapshot.workload_at(inquiry.dialled.ip())?;
-    let own = inquiry.snapshot.workloads_layer7.get(&workload.uid)?;
-    Some((&*own.demands, &own.waypoint_identity))
-}
-
-fn layer7(
-    inquiry: &Inquiry<'_>,
-    demands: &Demands,
-    waypoint: &SpiffeId,
-    servers: &[(Arc<Workload>, SocketAddr)],
-    judged: &mut Judgement,
-) {
-    let server = servers.first();
-    let identity = inquiry.client.identity();
-    let is_proven = inquiry.client.protocol == TunnelProtocol::Hbone;
-    let token = match token(inquiry, demands) {
-        Ok(token) => token,
-        Err(error) => {
-            judged.denied = Some(Expectation::answered(
-                StatusCode::UNAUTHORIZED,
-                match error {
-                    TokenError::NoKeys => format!(
-                        "the request's token is refused, since the keys of its issuer are missing ({error}): `culvert status` says why"
-                    ),
-                    _ => format!("the request's token is refused: {error}"),
-                },
-            ));
-            None
-        }
-    };
-    let request = HttpRequest {
-        head: inquiry.head(),
-        normalization: inquiry.snapshot.path_normalization,
-        identity: is_proven.then_some(&identity),
-        source: client_address(inquiry),
-        remote: client_address(inquiry),
-        destination: server.map_or(inquiry.dialled, |(_, address)| *address),
-        service_port: inquiry.dialled.port(),
-        token: token.as_ref(),
-        waypoint_identity: Some(waypoint),
-    };
-    let at = match server {
-        Some((workload, _)) if is_culvert(workload) => workload.node.to_string(),
-        Some(_) | None => "client's node".to_owned(),
-    };
-    for policy in &demands.authorization {
-        judged.policies.push(policy_step(policy, &request, &at));
-    }
-    if judged.denied.is_none() {
-        decide(demands, &request, judged);
-    }
-}
-
-fn is_culvert(workload: &Workload) -> bool {
-    workload.protocol == TunnelProtocol::Hbone && workload.peer == Peer::Culvert
-}
-
-fn token(inquiry: &Inquiry<'_>, demands: &Demands) -> Result<Option<Claims>, TokenError> {
-    let keys = |keys: &JwtKeys| match keys {
-        JwtKeys::Inline(json) => KeySet::parse(json).ok().map(Arc::new),
-        JwtKeys::Remote { source, .. } => inquiry.keys.get(source),
-    };
-    jwt::authenticate(
-        &demands.authentication,
-        &keys,
-        &inquiry.head(),
-        SystemTime::now(),
-    )
-}
-
-fn policy_step(policy: &HttpPolicy, request: &HttpRequest<'_>, at: &str) -> PolicyStep {
-    let rule = (0..policy.rules.len()).find(|rule| is_l7_match(policy, *rule, request));
-    let action = match &policy.action {
-        HttpPolicyAction::Allow => "ALLOW".to_owned(),
-        HttpPolicyAction::Deny => "DENY".to_owned(),
-        HttpPolicyAction::Audit => "AUDIT".to_owned(),
-        HttpPolicyAction::Custom(_) => "CUSTOM".to_owned(),
-    };
-    PolicyStep {
-        name: policy.key.to_string(),
-        action,
-        layer: "L7".to_owned(),
-        at: at.to_owned(),
-        verdict: verdict(rule, policy.dry_run) + &wording::asks(policy),
-        is_match: rule.is_some() && !policy.dry_run,
-    }
-}
-
-/// Whether one rule alone matches: as an ALLOW policy that stands alone it lets pass exactly what it matches.
-fn is_l7_match(policy: &HttpPolicy, rule: usize, request: &HttpRequest<'_>) -> bool {
-    let Some(rule) = policy.rules.get(rule) else {
-        return false;
-    };
-    let alone = HttpPolicy {
-        key: policy.key.clone(),
-        action: HttpPolicyAction::Allow,
-        dry_run: false,
-        rules: vec![rule.clone()],
-    };
-    let only = Demands {
-        authorization: vec![Arc::new(alone)],
-        ..Demands::default()
-    };
-    matches!(
-        judge_http(&only, request).decision,
-        HttpDecision::Allowed(_)
-    )
-}
-
-fn decide(demands: &Demands, request: &HttpRequest<'_>, judged: &mut Judgement) {
-    let mut verdict = judge_http(demands, request);
-    if let HttpDecision::Ask(ask) = verdict.decision {
-        let names: Vec<&str> = ask
-            .authorizers
-            .iter()
-            .map(|asked| &*asked.authorizer.name)
-            .collect();
-        judged.allowed = format!(
-            "the application answers, if {} lets the request pass",
-            names.join(" and ")
-        );
-        verdict = ask.then.judge(demands, request);
-    }
-    let HttpVerdict { decision, .. } = verdict;
-    if let HttpDecision::Denied(denial) = decision {
-        let why = wording::denial(&denial);
-        judged.denied = Some(Expectation::answered(denial.status(), why));
     }
 }

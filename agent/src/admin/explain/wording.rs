@@ -222,6 +222,10 @@ pub(super) fn denial(denial: &HttpDenial) -> String {
             "RBAC: access denied: policy {} asks a provider that does not exist",
             rule.policy
         ),
+        HttpDenial::Unseen => {
+            "tokens are to be looked at, and no request can be seen: declare what the port speaks"
+                .to_owned()
+        }
         HttpDenial::InvalidPath(why) => why.to_string(),
         HttpDenial::AmbiguousPath => {
             "the path could mean another one to the server, and policies speak of paths".to_owned()

@@ -50,11 +50,11 @@ pub(super) const ROWS: &[Row] = rows! {
     VirtualService "spec.http[].delegate",
         "requests that match are answered with 500";
     VirtualService "spec.http[].match[].sourceLabels",
-        "the match holds for every client";
+        "the match holds for nobody";
     VirtualService "spec.http[].match[].sourceNamespace",
-        "the match holds for every client";
+        "the match holds for nobody";
     VirtualService "spec.http[].match[].gateways" if |_, gateways| !lists(gateways, "mesh"),
-        "the match holds for the mesh, too";
+        "the match holds for nobody within the mesh";
     VirtualService "spec.http[].match[].statPrefix",
         "requests are counted under Istio's standard names";
     VirtualService "spec.http[].retries.retryRemoteLocalities",
@@ -62,9 +62,11 @@ pub(super) const ROWS: &[Row] = rows! {
     VirtualService "spec.tcp[].match[].destinationSubnets",
         "the match is by port only";
     VirtualService "spec.tcp[].match[].sourceLabels",
-        "the match is by port only";
+        "the match holds for nobody";
     VirtualService "spec.tcp[].match[].sourceNamespace",
-        "the match is by port only";
+        "the match holds for nobody";
+    VirtualService "spec.tcp[].match[].gateways" if |_, gateways| !lists(gateways, "mesh"),
+        "the match holds for nobody within the mesh";
     BackendTlsPolicy "spec.options",
         "no option is known here";
     ServiceEntry "spec.resolution" if |_, how| how == "DYNAMIC_DNS",

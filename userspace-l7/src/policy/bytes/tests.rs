@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::{BytesClaim, CalledPort};
 use crate::model::{
-    Demands, HttpPolicy, HttpPolicyAction, HttpPolicyRule, MeshSettings, NamespacedHostname,
-    OperationMatch, PolicyKey, ServiceLayer7, Side, Snapshot, SourceMatch, StringMatch, Telemetry,
-    TrustDomain, WaypointKey, WorkloadLayer7, WorkloadUid,
+    Demands, HttpPolicy, HttpPolicyAction, HttpPolicyRule, JwtKeys, JwtRule, MeshSettings,
+    NamespacedHostname, OperationMatch, PolicyKey, ServiceLayer7, Side, Snapshot, SourceMatch,
+    StringMatch, Telemetry, TrustDomain, WaypointKey, WorkloadLayer7, WorkloadUid,
 };
 use crate::policy::http::{HttpDenial, RuleName};
 
@@ -77,11 +77,12 @@ fn claim(called: bool) -> BytesClaim {
             side: Side::default(),
             port: 90,
         }),
+        besides: Vec::new(),
         workload: server(),
-        waypoint: Some("spiffe://td/ns/shop/sa/waypoint".parse().unwrap()),
         identity: Some("spiffe://td/ns/clients/sa/client".parse().unwrap()),
         source: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:9090".parse().unwrap(),
+        is_declared: true,
     }
 }
 
@@ -135,10 +136,10 @@ fn policies_are_asked_as_far_as_they_are_not_about_requests() {
         ),
         ("allow the client", Allow, from(client), Ok(())),
         (
-            "allow the waypoint",
+            "allow the waypoint, which is nobody's client",
             Allow,
             from("td/ns/shop/sa/waypoint"),
-            Ok(()),
+            missed(),
         ),
         (
             "allow another",
@@ -162,4 +163,47 @@ fn a_workloads_own_waypoint_is_asked_where_no_service_was_called() {
     assert!(claim(false).judge(&mesh).is_err());
     mesh.workloads_layer7.remove(&server());
     assert_eq!(claim(false).judge(&mesh), Ok(()), "this one, too");
+}
+
+#[test]
+fn on_a_port_that_declares_nothing_no_request_passes_as_bytes() {
+    let unseen = |demands: Demands| {
+        let mut mesh = mesh(None);
+        let mut layer7 = (**mesh.services_layer7.get(&raw()).unwrap()).clone();
+        layer7.demands = Arc::new(demands);
+        mesh.services_layer7.insert(raw(), Arc::new(layer7));
+        [true, false].map(|is_declared| {
+            let claim = BytesClaim {
+                is_declared,
+                ..claim(true)
+            };
+            claim.judge(&mesh).is_ok()
+        })
+    };
+    let asking = policy(HttpPolicyAction::Custom(None), to("90", Some("GET")));
+    let demands = |authorization| Demands {
+        authorization,
+        ..Demands::default()
+    };
+    assert_eq!(unseen(demands(vec![Arc::new(asking)])), [true, false]);
+    // Whom nobody is asked about passes.
+    let elsewhere = policy(HttpPolicyAction::Custom(None), to("91", Some("GET")));
+    assert_eq!(unseen(demands(vec![Arc::new(elsewhere)])), [true, true]);
+    let rule = JwtRule {
+        origin: "shop/tokens".into(),
+        issuer: "somebody".into(),
+        audiences: vec![],
+        keys: JwtKeys::Inline("{}".into()),
+        locations: vec![],
+        forward_original: false,
+        payload_header: None,
+        claim_headers: vec![],
+        space_delimited_claims: vec![],
+    };
+    let tokens = Demands {
+        authentication: vec![Arc::new(rule)],
+        ..Demands::default()
+    };
+    assert_eq!(unseen(tokens), [true, false]);
+    assert_eq!(unseen(Demands::default()), [true, true]);
 }

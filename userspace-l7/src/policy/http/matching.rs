@@ -25,9 +25,7 @@ pub(super) struct Facts<'a> {
     path: &'a str,
     identity: Option<&'a SpiffeId>,
     principal: Option<Cow<'a, str>>,
-    waypoint: Option<(&'a SpiffeId, String)>,
     source: IpAddr,
-    remote: IpAddr,
     destination: IpAddr,
     port: u16,
     token: Option<&'a Claims>,
@@ -40,9 +38,7 @@ impl<'a> Facts<'a> {
             path: path.as_str(),
             identity: request.identity,
             principal: request.identity.map(|id| id.principal().into()),
-            waypoint: request.waypoint_identity.map(|id| (id, id.principal())),
             source: request.source.to_canonical(),
-            remote: request.remote.to_canonical(),
             destination: request.destination.ip().to_canonical(),
             port: request.service_port,
             token: request.token,
@@ -84,13 +80,13 @@ impl<'a> Facts<'a> {
                 .is_some_and(|token| match_request_principal(wanted, token))
         };
         let source = |net: &IpNet| net.contains(&self.source);
-        let remote = |net: &IpNet| net.contains(&self.remote);
         field(&one.principals, &one.not_principals, principal)
             && field(&one.namespaces, &one.not_namespaces, namespace)
             && field(&one.service_accounts, &one.not_service_accounts, account)
             && field(&one.trust_domains, &one.not_trust_domains, trust_domain)
             && field(&one.ip_blocks, &one.not_ip_blocks, source)
-            && field(&one.remote_ip_blocks, &one.not_remote_ip_blocks, remote)
+            // No proxy in front of a client of the mesh is trusted to name another.
+            && field(&one.remote_ip_blocks, &one.not_remote_ip_blocks, source)
             && field(&one.request_principals, &one.not_request_principals, token)
     }
 
@@ -106,17 +102,10 @@ impl<'a> Facts<'a> {
             })
     }
 
-    /// A principal written out in full may be the waypoint's, through which the request went; a pattern is
-    /// about clients only, or every client would be of the waypoint's namespace.
+    /// Policies of a waypoint are about its clients: nobody is the waypoint to itself.
     fn match_principal(&self, wanted: &StringMatch) -> bool {
         let client = self.principal.as_deref();
-        let is_waypoint = |exact: &str| {
-            self.waypoint
-                .as_ref()
-                .is_some_and(|(_, principal)| principal == exact)
-        };
         client.is_some_and(|principal| match_text(wanted, principal))
-            || matches!(wanted, StringMatch::Exact(exact) if is_waypoint(exact))
     }
 
     fn match_namespace(&self, wanted: &StringMatch) -> bool {
@@ -127,7 +116,7 @@ impl<'a> Facts<'a> {
         let is = |id: &SpiffeId| {
             id.namespace() == &*wanted.namespace && id.service_account() == &*wanted.service_account
         };
-        self.identity.is_some_and(is) || self.waypoint.as_ref().is_some_and(|(id, _)| is(id))
+        self.identity.is_some_and(is)
     }
 
     fn match_trust_domain(&self, wanted: &StringMatch) -> bool {

@@ -27,7 +27,6 @@ struct Request {
     path: String,
     headers: HeaderMap,
     identity: Option<SpiffeId>,
-    waypoint: Option<SpiffeId>,
     token: Option<Claims>,
     normalization: PathNormalization,
 }
@@ -40,7 +39,6 @@ impl Request {
             path: path.to_owned(),
             headers: HeaderMap::new(),
             identity: Some("spiffe://td/ns/web/sa/client".parse().unwrap()),
-            waypoint: None,
             token: None,
             normalization: PathNormalization::Base,
         }
@@ -73,11 +71,6 @@ impl Request {
         self
     }
 
-    fn through(mut self, waypoint: &str) -> Self {
-        self.waypoint = Some(waypoint.parse().unwrap());
-        self
-    }
-
     fn token(mut self, claims: &Value) -> Self {
         let claims: Map<String, Value> = claims.as_object().unwrap().clone();
         self.token = Some(Claims::for_test(claims));
@@ -101,11 +94,9 @@ impl Request {
             normalization: self.normalization,
             identity: self.identity.as_ref(),
             source: "::ffff:10.0.0.1".parse().unwrap(),
-            remote: "203.0.113.9".parse().unwrap(),
             destination: "10.0.0.2:8080".parse().unwrap(),
             service_port: 80,
             token: self.token.as_ref(),
-            waypoint_identity: self.waypoint.as_ref(),
         }
     }
 

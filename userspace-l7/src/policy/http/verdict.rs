@@ -113,13 +113,17 @@ pub enum HttpDenial {
     InvalidPath(InvalidPath),
     /// The path could still mean another to a server, and policies speak of paths.
     AmbiguousPath,
+    /// Bytes come where nothing is declared to be spoken, and requests would have to be seen.
+    Unseen,
 }
 
 impl HttpDenial {
     /// What the client is answered with.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Explicit(_) | Self::NotAllowed | Self::NoAuthorizer(_) => StatusCode::FORBIDDEN,
+            Self::Explicit(_) | Self::NotAllowed | Self::NoAuthorizer(_) | Self::Unseen => {
+                StatusCode::FORBIDDEN
+            }
             Self::InvalidPath(why) => why.status(),
             Self::AmbiguousPath => StatusCode::BAD_REQUEST,
         }
@@ -128,7 +132,9 @@ impl HttpDenial {
     /// The answer's body: Envoy's words for what a policy refuses.
     pub fn body(&self) -> &'static str {
         match self {
-            Self::Explicit(_) | Self::NotAllowed | Self::NoAuthorizer(_) => "RBAC: access denied",
+            Self::Explicit(_) | Self::NotAllowed | Self::NoAuthorizer(_) | Self::Unseen => {
+                "RBAC: access denied"
+            }
             Self::InvalidPath(_) | Self::AmbiguousPath => "",
         }
     }
@@ -141,6 +147,7 @@ impl fmt::Display for HttpDenial {
             Self::Explicit(rule) => write!(f, "rbac_access_denied_matched_policy[{rule}]"),
             Self::NotAllowed => f.write_str("rbac_access_denied_matched_policy[none]"),
             Self::NoAuthorizer(_) => f.write_str("ext_authz_error"),
+            Self::Unseen => f.write_str("jwt_authn_access_denied{requests cannot be seen}"),
             Self::InvalidPath(InvalidPath::NotAbsolute) => f.write_str("absolute_path_rejected"),
             Self::InvalidPath(InvalidPath::Fragment) => f.write_str("path_with_fragment_rejected"),
             Self::InvalidPath(InvalidPath::Nul | InvalidPath::Control) | Self::AmbiguousPath => {

@@ -12,14 +12,14 @@ use crate::model::{
 };
 use crate::policy::{Connection, Denial, judge};
 
-fn key(namespace: &str, name: &str) -> NamespacedHostname {
+pub(in crate::policy) fn key(namespace: &str, name: &str) -> NamespacedHostname {
     NamespacedHostname {
         namespace: namespace.into(),
         hostname: name.into(),
     }
 }
 
-fn workload(namespace: &str, name: &str, address: &str) -> Workload {
+pub(in crate::policy) fn workload(namespace: &str, name: &str, address: &str) -> Workload {
     Workload {
         uid: WorkloadUid::new(format!("k//Pod/{namespace}/{name}")),
         name: name.into(),
@@ -48,14 +48,20 @@ fn workload(namespace: &str, name: &str, address: &str) -> Workload {
     }
 }
 
-fn server() -> Workload {
+pub(in crate::policy) fn server() -> Workload {
     Workload {
         services: ["web", "raw"].map(|name| key("shop", name)).into(),
         ..workload("shop", "server", "10.0.0.2")
     }
 }
 
-fn add_service(mesh: &mut Snapshot, name: &str, ports: (u16, u16), bound: bool, by: &Workload) {
+pub(in crate::policy) fn add_service(
+    mesh: &mut Snapshot,
+    name: &str,
+    ports: (u16, u16),
+    bound: bool,
+    by: &Workload,
+) {
     let port = ServicePort {
         name: "".into(),
         target_port: ports.1,
@@ -107,7 +113,7 @@ fn layer7() -> Arc<ServiceLayer7> {
 
 /// `web` (80 to 8080) is bound to a waypoint whose instance is pod `gate`; `raw` (90 to 9090) is bound to none, and
 /// so is `other/web`, whose namespace has a waypoint of its own.
-fn mesh() -> Snapshot {
+pub(in crate::policy) fn mesh() -> Snapshot {
     let mut mesh = Snapshot::empty(MeshSettings {
         trust_domain: TrustDomain::new("td").unwrap(),
         cluster_domain: "cluster.local".into(),

@@ -3,6 +3,7 @@
 mod changing;
 mod cors;
 mod index;
+mod original;
 mod retrying;
 mod selecting;
 mod session;

@@ -21,7 +21,7 @@ use crate::mesh::route::{Header, HeaderFilter};
 use crate::mesh::virtual_service::{
     DestinationReference, HeaderOperations, Percent, TextPattern, UnmatchedPreflights, VirtualCors,
     VirtualDestination, VirtualFault, VirtualHttpRoute, VirtualMatch, VirtualRedirect,
-    VirtualRewrite, VirtualService,
+    VirtualRewrite, VirtualService, VirtualTcpMatch,
 };
 
 /// Istio's default for a redirect.
@@ -86,7 +86,7 @@ impl Compiler {
             for one in http.matches.iter().filter(|one| is_port(one.port)) {
                 match read_match(one) {
                     Ok(Some(read)) => matches.push(read),
-                    // What asks for another scheme never matches.
+                    // What asks for another scheme, or for certain clients, never matches.
                     Ok(None) => {}
                     Err(Unreadable) => {
                         is_readable = false;
@@ -115,7 +115,8 @@ impl Compiler {
             return PortRoutes::Http(Arc::new(HttpRouteTable::new(entries, false)));
         }
         let tcp = route.spec.tcp.iter().find(|route| {
-            route.matches.is_empty() || route.matches.iter().any(|one| is_port(one.port))
+            let holds = |one: &VirtualTcpMatch| is_port(one.port) && one.is_for_waypoints();
+            route.matches.is_empty() || route.matches.iter().any(holds)
         });
         let Some(tcp) = tcp else {
             return PortRoutes::None;
@@ -260,7 +261,11 @@ impl Compiler {
 /// A pattern that cannot be read: checked when the object was.
 struct Unreadable;
 
+/// A match in our form; `None`: it holds for no request.
 fn read_match(one: &VirtualMatch) -> Result<Option<HttpMatch>, Unreadable> {
+    if !one.is_for_waypoints() {
+        return Ok(None);
+    }
     // Requests within a mesh are sent in plain text by the application.
     if let Some(scheme) = &one.scheme
         && !matches_plain(&text_match(scheme)?)

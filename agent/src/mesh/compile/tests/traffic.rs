@@ -244,6 +244,24 @@ fn a_virtual_service_keeps_its_own_order() {
 }
 
 #[test]
+fn a_match_about_certain_clients_or_gateways_holds_for_nobody() {
+    for (about, holds) in [
+        ("uri: {prefix: /}", true),
+        ("sourceLabels: {app: a}", false),
+        ("sourceNamespace: a", false),
+        ("gateways: [ingress]", false),
+        ("gateways: [ingress, mesh]", true),
+    ] {
+        let yaml = virtual_service(&format!(
+            "{{name: certain, match: [{{{about}}}], route: [{{destination: {{host: s}}}}]}}, {{name: all, route: [{{destination: {{host: s}}}}]}}"
+        ));
+        let found = table(&compile(&format!("{MESH}{yaml}")));
+        let first = &*found.entries()[0].rule.name;
+        assert_eq!(first == "certain", holds, "{about}: {first}");
+    }
+}
+
+#[test]
 fn faults_are_injected_as_they_are_written() {
     let yaml = virtual_service(
         "{fault: {delay: {fixedDelay: 2s, percentage: {value: 50}}, abort: {httpStatus: 503}}, retries: {attempts: 0}, timeout: 3s, route: [{destination: {host: s}}]}",

@@ -19,8 +19,9 @@ impl Facts<'_> {
             (Attribute::Header(name), AttributeValue::Text(wanted)) => {
                 self.match_header(name, wanted)
             }
-            (Attribute::SourceIp, AttributeValue::Net(net)) => net.contains(&self.source),
-            (Attribute::RemoteIp, AttributeValue::Net(net)) => net.contains(&self.remote),
+            (Attribute::SourceIp | Attribute::RemoteIp, AttributeValue::Net(net)) => {
+                net.contains(&self.source)
+            }
             (Attribute::DestinationIp, AttributeValue::Net(net)) => net.contains(&self.destination),
             (Attribute::DestinationPort, AttributeValue::Port(port)) => *port == self.port,
             (Attribute::SourceNamespace, AttributeValue::Text(wanted)) => {

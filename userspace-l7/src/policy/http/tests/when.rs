@@ -73,8 +73,8 @@ fn addresses_and_ports() {
     for (attribute, value, holds) in [
         (Attribute::SourceIp, net("10.0.0.1/32"), true),
         (Attribute::SourceIp, net("203.0.113.9/32"), false),
-        (Attribute::RemoteIp, net("203.0.113.9/32"), true),
-        (Attribute::RemoteIp, net("10.0.0.1/32"), false),
+        (Attribute::RemoteIp, net("203.0.113.9/32"), false),
+        (Attribute::RemoteIp, net("10.0.0.1/32"), true),
         (Attribute::DestinationIp, net("10.0.0.2/32"), true),
         (Attribute::DestinationIp, net("10.0.0.1/32"), false),
         (Attribute::DestinationPort, AttributeValue::Port(80), true),
