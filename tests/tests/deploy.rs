@@ -448,7 +448,9 @@ fn metrics_registered() -> Result<BTreeSet<String>> {
                 continue;
             }
             let text = std::fs::read_to_string(&path)?;
-            for call in text.split("registry.register(").skip(1) {
+            // Registered once, or written at each scrape: some only by agents that follow an istiod.
+            let calls = ["registry.register(", "encoder,", "encode_descriptor("];
+            for call in calls.iter().flat_map(|call| text.split(call).skip(1)) {
                 let literal = call.trim_start().strip_prefix('"');
                 let name = literal.and_then(|rest| rest.split('"').next());
                 let endings = ["", "_total", "_bucket", "_count", "_sum"];
