@@ -59,7 +59,9 @@ fn tables(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for table in ["services", "workloads", "policies"] {
         let text = cluster.culvert(node, &["get", table, "-o", "wide"])?;
-        let rows = text.lines().filter(|line| !line.contains(" kubernetes "));
+        let rows = text
+            .lines()
+            .filter(|line| !line.contains(" kubernetes ") && !line.starts_with("culvert-system "));
         lines.extend(rows.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")));
     }
     Ok(lines)
