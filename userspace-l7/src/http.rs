@@ -50,7 +50,7 @@ pub(crate) use refusal::{OverLimit, Refusal, is_grpc, plain, replace, trailers_o
 pub(crate) use relayed::{Ending, Observer, Relayed};
 pub(crate) use server::{Handover, serve};
 pub(crate) use sniff::Version;
-pub(crate) use target::{Malformed, head_of, receive, respell, send};
+pub(crate) use target::{Malformed, receive, respell, send};
 pub(crate) use unanswered::{take_told, tell};
 pub(crate) use wire::{Peer, Wire};
 

@@ -9,9 +9,9 @@ use smallvec::SmallVec;
 use tracing::info;
 
 use crate::asking::{Asker, Inquiry, ask_authorizer};
-use crate::http::{self, Inflow, Refusal};
+use crate::http::{Inflow, Refusal};
 use crate::hub::Hub;
-use crate::model::{Demands, SpiffeId};
+use crate::model::{Demands, RequestHead, SpiffeId};
 use crate::policy::ext_authz::{CheckedPeer, HeaderChange};
 use crate::policy::http::{
     AfterAsking, Asked, HttpAllowed, HttpDecision, HttpDenial, HttpRequest, ask_first, judge_http,
@@ -115,7 +115,7 @@ fn decide(
 ) -> Result<(Option<Claims>, HttpAllowed), Refusal> {
     let demands = one.demands;
     let keys = |keys: &_| hub.keys.of(keys);
-    let head = http::head_of(parts);
+    let head = RequestHead::of(parts);
     let token = jwt::authenticate(&demands.authentication, &keys, &head, SystemTime::now())
         .map_err(Refusal::Unauthenticated)?;
     let request = call.request(hub, one.port, parts, token.as_ref());
@@ -158,7 +158,7 @@ pub(crate) fn foresee(
         return Ok(());
     }
     let keys = |keys: &_| hub.keys.of(keys);
-    let head = http::head_of(parts);
+    let head = RequestHead::of(parts);
     let token = jwt::authenticate(&demands.authentication, &keys, &head, SystemTime::now());
     let Ok(token) = token else {
         return Ok(());
@@ -198,7 +198,7 @@ impl<'a> Call<'a> {
         token: Option<&'a Claims>,
     ) -> HttpRequest<'a> {
         HttpRequest {
-            head: http::head_of(parts),
+            head: RequestHead::of(parts),
             normalization: hub.snapshot().path_normalization,
             identity: self.identity,
             source: self.source.ip(),

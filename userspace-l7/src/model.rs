@@ -3,6 +3,7 @@
 //! The control plane compiles its objects into a [`Snapshot`]; workers read it and never change it.
 
 mod app_protocol;
+pub mod grpc_status;
 mod http_policy;
 mod http_route;
 mod identity;

@@ -21,7 +21,7 @@ use hyper::{Method, StatusCode, Uri};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem};
-use userspace_l7::model::SpiffeId;
+use userspace_l7::model::{SpiffeId, grpc_status};
 use userspace_l7::tls::{Identity, IdentityError};
 
 use super::ca::without_roots;
@@ -285,27 +285,8 @@ pub(super) fn chain(answer: &Answer) -> Result<Vec<String>, RemoteError> {
 
 /// gRPC's name of a status code.
 fn code_name(code: &str) -> String {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    let known = code.parse::<usize>().ok().and_then(|code| NAMES.get(code));
-    known.map_or_else(|| format!("gRPC status `{code}`"), ToString::to_string)
+    let known = code.parse().ok().and_then(grpc_status::name);
+    known.map_or_else(|| format!("gRPC status `{code}`"), ToOwned::to_owned)
 }
 
 /// The text of a `grpc-message` (gRPC over HTTP/2, "Percent-Encoded").

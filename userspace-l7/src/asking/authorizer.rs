@@ -4,7 +4,7 @@ use ::http::{Uri, request};
 
 use super::{Addressee, AskError, Asker};
 use crate::http::{self, Inflow, Refusal, Version};
-use crate::model::{CheckedBody, ExternalAuthorizer, ExternalAuthorizerProtocol};
+use crate::model::{CheckedBody, ExternalAuthorizer, ExternalAuthorizerProtocol, RequestHead};
 use crate::policy::ext_authz::{
     self, Answer, CHECK, Changes, Checked, CheckedPeer, HeaderChange, ShownBody,
 };
@@ -36,7 +36,7 @@ pub(crate) async fn ask_authorizer(
         Some(wanted) => Some(show(*wanted, body).await?),
         None => None,
     };
-    let head = http::head_of(parts);
+    let head = RequestHead::of(parts);
     let checked = Checked {
         path: match inquiry.path.as_str() {
             "" => head.path,

@@ -9,7 +9,6 @@ use http::header::{COOKIE, HOST, HeaderValue};
 use http::uri::{self, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Uri, Version, request};
 
-use crate::model::RequestHead;
 use crate::policy::path::NormalizedPath;
 
 /// Why a request cannot be understood by everybody in the same way; answered with 400.
@@ -120,19 +119,6 @@ pub(crate) fn send(
                 parts.uri = target;
             }
         }
-    }
-}
-
-/// A received request's head as decisions see it.
-pub(crate) fn head_of(parts: &request::Parts) -> RequestHead<'_> {
-    let authority = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
-    RequestHead {
-        method: &parts.method,
-        scheme: "http",
-        authority: authority.unwrap_or_default(),
-        path: parts.uri.path(),
-        query: parts.uri.query(),
-        headers: &parts.headers,
     }
 }
 

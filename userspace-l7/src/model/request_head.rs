@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, Method};
+use http::header::HOST;
+use http::{HeaderMap, HeaderName, Method, request};
 
 /// A request's head, borrowed from whoever parsed it.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +22,21 @@ pub struct RequestHead<'a> {
     pub headers: &'a HeaderMap,
 }
 
-impl RequestHead<'_> {
+impl<'a> RequestHead<'a> {
+    /// The head of a request that has its target in origin form and its authority in `Host`, as every request has between
+    /// two hops here.
+    pub fn of(parts: &'a request::Parts) -> Self {
+        let authority = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
+        Self {
+            method: &parts.method,
+            scheme: "http",
+            authority: authority.unwrap_or_default(),
+            path: parts.uri.path(),
+            query: parts.uri.query(),
+            headers: &parts.headers,
+        }
+    }
+
     /// A header's value as matches see it: several fields of one name are one list, joined by commas
     /// (RFC 9110 §5.3). Bytes outside UTF-8 become U+FFFD rather than hide the field: a DENY for what
     /// stands before them still holds.

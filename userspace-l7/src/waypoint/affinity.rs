@@ -9,10 +9,9 @@ use ::http::header::{HeaderMap, HeaderName, HeaderValue, SET_COOKIE};
 use ::http::request;
 
 use crate::endpoints;
-use crate::http;
 use crate::model::{
-    BackendTarget, Balance, HashKey, HttpRule, SessionCarrier, Snapshot, TrafficPolicy,
-    WeightedBackend,
+    BackendTarget, Balance, HashKey, HttpRule, RequestHead, SessionCarrier, Snapshot,
+    TrafficPolicy, WeightedBackend,
 };
 use crate::route::http::session::Session;
 use crate::route::{self, spread};
@@ -34,7 +33,7 @@ impl Affinity {
         let rules = rule.and_then(|rule| rule.session.as_ref());
         let now = SystemTime::now();
         Self {
-            session: rules.and_then(|rules| Session::of(rules, &http::head_of(parts), now)),
+            session: rules.and_then(|rules| Session::of(rules, &RequestHead::of(parts), now)),
             cookie: None,
         }
     }
@@ -85,7 +84,7 @@ impl Affinity {
                 hash: None,
             };
         };
-        let head = http::head_of(parts);
+        let head = RequestHead::of(parts);
         let mut hash = spread::request_hash(key, &head, client.source.ip());
         if let HashKey::Cookie {
             name,

@@ -10,9 +10,9 @@ use super::client::Client;
 use crate::http::{self, Body, Inflow, Refusal, Version};
 use crate::judgement::{self, Call, Demanded};
 use crate::model::{
-    BackendTarget, Demands, HttpPolicyAction, HttpRule, NamespacedHostname, Snapshot,
+    BackendTarget, Demands, HttpPolicyAction, HttpRule, NamespacedHostname, Peer, ServiceLayer7,
+    Snapshot, SpiffeId, TunnelProtocol, Workload,
 };
-use crate::model::{Peer, TunnelProtocol, Workload};
 use crate::policy::ext_authz::HeaderChange;
 use crate::route::http::{Filters, Original};
 use crate::route::{MAX_ATTEMPTS, Target};
@@ -147,16 +147,11 @@ pub(super) async fn judge_here(
     let workload = target.and_then(|target| target.workload.as_ref());
     let server = workload.map(|one| one.identity());
     let identity = client.identity();
+    let (demanded, call) = demanded(client, layer7, &identity);
     let call = Call {
-        identity: Some(&identity),
-        source: client.source,
-        destination: target.map_or(client.dialled, |target| target.destination),
+        destination: target.map_or(call.destination, |target| target.destination),
         server: server.as_ref(),
-        waypoint: Some(&layer7.waypoint_identity),
-    };
-    let demanded = Demanded {
-        demands: &layer7.demands,
-        port: client.dialled.port(),
+        ..call
     };
     let judged = judgement::judge(client.asker(), &[demanded], &call, request).await?;
     Ok(judged.response)
@@ -172,18 +167,28 @@ fn foresee(client: &Client, snapshot: &Snapshot, parts: &request::Parts) -> Resu
         return Ok(());
     };
     let identity = client.identity();
+    let (demanded, call) = demanded(client, layer7, &identity);
+    judgement::foresee(&client.hub, &demanded, &call, parts)
+}
+
+/// What the dialled service demands, and of which call, as long as nobody has been found to answer it.
+fn demanded<'a>(
+    client: &Client,
+    layer7: &'a ServiceLayer7,
+    identity: &'a SpiffeId,
+) -> (Demanded<'a>, Call<'a>) {
+    let demanded = Demanded {
+        demands: &layer7.demands,
+        port: client.dialled.port(),
+    };
     let call = Call {
-        identity: Some(&identity),
+        identity: Some(identity),
         source: client.source,
         destination: client.dialled,
         server: None,
         waypoint: Some(&layer7.waypoint_identity),
     };
-    let demanded = Demanded {
-        demands: &layer7.demands,
-        port: client.dialled.port(),
-    };
-    judgement::foresee(&client.hub, &demanded, &call, parts)
+    (demanded, call)
 }
 
 /// Decides who judges a request of the rule to these targets, by the one that is to be tried first. Where others are of

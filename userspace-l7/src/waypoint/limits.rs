@@ -46,7 +46,7 @@ pub(super) async fn pass(
     let applies = |limit: &&Arc<RateLimit>| limit.route.is_none() || limit.route.as_ref() == name;
     let limits = || port.rate_limits.iter().filter(applies);
     for limit in limits() {
-        take(client, limit, &http::head_of(parts), &mut standing)?;
+        take(client, limit, &RequestHead::of(parts), &mut standing)?;
     }
     let mut asked: Vec<&RateLimiter> = Vec::new();
     for limit in limits() {
@@ -124,7 +124,7 @@ async fn ask(
     else {
         return Ok(());
     };
-    let head = http::head_of(parts);
+    let head = RequestHead::of(parts);
     let descriptors = limits.iter();
     let descriptors = descriptors.map(|limit| descriptor_of(client, limit, &head));
     let question = global::question(domain, descriptors.collect());

@@ -16,7 +16,7 @@ use crate::http::{self, Answered, Body, Handover, Inflow, Recording, Refusal, Re
 use crate::judgement;
 use crate::model::{
     AbortAnswer, BackendTarget, HttpAction, HttpRouteEntry, HttpRule, PathNormalization,
-    PortRoutes, RetryPolicy, Snapshot, TracingSettings,
+    PortRoutes, RequestHead, RetryPolicy, Snapshot, TracingSettings,
 };
 use crate::policy::{ext_authz, path};
 use crate::route::http::{self as route, Original};
@@ -253,7 +253,7 @@ impl Exchange<'_> {
         };
         match port.routes_for(self.client.namespace()) {
             PortRoutes::None | PortRoutes::Tcp(_) => Ok(None),
-            PortRoutes::Http(table) => match route::select(table, &http::head_of(parts)) {
+            PortRoutes::Http(table) => match route::select(table, &RequestHead::of(parts)) {
                 Some(entry) if entry.rule.is_usable => Ok(Some(entry)),
                 Some(_) => Err(Refusal::NoBackend),
                 None => Err(Refusal::NoRoute),
@@ -321,7 +321,7 @@ impl Exchange<'_> {
         parts: &request::Parts,
     ) -> Option<Response<Body>> {
         let HttpRouteEntry { matches, rule } = matched?;
-        let head = http::head_of(parts);
+        let head = RequestHead::of(parts);
         if let Some(cors) = &rule.cors
             && let Some(headers) = route::cors::preflight(cors, &head)
         {

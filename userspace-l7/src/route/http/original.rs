@@ -128,7 +128,8 @@ impl Original {
                 let _more = original.headers.append(name, value.clone());
             }
         }
-        let entry = select(table, &head_of(&original)).filter(|entry| entry.rule.is_usable)?;
+        let entry =
+            select(table, &RequestHead::of(&original)).filter(|entry| entry.rule.is_usable)?;
         let HttpAction::Forward(backends) = &entry.rule.action else {
             return None;
         };
@@ -162,17 +163,5 @@ impl Original {
         request.uri.path_and_query() == arrived.uri.path_and_query()
             && is_same(&HOST)
             && told.chain(filters.names()).all(is_same)
-    }
-}
-
-fn head_of(parts: &Parts) -> RequestHead<'_> {
-    let authority = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
-    RequestHead {
-        method: &parts.method,
-        scheme: "http",
-        authority: authority.unwrap_or_default(),
-        path: parts.uri.path(),
-        query: parts.uri.query(),
-        headers: &parts.headers,
     }
 }

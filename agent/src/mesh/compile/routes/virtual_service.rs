@@ -10,7 +10,7 @@ use userspace_l7::model::{
     AbortAnswer, BackendTarget, Cors, Fault, FaultAbort, FaultDelay, FullRegex, HeaderMatch,
     HeaderModifier, HttpAction, HttpMatch, HttpRouteEntry, HttpRouteTable, HttpRule, Mirror,
     NamespacedHostname, OriginMatch, PathChange, PathMatch, PortRoutes, QueryMatch, Redirect,
-    Rewrite, SearchRegex, TextMatch, WeightedBackend,
+    Rewrite, SearchRegex, TextMatch, WeightedBackend, grpc_status,
 };
 
 use super::{RouteFaults, filters};
@@ -459,7 +459,7 @@ fn read_fault(fault: &VirtualFault) -> Fault {
         let http = abort
             .http_status
             .and_then(|status| StatusCode::from_u16(status).ok());
-        let grpc = abort.grpc_status.as_deref().and_then(grpc_code);
+        let grpc = abort.grpc_status.as_deref().and_then(grpc_status::number);
         let answer = grpc.map(AbortAnswer::Grpc);
         let answer = answer.or_else(|| http.map(AbortAnswer::Http))?;
         Some(FaultAbort {
@@ -468,33 +468,6 @@ fn read_fault(fault: &VirtualFault) -> Fault {
         })
     });
     Fault { delay, abort }
-}
-
-/// gRPC's names of its statuses, in the order of their codes.
-const GRPC_CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
-
-fn grpc_code(text: &str) -> Option<u16> {
-    let named = GRPC_CODES.iter().position(|name| *name == text);
-    let named = named.and_then(|place| u16::try_from(place).ok());
-    named.or_else(|| text.parse().ok().filter(|code| *code <= 16))
 }
 
 /// All of them if nothing is said.
@@ -511,7 +484,7 @@ fn per_million(percent: Option<Percent>) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Percent, grpc_code, per_million, replacement};
+    use super::{Percent, per_million, replacement};
 
     #[test]
     fn groups_are_written_as_the_regex_crate_has_them() {
@@ -526,12 +499,9 @@ mod tests {
     }
 
     #[test]
-    fn shares_and_codes() {
+    fn shares_are_of_a_million() {
         assert_eq!(per_million(None), 1_000_000);
         assert_eq!(per_million(Some(Percent { value: 0.1 })), 1_000);
         assert_eq!(per_million(Some(Percent { value: 500.0 })), 1_000_000);
-        assert_eq!(grpc_code("UNAVAILABLE"), Some(14));
-        assert_eq!(grpc_code("7"), Some(7));
-        assert_eq!(grpc_code("17"), None);
     }
 }
