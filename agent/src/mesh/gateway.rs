@@ -4,10 +4,15 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::Value;
+use userspace_l7::model::ServiceAccountMatch;
 
 use super::field::{Faults, FieldPath, at};
 use super::meta::Meta;
 use super::selector::WorkloadSelector;
+use super::syntax::{is_dns_label, is_dns_name};
+
+/// Service accounts (`namespace/name`, separated by commas) of clients that are believed about `x-forwarded-for` (ours).
+const FORWARDERS: &str = "culvert.dev/trust-forwarded-for";
 
 /// A Gateway.
 #[derive(Clone, Debug, PartialEq)]
@@ -188,6 +193,12 @@ impl Listener {
 
 impl Gateway {
     pub(crate) fn check(&self, faults: &mut Faults) {
+        if let Some(named) = self.meta.annotations.get(FORWARDERS) {
+            for one in named.split(',').filter(|one| read_account(one).is_none()) {
+                let problem = format!("`{one}` is no service account: write namespace/name");
+                faults.add(at!["metadata", "annotations", FORWARDERS], problem);
+            }
+        }
         if self.spec.gateway_class_name.is_empty() {
             faults.add(
                 at!["spec", "gatewayClassName"],
@@ -212,6 +223,12 @@ impl Gateway {
                 selector.check(&place, faults);
             }
         }
+    }
+
+    /// Clients that are believed when they say whom they forward a request for.
+    pub(crate) fn forwarders(&self) -> Vec<ServiceAccountMatch> {
+        let named = self.meta.annotations.get(FORWARDERS).unwrap_or_default();
+        named.split(',').filter_map(read_account).collect()
     }
 
     /// Whether the node agents are this waypoint: of a class of theirs, and not left to a control plane of another
@@ -261,6 +278,16 @@ impl Gateway {
             },
         }
     }
+}
+
+/// `namespace/name`.
+fn read_account(text: &str) -> Option<ServiceAccountMatch> {
+    let (namespace, service_account) = text.trim().split_once('/')?;
+    let is_sound = is_dns_label(namespace) && is_dns_name(service_account);
+    is_sound.then(|| ServiceAccountMatch {
+        namespace: namespace.into(),
+        service_account: service_account.into(),
+    })
 }
 
 impl NamespaceSelector {

@@ -8,6 +8,7 @@ use super::http_policy::HttpPolicy;
 use super::http_route::{HttpRouteTable, WeightedBackend};
 use super::identity::SpiffeId;
 use super::jwt::JwtRule;
+use super::policy::ServiceAccountMatch;
 use super::rate_limit::RateLimit;
 use super::service::NamespacedHostname;
 use super::snapshot::Map;
@@ -132,6 +133,8 @@ pub struct Demands {
     pub authentication: Vec<Arc<JwtRule>>,
     /// Whether the application is told who calls (`x-forwarded-client-cert`).
     pub names_clients: bool,
+    /// Clients that are believed when they say whom they forward a request for (`x-forwarded-for`): ingress gateways.
+    pub forwarders: Vec<ServiceAccountMatch>,
 }
 
 impl Demands {

@@ -57,7 +57,7 @@ pub fn ask_first(demands: &Demands, request: &HttpRequest<'_>) -> Result<Option<
         return Ok(None);
     }
     let path = spelled(demands, request)?;
-    let facts = Facts::new(request, &path);
+    let facts = Facts::new(request, &path, &demands.forwarders);
     let judge = Judge {
         policies: &demands.authorization,
         facts: &facts,
@@ -79,7 +79,7 @@ fn judge(demands: &Demands, request: &HttpRequest<'_>, asks: bool) -> HttpVerdic
         Ok(path) => path,
         Err(denial) => return HttpVerdict::denied(denial),
     };
-    let facts = Facts::new(request, &path);
+    let facts = Facts::new(request, &path, &demands.forwarders);
     let judge = Judge {
         policies: &demands.authorization,
         facts: &facts,

@@ -302,6 +302,7 @@ impl Compiler {
                 .cloned()
                 .collect(),
             names_clients: gateway.meta.annotations.get(NAMES_CLIENTS) == Some("true"),
+            forwarders: gateway.forwarders(),
         }
     }
 

@@ -6,6 +6,7 @@ mod text;
 use std::borrow::Cow;
 use std::net::IpAddr;
 
+use http::HeaderName;
 use ipnet::IpNet;
 use text::{match_host, match_path, match_request_principal};
 
@@ -18,6 +19,8 @@ use crate::policy::jwt::Claims;
 use crate::policy::path::NormalizedPath;
 use crate::policy::pattern::{glob, match_text};
 
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
 /// The request in the form that matching wants: addresses canonical, the principal spelled out once.
 #[derive(Clone)]
 pub(super) struct Facts<'a> {
@@ -26,19 +29,31 @@ pub(super) struct Facts<'a> {
     identity: Option<&'a SpiffeId>,
     principal: Option<Cow<'a, str>>,
     source: IpAddr,
+    /// Whom the client forwards the request for, where it is believed; else the client.
+    remote: IpAddr,
     destination: IpAddr,
     port: u16,
     token: Option<&'a Claims>,
 }
 
 impl<'a> Facts<'a> {
-    pub(super) fn new(request: &HttpRequest<'a>, path: &'a NormalizedPath) -> Self {
+    pub(super) fn new(
+        request: &HttpRequest<'a>,
+        path: &'a NormalizedPath,
+        forwarders: &[ServiceAccountMatch],
+    ) -> Self {
+        let is_forwarder =
+            |id: &SpiffeId| forwarders.iter().any(|one| match_service_account(one, id));
+        let is_believed = request.identity.is_some_and(is_forwarder);
+        let named = is_believed.then(|| forwarded_for(&request.head)).flatten();
+        let source = request.source.to_canonical();
         Self {
             head: request.head,
             path: path.as_str(),
             identity: request.identity,
             principal: request.identity.map(|id| id.principal().into()),
-            source: request.source.to_canonical(),
+            source,
+            remote: named.unwrap_or(source),
             destination: request.destination.ip().to_canonical(),
             port: request.service_port,
             token: request.token,
@@ -80,13 +95,13 @@ impl<'a> Facts<'a> {
                 .is_some_and(|token| match_request_principal(wanted, token))
         };
         let source = |net: &IpNet| net.contains(&self.source);
+        let remote = |net: &IpNet| net.contains(&self.remote);
         field(&one.principals, &one.not_principals, principal)
             && field(&one.namespaces, &one.not_namespaces, namespace)
             && field(&one.service_accounts, &one.not_service_accounts, account)
             && field(&one.trust_domains, &one.not_trust_domains, trust_domain)
             && field(&one.ip_blocks, &one.not_ip_blocks, source)
-            // No proxy in front of a client of the mesh is trusted to name another.
-            && field(&one.remote_ip_blocks, &one.not_remote_ip_blocks, source)
+            && field(&one.remote_ip_blocks, &one.not_remote_ip_blocks, remote)
             && field(&one.request_principals, &one.not_request_principals, token)
     }
 
@@ -113,9 +128,7 @@ impl<'a> Facts<'a> {
     }
 
     fn match_service_account(&self, wanted: &ServiceAccountMatch) -> bool {
-        let is = |id: &SpiffeId| {
-            id.namespace() == &*wanted.namespace && id.service_account() == &*wanted.service_account
-        };
+        let is = |id: &SpiffeId| match_service_account(wanted, id);
         self.identity.is_some_and(is)
     }
 
@@ -123,6 +136,19 @@ impl<'a> Facts<'a> {
         self.identity
             .is_some_and(|id| match_text(wanted, id.trust_domain().as_str()))
     }
+}
+
+fn match_service_account(wanted: &ServiceAccountMatch, id: &SpiffeId) -> bool {
+    id.namespace() == &*wanted.namespace && id.service_account() == &*wanted.service_account
+}
+
+/// The last address of `x-forwarded-for`: the one that the client itself has added. Those before it are what others said to
+/// the client.
+fn forwarded_for(head: &RequestHead<'_>) -> Option<IpAddr> {
+    let last = head.headers.get_all(FORWARDED_FOR).iter().next_back()?;
+    let address = last.to_str().ok()?.rsplit(',').next()?;
+    let address: IpAddr = address.trim().parse().ok()?;
+    Some(address.to_canonical())
 }
 
 /// An empty positive list asks for nothing.

@@ -19,9 +19,8 @@ impl Facts<'_> {
             (Attribute::Header(name), AttributeValue::Text(wanted)) => {
                 self.match_header(name, wanted)
             }
-            (Attribute::SourceIp | Attribute::RemoteIp, AttributeValue::Net(net)) => {
-                net.contains(&self.source)
-            }
+            (Attribute::SourceIp, AttributeValue::Net(net)) => net.contains(&self.source),
+            (Attribute::RemoteIp, AttributeValue::Net(net)) => net.contains(&self.remote),
             (Attribute::DestinationIp, AttributeValue::Net(net)) => net.contains(&self.destination),
             (Attribute::DestinationPort, AttributeValue::Port(port)) => *port == self.port,
             (Attribute::SourceNamespace, AttributeValue::Text(wanted)) => {

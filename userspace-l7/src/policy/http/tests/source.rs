@@ -2,8 +2,12 @@
 
 use serde_json::json;
 
-use super::{Request, alice, check, exact, from, pattern};
-use crate::model::{ServiceAccountMatch, SourceMatch};
+use super::{Request, alice, check, demands, exact, from, pattern, policy};
+use crate::model::{
+    Attribute, AttributeMatch, AttributeValue, Demands, HttpPolicyAction, HttpPolicyRule,
+    ServiceAccountMatch, SourceMatch,
+};
+use crate::policy::http::HttpDecision;
 
 fn get() -> Request {
     Request::get("/")
@@ -121,7 +125,7 @@ fn addresses_are_the_clients_own_whatever_it_says() {
         ("::/0", false),
     ] {
         let near = field!(ip_blocks, not_ip_blocks, net.parse().unwrap());
-        // No proxy is trusted, so there is none in front of which another could be.
+        // No client is believed that names another.
         let far = field!(remote_ip_blocks, not_remote_ip_blocks, net.parse().unwrap());
         for (positive, negative) in [near, far] {
             check(&positive, &get(), holds);
@@ -130,6 +134,68 @@ fn addresses_are_the_clients_own_whatever_it_says() {
             let lying = get().header("x-forwarded-for", "203.0.113.9");
             check(&positive, &lying, holds);
         }
+    }
+}
+
+#[test]
+fn a_forwarder_is_believed_about_the_last_address_and_nobody_else_is() {
+    let wanted = "203.0.113.0/24".parse().unwrap();
+    let far = from(SourceMatch {
+        remote_ip_blocks: vec![wanted],
+        ..SourceMatch::default()
+    });
+    let when = HttpPolicyRule {
+        when: vec![AttributeMatch {
+            attribute: Attribute::RemoteIp,
+            values: vec![AttributeValue::Net(wanted)],
+            not_values: vec![],
+        }],
+        ..HttpPolicyRule::default()
+    };
+    let near = from(SourceMatch {
+        ip_blocks: vec!["10.0.0.1/32".parse().unwrap()],
+        ..SourceMatch::default()
+    });
+    let gateway = ServiceAccountMatch {
+        namespace: "web".into(),
+        service_account: "client".into(),
+    };
+    let allows = |rule: &HttpPolicyRule, request: &Request| {
+        let demanded = Demands {
+            forwarders: vec![gateway.clone()],
+            ..demands(&[policy("a", HttpPolicyAction::Allow, vec![rule.clone()])])
+        };
+        matches!(request.judge(&demanded).decision, HttpDecision::Allowed(_))
+    };
+    let forwarding = |values: &[&str]| {
+        let add = |request: Request, value: &&str| request.header("x-forwarded-for", value);
+        values.iter().fold(get(), add)
+    };
+    for (values, holds) in [
+        (&["203.0.113.9"][..], true),
+        (&["::ffff:203.0.113.9"], true),
+        (&["198.51.100.1, 203.0.113.9"], true),
+        (&["198.51.100.1", "203.0.113.9"], true),
+        // What others have told the gateway.
+        (&["203.0.113.9, 198.51.100.1"], false),
+        (&["203.0.113.9", "198.51.100.1"], false),
+        // No address: the gateway itself.
+        (&["203.0.113.9, unknown"], false),
+        (&["203.0.113.9:80"], false),
+        (&[""], false),
+        (&[], false),
+    ] {
+        let request = forwarding(values);
+        for rule in [&far, &when] {
+            assert_eq!(allows(rule, &request), holds, "{values:?}");
+            let other = request.clone().identity("spiffe://td/ns/web/sa/other");
+            assert!(!allows(rule, &other), "{values:?}");
+            assert!(!allows(rule, &request.clone().anonymous()), "{values:?}");
+        }
+        assert!(
+            allows(&near, &request),
+            "it is still the gateway that calls"
+        );
     }
 }
 
