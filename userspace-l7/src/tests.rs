@@ -1,6 +1,7 @@
 //! Journeys from end to end in one thread: pods are loopback addresses, applications are scripts, and
 //! everything between them is real.
 
+mod any_head;
 mod application;
 mod correctness;
 mod http;
@@ -11,6 +12,7 @@ mod mesh;
 use std::future::Future;
 use std::time::Duration;
 
+pub(crate) use self::any_head::any_head;
 use crate::ring::{Backend, run};
 
 /// No test waits longer than this for anything.

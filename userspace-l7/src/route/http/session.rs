@@ -84,7 +84,9 @@ impl Session {
                 format!("{name}={value}; Path=/; HttpOnly"),
             ),
             SessionCarrier::PermanentCookie => {
-                let ends = rules.absolute_timeout.map(|limit| self.began + limit);
+                // When it began is the client's word: any number.
+                let limit = rules.absolute_timeout;
+                let ends = limit.map(|limit| self.began.saturating_add(limit));
                 let left = ends.unwrap_or(seen).saturating_sub(seen).as_secs();
                 (
                     "set-cookie".to_owned(),

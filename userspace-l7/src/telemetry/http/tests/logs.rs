@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, StatusCode};
+use proptest::prelude::*;
 
 use super::{RequestEnd, RequestFlag, RequestFlow, web};
 use crate::model::{AccessLog, AccessLogFormat, CelExpression, NamespacedHostname, Telemetry};
 use crate::telemetry::tests::{logged, service};
 use crate::telemetry::{Metrics, Upstream};
+use crate::tests::any_head;
 
 fn telemetry(format: AccessLogFormat, filter: Option<&str>) -> Arc<Telemetry> {
     let filter = filter.map(|text| CelExpression::new(text).unwrap());
@@ -181,4 +183,26 @@ fn a_filter_chooses_by_the_requests_attributes() {
 fn nothing_is_kept_of_a_request_that_nobody_logs() {
     let lines = log(&Arc::default(), &request("curl/8"));
     assert!(lines.is_empty(), "{lines:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_head_is_one_line_of_either_form(head in any_head()) {
+        let filter = "request.headers['x-tenant'] != 'nobody' || request.path != ''";
+        let lines = log(&telemetry(AccessLogFormat::Json, None), &head);
+        prop_assert_eq!(lines.len(), 1);
+        let line = lines[0].strip_prefix("INFO access::line message=").unwrap();
+        prop_assert!(!line.chars().any(char::is_control), "{:?}", line);
+        let read: serde_json::Value = serde_json::from_str(line).unwrap();
+        prop_assert_eq!(&read["method"], head.method.as_str());
+
+        let lines = log(&telemetry(AccessLogFormat::Text, Some(filter)), &head);
+        // A header that is not there makes the filter undecidable, and nothing is logged.
+        prop_assert!(lines.len() <= 1);
+        for line in &lines {
+            prop_assert!(!line.chars().any(char::is_control), "{:?}", line);
+        }
+    }
 }
