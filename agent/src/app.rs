@@ -5,6 +5,7 @@
 //!  (istiod) ──▶     │
 //!                   │                    └─▶ admin, DNS       (this thread: tokio)
 //!                   ├─▶ sources of keys ─▶ key keeper ─▶ KeySets ─▶ workers
+//!                   ├─▶ hosts of endpoints ─▶ host watch ─▶ compiler
 //!                   ├─▶ identities wanted ─▶ SVID keeper ─▶ Identities ─▶ workers
 //!                   └─▶ pods of this node ─▶ enrolment ─▶ listeners ─▶ workers   (thread: culvert-capture)
 //! ```
@@ -44,6 +45,7 @@ use crate::direct::{self, Direct, DirectMetrics, DirectThread};
 use crate::discovery::Processes;
 use crate::dns::DnsMetrics;
 use crate::enrolment::{self, Enrolment, Orders};
+use crate::hosts::{self, HostWatch};
 use crate::identity::SvidKeeper;
 use crate::keys;
 use crate::mesh::{Announcement, Compiler, LocalPod, MeshOptions, PodNetns};
@@ -146,6 +148,8 @@ struct Agent {
 struct Sources {
     _objects: SourceWatch,
     _istiod: Option<IstiodWatch>,
+    /// Where the hosts are that these name.
+    _hosts: HostWatch,
 }
 
 /// The source of objects.
@@ -159,6 +163,7 @@ struct Mesh {
     compiler: Compiler,
     wanted: watch::Sender<HashSet<SpiffeId>>,
     key_sources: watch::Sender<keys::Wanted>,
+    hosts: watch::Sender<hosts::Wanted>,
     snapshot: watch::Sender<Arc<Snapshot>>,
     workers: Arc<[Worker]>,
     direct: Option<Direct>,
@@ -192,7 +197,6 @@ impl Agent {
         let (sink, spans) = asking::spans();
         let metrics = Arc::new(Metrics::reporting(sink));
         metrics.register(&mut registry);
-        let dns_metrics = dns_metrics(&mut registry);
         let compiler = compiler(args);
         let snapshot = watch::Sender::new(compiler.snapshot());
         let (identities, keeper) = identities(args, &snapshot)?;
@@ -209,7 +213,7 @@ impl Agent {
         };
         let workers = start_workers(proxy, &settings)?;
         let asking = Asking::new(args, &snapshot, &key_sets, spans, &mut registry)?;
-        let (dns_pods, dns) = dns::channel(snapshot.subscribe(), dns_metrics);
+        let (dns_pods, dns) = dns::channel(snapshot.subscribe(), dns_metrics(&mut registry));
         let (direct, direct_thread) = direct_path(&capture, &snapshot, metrics, &mut registry)?;
         let parts = (Box::new(dns_pods), direct.clone());
         let enrolment = enrolment(args, capture, &workers, parts, channel)?;
@@ -235,6 +239,7 @@ impl Agent {
             compiler,
             wanted: watch::Sender::new(HashSet::new()),
             key_sources: asking.wanted(),
+            hosts: watch::Sender::default(),
             snapshot,
             workers: Arc::clone(&workers),
             direct,
@@ -468,7 +473,13 @@ impl Mesh {
         conditions: Conditions,
         of_istiod: IstiodConditions,
     ) -> Result<Sources> {
+        let hosts = self.hosts.subscribe();
         let mesh = Arc::new(Mutex::new(self));
+        let hosts = {
+            let mesh = Arc::clone(&mesh);
+            let take = move |found| lock(&mesh).find(found);
+            HostWatch::start(hosts, take).context("cannot look hosts up")?
+        };
         let istiod = match args.istiod() {
             Some(settings) => {
                 let mesh = Arc::clone(&mesh);
@@ -495,6 +506,7 @@ impl Mesh {
         Ok(Sources {
             _objects: objects,
             _istiod: istiod,
+            _hosts: hosts,
         })
     }
 
@@ -512,6 +524,12 @@ impl Mesh {
     fn hear(&mut self, announcements: Vec<Announcement>) {
         let snapshot = self.compiler.announce(announcements);
         self.awaited.istiod = false;
+        self.publish(snapshot);
+    }
+
+    /// Takes over where hosts are.
+    fn find(&mut self, found: hosts::Found) {
+        let snapshot = self.compiler.look_up(found);
         self.publish(snapshot);
     }
 
@@ -539,6 +557,12 @@ impl Mesh {
         self.key_sources.send_if_modified(|now| {
             let changed = *now != sources;
             *now = sources;
+            changed
+        });
+        let hosts = self.compiler.hostnames();
+        self.hosts.send_if_modified(|now| {
+            let changed = *now != hosts;
+            *now = hosts;
             changed
         });
         let pods = self.compiler.local_pods().values();

@@ -6,6 +6,7 @@
 //!                           └─ identities ──▶ identity (CA, SVIDs) ──▶ workers
 //!                                               └─ signing (IstioCertificateService) ──▶ istiod, controller
 //!                           └─ sources of keys ──▶ keys (JWKS) ──▶ workers
+//!                           └─ hosts of endpoints ──▶ hosts (the system's resolver) ──▶ mesh
 //!                           └─ statuses ──▶ controller (elected by Lease) ──▶ a cluster's API
 //!  mesh, workers ── what goes without them ──▶ direct ── verdicts ──▶ capture
 //!  workers ── sampled requests ──▶ spans (OTLP) ──▶ collectors
@@ -27,6 +28,7 @@ pub mod dns;
 pub mod doctor;
 mod enrolment;
 pub mod fetch;
+pub mod hosts;
 pub mod identity;
 pub mod keys;
 pub mod mesh;

@@ -27,6 +27,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -34,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use agent::Place;
 pub(crate) use agent::tool;
 pub use agent::{Agent, ServiceAccount, culvert, helm};
 pub use manifests::Manifests;
@@ -67,6 +69,8 @@ pub struct Lab {
     /// Where agents get the mesh's objects from.
     agent_source: Vec<OsString>,
     service_account: Option<ServiceAccount>,
+    /// The resolver configuration of agents, if it is not the machine's.
+    resolver: Option<PathBuf>,
 }
 
 impl Lab {
@@ -104,6 +108,7 @@ impl Lab {
             agent_options: Vec::new(),
             own_options: BTreeMap::new(),
             service_account: None,
+            resolver: None,
         })
     }
 
@@ -197,6 +202,18 @@ impl Lab {
         self.own_options.insert(node.to_owned(), options.collect());
     }
 
+    /// Agents started from now on ask this DNS server, on port 53.
+    ///
+    /// # Errors
+    /// If the file that says so cannot be written.
+    pub fn resolve_at(&mut self, server: IpAddr) -> Result<()> {
+        let file = self.directory.join("resolv.conf");
+        let text = format!("nameserver {server}\noptions timeout:1 attempts:2\n");
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        self.resolver = Some(file);
+        Ok(())
+    }
+
     /// Agents started from now on follow a cluster's API rather than the directory. They take pods' network namespaces
     /// from an annotation as ever: no runtime runs these pods.
     pub fn follow_cluster(&mut self, kubeconfig: &Path) {
@@ -245,7 +262,11 @@ impl Lab {
     /// If it cannot be started.
     pub fn start_agent(&mut self, node: &str) -> Result<()> {
         let (source, options) = (&self.agent_source, &self.agent_options);
-        let source = (source.as_slice(), self.service_account.as_ref());
+        let place = Place {
+            account: self.service_account.as_ref(),
+            resolver: self.resolver.as_deref(),
+        };
+        let source = (source.as_slice(), place);
         let own = self.own_options.get(node).into_iter().flatten().cloned();
         let options: Vec<String> = options.iter().cloned().chain(own).collect();
         let started = Agent::start(self.node(node)?, &self.directory, source, &options)?;

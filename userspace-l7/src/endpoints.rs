@@ -46,17 +46,22 @@ pub(crate) fn choose(
     towards: &Towards<'_>,
     (policy, wish): (Arc<TrafficPolicy>, Wish),
 ) -> Result<Endpoints, Refusal> {
+    if let Some(target) = route::passed_through(towards) {
+        let (key, group) = group(hub, towards);
+        return Ok(Endpoints {
+            targets: [target].into_iter().collect(),
+            policy,
+            key,
+            group,
+            all: 1,
+        });
+    }
     let nearness = policy.nearness.as_ref();
     let candidates = route::candidates(snapshot, source, towards, nearness);
     if candidates.is_empty() {
         return Err(Refusal::NoHealthyUpstream);
     }
-    let key = GroupKey {
-        service: towards.service.key.clone(),
-        port: towards.address.port(),
-        subset: towards.subset.map(Arc::clone),
-    };
-    let group = hub.traffic.group(&key);
+    let (key, group) = group(hub, towards);
     let chosen = group.choose(&policy, &candidates, wish, &mut |bound| hub.choose(bound));
     let chosen = chosen.iter().filter_map(|place| candidates.get(*place));
     let targets: SmallVec<_> = chosen
@@ -72,6 +77,17 @@ pub(crate) fn choose(
         group,
         all: candidates.len(),
     })
+}
+
+/// What watches over endpoints.
+fn group(hub: &Hub, towards: &Towards<'_>) -> (GroupKey, Arc<Group>) {
+    let key = GroupKey {
+        service: towards.service.key.clone(),
+        port: towards.address.port(),
+        subset: towards.subset.map(Arc::clone),
+    };
+    let group = hub.traffic.group(&key);
+    (key, group)
 }
 
 impl Endpoints {

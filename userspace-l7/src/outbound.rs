@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ::http::StatusCode;
 use tracing::debug;
 
-use crate::connections::{Carriage, Direction, LiveConnection};
+use crate::connections::{Carriage, Direction, LiveConnection, Tracked};
 use crate::dial::{self, Beginning, DialError};
 use crate::endpoints::{self, Endpoints};
 use crate::error::Retry;
@@ -18,7 +18,9 @@ use crate::hbone::{Baggage, Cause, ConnectRequest, FirstBytes, ServiceClaim};
 use crate::hub::{Hub, UnknownWorkload};
 use crate::model::{AppProtocol, Balance, HashKey, Peer, Side, Workload};
 use crate::pod::Pod;
-use crate::relay::{self, Application, Far, Local, Pass};
+use crate::policy::http::HttpDenial;
+use crate::policy::{BytesClaim, CalledPort, Denial};
+use crate::relay::{self, Application, Ending, Far, Local, Pass};
 use crate::ring::{RecvBuf, Tcp};
 use crate::route::breaker::Permit;
 use crate::route::outlier::Outcome;
@@ -45,7 +47,14 @@ pub(crate) enum OutboundError {
     Overflow,
     #[error("the mesh has learnt meanwhile whose address it is")]
     Outdated,
+    #[error(transparent)]
+    Demanded(#[from] Demanded),
 }
+
+/// The service that was called does not let this client in, and nobody but this node would say so.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Demanded(HttpDenial);
 
 impl OutboundError {
     /// What the access log says of it.
@@ -54,6 +63,7 @@ impl OutboundError {
             Self::Refused(_) | Self::UnknownSource(_) | Self::Overflow | Self::Outdated => {
                 ResponseFlags::None
             }
+            Self::Demanded(_) => ResponseFlags::Deny,
             Self::Late => ResponseFlags::Connect,
             Self::Dial(error) => error.flags(),
         }
@@ -67,16 +77,19 @@ impl OutboundError {
             | Self::UnknownSource(_)
             | Self::Overflow
             | Self::Late
-            | Self::Outdated => None,
+            | Self::Outdated
+            | Self::Demanded(_) => None,
             Self::Dial(error) => error.cause(),
         }
     }
 
     fn retry(&self) -> Retry {
         match self {
-            Self::Refused(_) | Self::UnknownSource(_) | Self::Overflow | Self::Outdated => {
-                Retry::Never
-            }
+            Self::Refused(_)
+            | Self::UnknownSource(_)
+            | Self::Overflow
+            | Self::Outdated
+            | Self::Demanded(_) => Retry::Never,
             Self::Late => Retry::Safe,
             Self::Dial(error) => error.retry(),
         }
@@ -171,6 +184,8 @@ pub(crate) struct Reached {
     has_heard: bool,
     /// What the connection takes up of its destination's limits.
     held: Option<(Permit, Attended)>,
+    /// What it has to meet here, as nobody judges it where it goes.
+    bytes: Option<BytesClaim>,
 }
 
 /// Tries the plan's targets in turn until one answers. What `app`, if there is one yet, has said so far may leave along
@@ -208,6 +223,7 @@ pub(crate) async fn reach(
                 (source, dialled.port()),
             )
         };
+        let bytes = claim(hub, &workload, (&plan, side), target, (source, dialled))?;
         let is_strange = plan.service.is_none() && target.workload.is_none();
         let said = app.as_mut().map(|(app, spoken)| spoken.to(app, target));
         let mut first = FirstBytes::new(said.unwrap_or_default());
@@ -243,6 +259,7 @@ pub(crate) async fn reach(
                     far,
                     has_heard: first.have_left(),
                     held: admitted.zip(attended),
+                    bytes,
                 });
             }
             Err(error) => {
@@ -256,6 +273,53 @@ pub(crate) async fn reach(
         }
     }
     Err(last)
+}
+
+/// What a connection of bytes has to meet at this node, and meets now: what the service demands that was called, where no
+/// endpoint's node will ask for it (outside the mesh, or where another data plane answers).
+fn claim(
+    hub: &Hub,
+    workload: &Workload,
+    (plan, side): (&Plan, Side),
+    target: &Target,
+    (source, dialled): (SocketAddr, SocketAddr),
+) -> Result<Option<BytesClaim>, Demanded> {
+    let snapshot = hub.snapshot();
+    let service = plan.service.as_ref().filter(|_| !target.is_judged_there());
+    let bound = service.and_then(|service| {
+        let layer7 = snapshot.services_layer7.get(&service.key)?;
+        Some((service, layer7))
+    });
+    let Some((service, layer7)) = bound else {
+        return Ok(None);
+    };
+    let port = dialled.port();
+    let spoken = layer7.at(side).ports.get(&port).map(|port| port.protocol);
+    let server = target.workload.as_ref();
+    let claim = BytesClaim {
+        called: Some(CalledPort {
+            service: service.key.clone(),
+            side,
+            port,
+        }),
+        besides: Vec::new(),
+        // Whose own policies are asked where it runs, if it is anybody.
+        workload: server.map_or_else(|| workload.uid.clone(), |server| server.uid.clone()),
+        identity: Some(workload.identity()),
+        source: source.ip(),
+        destination: target.destination,
+        is_declared: matches!(spoken, Some(AppProtocol::Tcp | AppProtocol::Tls)),
+    };
+    claim.judge(&snapshot).map_err(Demanded)?;
+    Ok(Some(claim))
+}
+
+/// Has a connection meet its claim from now on; why it does not already.
+fn meet(hub: &Hub, tracked: &Tracked, claim: BytesClaim) -> Option<Box<Denial>> {
+    // Again, now that every later change is noticed.
+    let denial = claim.judge(&hub.snapshot()).err();
+    tracked.meet(claim);
+    Some(Box::new(Denial::Demanded(denial?)))
 }
 
 /// As what a connection of bytes has to begin.
@@ -387,6 +451,7 @@ pub(crate) fn carry(
         far,
         has_heard,
         held,
+        bytes,
     } = reached;
     let heard = if has_heard { early.len() as u64 } else { 0 };
     let early = if has_heard { RecvBuf::default() } else { early };
@@ -411,6 +476,7 @@ pub(crate) fn carry(
         },
         None,
     );
+    let refused = bytes.and_then(|bytes| meet(hub, &tracked, bytes));
     let flow = hub.metrics.open(Flow {
         reporter: Reporter::Source,
         source_identity: authenticated.then(|| workload.identity()),
@@ -429,6 +495,11 @@ pub(crate) fn carry(
     });
     flow.to_server(heard);
     async move {
+        if let Some(denial) = refused {
+            app.abort();
+            Ending::Refused(*denial).settle(flow);
+            return;
+        }
         let local = Local {
             application: Application::Client,
             tcp: &app,

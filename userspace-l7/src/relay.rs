@@ -72,11 +72,11 @@ impl Ending {
     }
 }
 
-/// Proof that a connection may be carried: judged inbound, or outbound, where the far side judges.
+/// Proof that a connection may be carried: judged inbound, or outbound, where the far side judges or nobody else can.
 pub(crate) enum Pass {
     /// The local workload is the destination, and policy allows it.
     Judged(Allowed),
-    /// The destination's node judges.
+    /// The destination's node judges, or the service that was called had to be satisfied first.
     JudgedElsewhere,
 }
 

@@ -158,7 +158,9 @@ pub fn meaning<'s>(
         let plan = foreign::plan(snapshot, source, waypoint, (Some(service), dialled), choose)?;
         return Ok(Meaning::Target(plan));
     }
-    if service.load_balancer.mode == LoadBalancerMode::Passthrough {
+    // Of a service that is bound to a waypoint nothing passes that is not declared.
+    let is_bound = snapshot.services_layer7.contains_key(&service.key);
+    if service.load_balancer.mode == LoadBalancerMode::Passthrough && !is_bound {
         return Ok(Meaning::Target(pass_through(dialled, Some(service))));
     }
     if !service.ports.contains_key(&dialled.port()) {
@@ -214,6 +216,9 @@ pub fn targets(
     served: &[SocketAddr],
     choose: &mut Choose<'_>,
 ) -> Result<SmallVec<[Target; MAX_ATTEMPTS]>, Refusal> {
+    if let Some(target) = passed_through(towards) {
+        return Ok([target].into_iter().collect());
+    }
     let mut candidates = candidates(snapshot, source, towards, None);
     let is_served = |one: &mut Candidate| served.contains(&one.address);
     let last: Vec<_> = candidates.extract_if(.., is_served).collect();
@@ -230,15 +235,29 @@ pub fn targets(
     Ok(targets)
 }
 
+/// Where a service leads that only describes others' addresses (resolution NONE): to the one that was dialled, if it is
+/// among them.
+pub fn passed_through(towards: &Towards<'_>) -> Option<Target> {
+    let (service, address) = (towards.service, towards.address);
+    let ip = address.ip().to_canonical();
+    let is_described = service.load_balancer.mode == LoadBalancerMode::Passthrough
+        && (service.vips.contains(&ip) || service.cidr_vips.iter().any(|net| net.contains(&ip)));
+    is_described.then(|| outside(SocketAddr::new(ip, address.port())))
+}
+
 fn pass_through(dialled: SocketAddr, service: Option<&Arc<Service>>) -> Plan {
-    let target = Target {
-        destination: dialled,
-        transport: Transport::Plain,
-        workload: None,
-    };
     Plan {
         service: service.map(Arc::clone),
-        targets: [target].into_iter().collect(),
+        targets: [outside(dialled)].into_iter().collect(),
+    }
+}
+
+/// An address that is no workload's.
+fn outside(destination: SocketAddr) -> Target {
+    Target {
+        destination,
+        transport: Transport::Plain,
+        workload: None,
     }
 }
 

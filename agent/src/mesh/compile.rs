@@ -155,6 +155,8 @@ pub struct Compiler {
     /// Who declares a service; the first one's declaration counts.
     declared: HashMap<NamespacedHostname, SmallVec<[Owner; 1]>>,
     claims: Claims,
+    /// Hostnames that workloads are known by, and how many are.
+    hostnames: BTreeMap<Arc<str>, usize>,
     automatic: BTreeMap<Wanting, [IpAddr; 2]>,
     selecting_policies: SelectingPolicies,
     peer_rules: HashMap<Arc<str>, PeerRules>,
@@ -188,6 +190,7 @@ impl Compiler {
             outputs: HashMap::new(),
             declared: HashMap::new(),
             claims: Claims::default(),
+            hostnames: BTreeMap::new(),
             automatic: BTreeMap::new(),
             selecting_policies: HashMap::new(),
             peer_rules: HashMap::new(),
@@ -246,6 +249,22 @@ impl Compiler {
             self.published = Arc::new(self.current.clone());
         }
         Arc::clone(&self.published)
+    }
+
+    /// Takes over which addresses [`hostnames`](Self::hostnames) have, and gives the mesh as it is with that. What is not
+    /// among them has none.
+    pub fn look_up(&mut self, found: BTreeMap<Arc<str>, Arc<[IpAddr]>>) -> Arc<Snapshot> {
+        if *self.current.looked_up != found {
+            self.current.looked_up = Arc::new(found);
+            self.current.generation += 1;
+            self.published = Arc::new(self.current.clone());
+        }
+        self.snapshot()
+    }
+
+    /// Hostnames that endpoints are known by, whose addresses have to be looked up.
+    pub fn hostnames(&self) -> BTreeSet<Arc<str>> {
+        self.hostnames.keys().cloned().collect()
     }
 
     /// The mesh as it is.

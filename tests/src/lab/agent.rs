@@ -34,6 +34,15 @@ pub struct ServiceAccount {
     pub server: SocketAddr,
 }
 
+/// What of the machine an agent sees otherwise.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// The service account of the pod that it is.
+    pub(super) account: Option<&'a ServiceAccount>,
+    /// Where it finds its DNS server.
+    pub(super) resolver: Option<&'a Path>,
+}
+
 /// A running agent. Killed when dropped.
 pub struct Agent {
     node: String,
@@ -46,10 +55,10 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub(crate) fn start(
+    pub(super) fn start(
         node: &Node,
         directory: &Path,
-        (source, account): (&[OsString], Option<&ServiceAccount>),
+        (source, place): (&[OsString], Place<'_>),
         options: &[String],
     ) -> Result<Self> {
         let log = directory.join(format!("agent-{}.log", node.name()));
@@ -76,7 +85,10 @@ impl Agent {
         {
             command.arg("--ca-dir").arg(directory.join("ca"));
         }
-        let (command, place) = match account {
+        if let Some(resolver) = place.resolver {
+            let _entered = node.netns().enter_with_resolver(&mut command, resolver)?;
+        }
+        let (command, place) = match place.account {
             Some(account) => {
                 command
                     .env("KUBERNETES_SERVICE_HOST", account.server.ip().to_string())

@@ -1,5 +1,6 @@
 //! The whole mesh at one moment. Persistent maps: a copy costs a pointer, a change a few nodes.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -53,6 +54,8 @@ pub struct Snapshot {
     pub services_with_ranges: Vec<Arc<Service>>,
     /// Endpoints by service.
     pub endpoints: Map<NamespacedHostname, Arc<[Endpoint]>>,
+    /// Addresses of workloads that are known by hostname, as far as they have been looked up.
+    pub looked_up: Arc<BTreeMap<Arc<str>, Arc<[IpAddr]>>>,
     /// All policies.
     pub policies: Map<PolicyKey, Arc<AuthorizationPolicy>>,
     /// Policies of scope Namespace, by namespace.
@@ -84,6 +87,7 @@ impl Snapshot {
             services_by_hostname: Map::default(),
             services_with_ranges: Vec::new(),
             endpoints: Map::default(),
+            looked_up: Arc::default(),
             policies: Map::default(),
             namespace_policies: Map::default(),
             global_policies: Arc::new([]),
@@ -149,6 +153,15 @@ impl Snapshot {
             .get(service)
             .map(|found| &**found)
             .unwrap_or_default()
+    }
+
+    /// Where a workload is: its own addresses, else those that its hostname has been found to have.
+    pub fn addresses_of<'a>(&'a self, workload: &'a Workload) -> &'a [IpAddr] {
+        if !workload.addresses.is_empty() {
+            return &workload.addresses;
+        }
+        let found = self.looked_up.get(&workload.hostname);
+        found.map(|found| &**found).unwrap_or_default()
     }
 
     /// Whether any port of a service leads to this port of a workload.

@@ -77,7 +77,7 @@ fn within_scopes(
     let all = snapshot.endpoints_of(&service.key).iter();
     let usable = all
         .filter(|endpoint| members.is_none_or(|members| members.contains(&endpoint.workload)))
-        .filter_map(|endpoint| usable(snapshot, towards, endpoint));
+        .flat_map(|endpoint| usable(snapshot, towards, endpoint));
     let scopes = &service.load_balancer.scopes;
     let is_overruled = match nearness {
         None => false,
@@ -101,37 +101,55 @@ fn within_scopes(
     }
 }
 
-fn usable(snapshot: &Snapshot, towards: &Towards<'_>, endpoint: &Endpoint) -> Option<Candidate> {
+/// An endpoint as often as there is a choice of places for it: one, or all that its hostname stands for.
+fn usable<'s>(
+    snapshot: &'s Snapshot,
+    towards: &Towards<'_>,
+    endpoint: &Endpoint,
+) -> impl Iterator<Item = Candidate> + use<'s> {
     let service = towards.service;
     let healthy = endpoint.health == Health::Healthy;
-    if !healthy && service.load_balancer.health == HealthPolicy::OnlyHealthy {
-        return None;
-    }
-    let workload = snapshot.workloads.get(&endpoint.workload)?;
-    let port = endpoint.target_port(service, towards.address.port())?;
-    let address = address_of(workload, service, towards.address.ip())?;
-    (workload.capacity > 0).then(|| Candidate {
-        workload: Arc::clone(workload),
-        address: SocketAddr::new(address, port),
-        share: workload.capacity,
-        tier: 0,
+    let may_be = healthy || service.load_balancer.health == HealthPolicy::AllowAll;
+    let workload = snapshot.workloads.get(&endpoint.workload);
+    let workload = workload.filter(|workload| may_be && workload.capacity > 0);
+    let port = endpoint.target_port(service, towards.address.port());
+    let found = workload.zip(port).into_iter();
+    let dialled = towards.address.ip();
+    let families = service.ip_families;
+    found.flat_map(move |(workload, port)| {
+        let places = places(snapshot, workload, families, dialled);
+        places.into_iter().map(move |address| Candidate {
+            workload: Arc::clone(workload),
+            address: SocketAddr::new(address, port),
+            share: workload.capacity,
+            tier: 0,
+        })
     })
 }
 
-/// The workload's address for this service: the family that the client used if there is one, else any that
-/// the service is served in.
-fn address_of(workload: &Workload, service: &Service, dialled: IpAddr) -> Option<IpAddr> {
-    let served = |address: &&IpAddr| match service.ip_families {
+/// Where a workload is reached for a service. Of its own addresses one: of the family that the client used if there is
+/// one, else of any that the service is served in. Of those that its hostname stands for all of one family: IPv4 if there
+/// is one, as most nodes have no other way out of their cluster.
+fn places(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    families: IpFamilies,
+    dialled: IpAddr,
+) -> SmallVec<[IpAddr; 1]> {
+    let served = |address: &&IpAddr| match families {
         IpFamilies::Automatic | IpFamilies::Dual => true,
         IpFamilies::Ipv4Only => address.is_ipv4(),
         IpFamilies::Ipv6Only => address.is_ipv6(),
     };
+    let all = || snapshot.addresses_of(workload).iter().filter(served);
+    if workload.addresses.is_empty() {
+        let has_v4 = all().any(IpAddr::is_ipv4);
+        let wanted = all().filter(|address| address.is_ipv4() == has_v4);
+        return wanted.copied().collect();
+    }
     let same_family = |address: &&IpAddr| address.is_ipv4() == dialled.is_ipv4();
-    let served_addresses = || workload.addresses.iter().filter(served);
-    served_addresses()
-        .find(same_family)
-        .or_else(|| served_addresses().next())
-        .copied()
+    let one = all().find(same_family).or_else(|| all().next());
+    one.copied().into_iter().collect()
 }
 
 /// How close an endpoint is. One's own network outranks everything: reaching another takes a gateway.

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use super::{HBONE_PORT, Refusal, Target, Transport, plan};
 use crate::model::{
     Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode, Locality,
-    MeshSettings, NamespacedHostname, NetworkMode, Peer, RoutingScope, Service, ServicePort,
-    Snapshot, TrustDomain, TunnelProtocol, WaypointReference, Workload, WorkloadLabels,
-    WorkloadUid,
+    MeshSettings, NamespacedHostname, NetworkMode, Peer, RoutingScope, Service, ServiceLayer7,
+    ServicePort, Snapshot, TrustDomain, TunnelProtocol, WaypointKey, WaypointReference, Workload,
+    WorkloadLabels, WorkloadUid,
 };
 
 pub(super) fn workload(name: &str, address: &str) -> Workload {
@@ -434,6 +434,57 @@ fn a_service_entry_without_resolution_passes_through() {
     Mesh::new()
         .serving(service, &[])
         .check("198.51.100.7:8443", &["tcp 198.51.100.7:8443"]);
+}
+
+#[test]
+fn such_a_service_with_a_waypoint_passes_what_it_declares() {
+    let mut service = service("s", "198.51.100.7");
+    service.cidr_vips = vec!["203.0.113.0/24".parse().unwrap()];
+    service.load_balancer.mode = LoadBalancerMode::Passthrough;
+    let key = service.key.clone();
+    let mut mesh = Mesh::new().serving(service, &[]);
+    let layer7 = ServiceLayer7 {
+        waypoint: WaypointKey {
+            namespace: "app".into(),
+            name: "w".into(),
+        },
+        waypoint_identity: "spiffe://td/ns/app/sa/w".parse().unwrap(),
+        ports: BTreeMap::new(),
+        demands: Arc::default(),
+        telemetry: Arc::default(),
+        ingress: false,
+        canary: None,
+    };
+    mesh.0.services_layer7.insert(key, layer7.into());
+    mesh.check("198.51.100.7:80", &["tcp 198.51.100.7:80"]);
+    mesh.check("203.0.113.9:80", &["tcp 203.0.113.9:80"]);
+    let undeclared = mesh.plan("203.0.113.9:81");
+    assert_eq!(undeclared, Err(Refusal::NoSuchPort(81)));
+}
+
+#[test]
+fn an_endpoint_with_a_name_is_all_the_places_that_the_name_stands_for() {
+    let named = Workload {
+        hostname: "api.example.com".into(),
+        protocol: TunnelProtocol::Tcp,
+        ..workload("a", "")
+    };
+    let mut mesh = Mesh::new()
+        .with(named)
+        .serving(service("s", "10.96.0.1"), &["a"]);
+    assert_eq!(mesh.plan("10.96.0.1:80"), Err(Refusal::NoHealthyUpstream));
+    let mut look_up = |addresses: &[&str]| {
+        let addresses = addresses.iter().map(|text| text.parse().unwrap());
+        let found = ("api.example.com".into(), addresses.collect());
+        mesh.0.looked_up = Arc::new([found].into());
+        let shown = mesh.plan("10.96.0.1:80").unwrap();
+        shown.iter().map(show).collect::<Vec<_>>()
+    };
+    let v4 = ["198.51.100.1", "198.51.100.2", "2001:db8::1"];
+    let mut places = look_up(&v4);
+    places.sort();
+    assert_eq!(places, ["tcp 198.51.100.1:8080", "tcp 198.51.100.2:8080"]);
+    assert_eq!(look_up(&["2001:db8::1"]), ["tcp [2001:db8::1]:8080"]);
 }
 
 #[test]

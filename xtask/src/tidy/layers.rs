@@ -26,7 +26,7 @@ const PROXY_LAYERS: [&[&str]; 18] = [
 
 /// What each part of the agent may name of the others. `app` and `main` put the parts together and may
 /// name all; the parts do not know each other beyond this.
-const AGENT_EDGES: [(&str, &[&str]); 20] = [
+const AGENT_EDGES: [(&str, &[&str]); 21] = [
     // Serves what the mesh says of each object, as the mesh's own value.
     ("admin", &["mesh"]),
     ("bench", &[]),
@@ -68,6 +68,7 @@ const AGENT_EDGES: [(&str, &[&str]); 20] = [
     ),
     // Names of the mesh are read as the DNS proxy reads them.
     ("fetch", &["dns"]),
+    ("hosts", &[]),
     // An authority elsewhere is asked over the network.
     ("identity", &["fetch", "signing"]),
     ("keys", &["fetch"]),

@@ -126,6 +126,7 @@ impl Compiler {
         let mut touched = BTreeSet::new();
         for (workload, present) in [(&old, false), (&new, true)] {
             let Some(workload) = workload else { continue };
+            self.count_hostname(workload, present);
             if workload.network_mode == NetworkMode::HostNetwork {
                 continue;
             }
@@ -148,6 +149,22 @@ impl Compiler {
             }
         }
         touched
+    }
+
+    fn count_hostname(&mut self, workload: &Workload, present: bool) {
+        if workload.hostname.is_empty() || !workload.addresses.is_empty() {
+            return;
+        }
+        let known = self.hostnames.entry(Arc::clone(&workload.hostname));
+        let count = known.or_default();
+        *count = if present {
+            *count + 1
+        } else {
+            count.saturating_sub(1)
+        };
+        if *count == 0 {
+            self.hostnames.remove(&workload.hostname);
+        }
     }
 
     /// Pods that claim an address.

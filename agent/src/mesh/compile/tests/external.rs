@@ -1,8 +1,12 @@
 //! ServiceEntries and WorkloadEntries.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use userspace_l7::model::{HealthPolicy, LoadBalancerMode, Peer, TunnelProtocol};
 
-use super::{compile, endpoints, pod_yaml, service, workload};
+use super::{Compiler, compile, compiler, endpoints, pod_yaml, service, upserts, workload};
 
 fn entry(spec: &str) -> String {
     format!(
@@ -82,6 +86,35 @@ fn dns_entries_are_workloads_with_a_name() {
 }
 
 #[test]
+fn names_of_endpoints_are_wanted_as_long_as_there_are_some() {
+    let dns = |hosts: &str, more: &str| {
+        entry(&format!("hosts: [{hosts}], {PORTS}, resolution: DNS{more}"))
+    };
+    let mut compiler = compiler(&dns("a.example.com, b.example.com", ""));
+    let wanted = |compiler: &Compiler| {
+        let hosts = compiler.hostnames().into_iter();
+        hosts.map(|host| host.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(wanted(&compiler), ["a.example.com", "b.example.com"]);
+    let place: Arc<[IpAddr]> = Arc::new([IpAddr::from([192, 0, 2, 1])]);
+    let found = BTreeMap::from([("a.example.com".into(), place)]);
+    let before = compiler.snapshot().generation;
+    let snapshot = compiler.look_up(found.clone());
+    assert_eq!(snapshot.generation, before + 1);
+    assert_eq!(*snapshot.looked_up, found);
+    assert_eq!(compiler.look_up(found).generation, before + 1);
+    // An address is nobody's name, and one name may be several endpoints'.
+    let endpoints = ", endpoints: [{address: c.example.com}, {address: 192.0.2.7}]";
+    compiler.apply(upserts(&dns("a.example.com, b.example.com", endpoints)));
+    assert_eq!(wanted(&compiler), ["c.example.com"]);
+    compiler.apply(upserts(&workload_entry("address: c.example.com")));
+    compiler.apply(upserts(&entry(&format!("hosts: [a.example.com], {PORTS}"))));
+    assert_eq!(wanted(&compiler), ["c.example.com"]);
+    compiler.apply(upserts(&workload_entry("address: 192.0.2.8")));
+    assert!(wanted(&compiler).is_empty());
+}
+
+#[test]
 fn resolution_none_passes_through() {
     let snapshot = compile(&entry(&format!(
         "hosts: [a.example.com], addresses: [10.0.0.0/8, 10.5.0.0/16], {PORTS}"
@@ -123,7 +156,7 @@ fn hosts_without_address_get_one_and_keep_it() {
     let found = service(&compile(&given), "a/a.example.com");
     assert_eq!(
         found.vips.as_slice(),
-        ["240.240.1.2".parse::<std::net::IpAddr>().unwrap()]
+        ["240.240.1.2".parse::<IpAddr>().unwrap()]
     );
 }
 

@@ -18,6 +18,8 @@ fn result(compiler: &Compiler) -> Result {
     let Snapshot {
         generation: _,
         mesh: _,
+        // What resolvers say is no object's.
+        looked_up: _,
         workloads,
         workloads_by_address,
         services,
