@@ -1,5 +1,6 @@
 //! A real Envoy as the other end of HBONE: its configuration, its certificates, its process.
 
+mod gateway;
 mod pair;
 mod relay;
 mod waypoint;
@@ -18,6 +19,7 @@ use rcgen::{
 use crate::lab::{Lab, Pod, eventually, tool};
 use crate::net;
 
+pub use gateway::Doors;
 pub use waypoint::Fronted;
 
 /// A running Envoy; ends with the value.

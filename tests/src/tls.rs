@@ -1,16 +1,21 @@
 //! An authority of a scenario's own, with servers and clients that it vouches for.
 
 use std::fmt::Write as _;
+use std::io::{BufReader, Write as _};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
 };
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
+
+use crate::net;
+use crate::net::http::{Ask, Response, read_response};
 
 /// An authority.
 pub struct Authority {
@@ -60,6 +65,39 @@ impl Authority {
         let mut config = builder.with_single_cert(vec![leaf.der().clone()], key.into())?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
+    }
+
+    /// A certificate that proves these names, and its key, PEM.
+    ///
+    /// # Errors
+    /// If the names are none.
+    pub fn certificate(&self, names: &[&str]) -> Result<(String, String)> {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let key = KeyPair::generate()?;
+        let leaf = CertificateParams::new(names)?.signed_by(&key, &self.issuer)?;
+        Ok((leaf.pem(), key.serialize_pem()))
+    }
+
+    /// Sends a request inside of TLS, over a connection of its own, to a server that has to prove a name.
+    ///
+    /// # Errors
+    /// If the server does not prove it, or there is no answer.
+    pub fn ask(&self, name: &str, to: SocketAddr, ask: &Ask) -> Result<Response> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone())?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::try_from(name.to_owned())?;
+        let connection = ClientConnection::new(Arc::new(config), name)?;
+        let mut stream = StreamOwned::new(connection, net::connect(to)?);
+        let ask = ask.clone().with("Connection", "close");
+        stream
+            .write_all(&ask.wire())
+            .context("cannot send the request")?;
+        read_response(&mut BufReader::new(stream), &ask.method)
     }
 
     /// A Secret of the shop with this authority, and a client's certificate with its key if `clients` vouches for one.

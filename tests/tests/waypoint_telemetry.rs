@@ -79,6 +79,69 @@ fn l7_telemetry() -> Result<()> {
 }
 
 #[test]
+fn customize_metrics() -> Result<()> {
+    let mesh = EchoMesh::shop()?;
+    let to = mesh.at("echo-v1", 80)?;
+    mesh.soon_at_layer7("client", to, true)?;
+    mesh.apply(
+        "telemetry.yaml",
+        "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: metrics, namespace: shop}\nspec:\n  \
+         targetRefs: [{kind: Service, group: \"\", name: echo-v1}]\n  metrics:\n  - providers: [{name: prometheus}]\n    \
+         overrides:\n    - match: {metric: REQUEST_COUNT, mode: CLIENT_AND_SERVER}\n      tagOverrides:\n        \
+         custom_dimension: {value: \"'bookshop'\"}\n        source_principal: {operation: REMOVE}\n    - match: {metric: \
+         RESPONSE_SIZE}\n      disabled: true\n",
+    )?;
+    let service = "destination_service_name=\"echo-v1\"";
+    let custom = "custom_dimension=\"bookshop\"";
+    let lines = |name: &str| -> Result<Vec<String>> {
+        let text = mesh.lab.agent("a")?.get(15020, "/stats/prometheus")?.text();
+        let own = |line: &&str| line.starts_with(name) && line.contains(service);
+        Ok(text.lines().filter(own).map(str::to_owned).collect())
+    };
+    mesh.soon("requests are counted by the new label", || {
+        let _answered = mesh.seen("client", to, &Ask::get("/"))?;
+        let found = lines("istio_requests_total{")?;
+        let customized = found.iter().find(|line| line.contains(custom));
+        let line = customized.with_context(|| format!("{found:#?}"))?;
+        ensure!(!line.contains("source_principal"), "{line}");
+        Ok(())
+    })?;
+    // From now on all of these are counted so, none of other metrics, and of a disabled one nothing at all.
+    let sums = || -> Result<[f64; 4]> {
+        let agent = mesh.lab.agent("a")?;
+        let requests = "istio_requests_total";
+        Ok([
+            agent.metric(requests, &[service, custom])?,
+            agent.metric(requests, &[service])?,
+            agent.metric("istio_request_duration_milliseconds_count", &[service])?,
+            agent.metric("istio_response_bytes_count", &[service])?,
+        ])
+    };
+    let before = sums()?;
+    for _ in 0..5 {
+        let _answered = mesh.seen("client", to, &Ask::get("/"))?;
+    }
+    eventually("five requests are counted", SOON, || {
+        let after = sums()?;
+        let grown = after.iter().zip(before).map(|(now, then)| now - then);
+        let grown: Vec<f64> = grown.collect();
+        // Those before may have been counted in between.
+        let [custom, all, durations, sizes] = grown[..] else {
+            anyhow::bail!("{grown:?}")
+        };
+        ensure!(custom >= 5.0 && durations >= 5.0, "{grown:?}");
+        let others = (all - custom).abs().max(sizes.abs());
+        ensure!(others < 0.5, "{grown:?}");
+        Ok(())
+    })?;
+    for line in lines("istio_request_duration_milliseconds_count")? {
+        ensure!(!line.contains(custom), "{line}");
+        ensure!(line.contains("source_principal"), "{line}");
+    }
+    Ok(())
+}
+
+#[test]
 fn refusals_and_failures_are_counted_by_their_flags() -> Result<()> {
     let mut mesh = EchoMesh::shop()?;
     mesh.apply(

@@ -112,7 +112,13 @@ impl Envoy {
 }
 
 /// A listener of HTTP with one route for everything; `tls` and `filters` end with a comma or are empty.
-fn http_listener(at: SocketAddr, tls: &str, codec: &str, filters: &str, route: &str) -> String {
+pub(super) fn http_listener(
+    at: SocketAddr,
+    tls: &str,
+    codec: &str,
+    filters: &str,
+    route: &str,
+) -> String {
     format!(
         r#"{{"name": "p{port}", "address": {at}, "filter_chains": [{{{tls}
   "filters": [{{"name": "envoy.filters.network.http_connection_manager", "typed_config": {{

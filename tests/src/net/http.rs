@@ -257,7 +257,11 @@ impl Conversation {
     }
 }
 
-fn read_response(reader: &mut impl BufRead, method: &str) -> Result<Response> {
+/// Reads the answer to a request of a method.
+///
+/// # Errors
+/// If it breaks off or is not HTTP.
+pub(crate) fn read_response(reader: &mut impl BufRead, method: &str) -> Result<Response> {
     let (first, headers) = read_head(reader)?.context("the connection ended without an answer")?;
     let status = first.split(' ').nth(1).and_then(|code| code.parse().ok());
     let status: u16 = status.with_context(|| format!("`{first}` is no status line"))?;
