@@ -17,6 +17,13 @@ const IPV4_FRAGMENT: u16 = 0x3fff;
 const TCP_SYN: u8 = 0x02;
 const TCP_ACK: u8 = 0x10;
 
+/// What every packet that may be one has: the Ethernet header, and an IPv4 header or half of an IPv6 one.
+type Head = [u8; 34];
+/// Where the latter begin in it.
+const IP: usize = ETHERNET_HEADER as usize;
+/// A TCP header up to its flags.
+type Ports = [u8; 14];
+
 /// A connection that a packet opens.
 pub struct Opening {
     /// The connection as the receiving side sees it.
@@ -26,26 +33,46 @@ pub struct Opening {
 }
 
 impl Opening {
-    /// What the packet opens, if it is a whole, plain TCP SYN.
+    /// What the packet opens, if it is a whole, plain TCP SYN. Every packet that a pod receives is asked, and hardly any is
+    /// one: what tells is read first, by as few calls as there can be.
     #[inline(always)]
     pub fn of(packet: &Packet) -> Option<Self> {
-        let ethertype = packet.bytes::<2>(ETHERNET_HEADER - 2)?;
-        let (local, remote, tcp_offset) = match u16::from_be_bytes(ethertype) {
-            ETHERTYPE_IPV4 => ipv4(packet)?,
-            ETHERTYPE_IPV6 => ipv6(packet)?,
+        let head: Head = packet.bytes(0)?;
+        let is_v4 = match u16::from_be_bytes([head[IP - 2], head[IP - 1]]) {
+            ETHERTYPE_IPV4 => true,
+            ETHERTYPE_IPV6 => false,
             _ => return None,
         };
-        let [sport_high, sport_low, dport_high, dport_low] = packet.bytes::<4>(tcp_offset)?;
-        let [flags] = packet.bytes::<1>(tcp_offset + 13)?;
-        if flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
+        let tcp_offset = if is_v4 {
+            behind_ipv4(&head)?
+        } else {
+            behind_ipv6(&head)?
+        };
+        let tcp: Ports = packet.bytes(tcp_offset)?;
+        if tcp[13] & (TCP_SYN | TCP_ACK) != TCP_SYN {
             return None;
         }
+        let (remote, local) = if is_v4 {
+            let address = |at| Address::v4(word(&head, at));
+            (address(IP + 12), address(IP + 16))
+        } else {
+            let addresses: [u8; 32] = packet.bytes(IPV6_ADDRESSES)?;
+            let address = |at| Address {
+                words_be: [
+                    word(&addresses, at),
+                    word(&addresses, at + 4),
+                    word(&addresses, at + 8),
+                    word(&addresses, at + 12),
+                ],
+            };
+            (address(0), address(16))
+        };
         let key = TupleKey {
             netns_cookie: POD_COOKIE.load(),
             local,
             remote,
-            local_port: u16::from_be_bytes([dport_high, dport_low]),
-            remote_port: u16::from_be_bytes([sport_high, sport_low]),
+            local_port: u16::from_be_bytes([tcp[2], tcp[3]]),
+            remote_port: u16::from_be_bytes([tcp[0], tcp[1]]),
             pad: 0,
         };
         Some(Self { key, tcp_offset })
@@ -62,45 +89,24 @@ impl Opening {
     }
 }
 
-/// Local and remote address and the offset of the TCP header.
+/// Where the TCP header begins, if one does.
 #[inline(always)]
-fn ipv4(packet: &Packet) -> Option<(Address, Address, u32)> {
-    let [version_and_length] = packet.bytes::<1>(ETHERNET_HEADER)?;
-    let fragment = packet.bytes::<2>(ETHERNET_HEADER + 6)?;
-    let [protocol] = packet.bytes::<1>(ETHERNET_HEADER + 9)?;
-    if protocol != IPPROTO_TCP || u16::from_be_bytes(fragment) & IPV4_FRAGMENT != 0 {
+fn behind_ipv4(head: &Head) -> Option<u32> {
+    let fragment = u16::from_be_bytes([head[IP + 6], head[IP + 7]]);
+    if head[IP + 9] != IPPROTO_TCP || fragment & IPV4_FRAGMENT != 0 {
         return None;
     }
-    let remote = u32::from_ne_bytes(packet.bytes::<4>(IPV4_ADDRESSES)?);
-    let local = u32::from_ne_bytes(packet.bytes::<4>(IPV4_ADDRESSES + 4)?);
-    let header_length = u32::from(version_and_length & 0x0f) * 4;
-    Some((
-        Address::v4(local),
-        Address::v4(remote),
-        ETHERNET_HEADER + header_length,
-    ))
+    Some(ETHERNET_HEADER + u32::from(head[IP] & 0x0f) * 4)
 }
 
-/// As [`ipv4`]; a packet with extension headers is left to `sk_lookup`.
+/// As [`behind_ipv4`]; a packet with extension headers is left to `sk_lookup`.
 #[inline(always)]
-fn ipv6(packet: &Packet) -> Option<(Address, Address, u32)> {
-    let [next_header] = packet.bytes::<1>(ETHERNET_HEADER + 6)?;
-    if next_header != IPPROTO_TCP {
-        return None;
-    }
-    let remote = ipv6_address(packet, IPV6_ADDRESSES)?;
-    let local = ipv6_address(packet, IPV6_ADDRESSES + 16)?;
-    Some((local, remote, ETHERNET_HEADER + IPV6_HEADER))
+fn behind_ipv6(head: &Head) -> Option<u32> {
+    (head[IP + 6] == IPPROTO_TCP).then_some(ETHERNET_HEADER + IPV6_HEADER)
 }
 
+/// Four bytes as they lie in the packet.
 #[inline(always)]
-fn ipv6_address(packet: &Packet, offset: u32) -> Option<Address> {
-    Some(Address {
-        words_be: [
-            u32::from_ne_bytes(packet.bytes::<4>(offset)?),
-            u32::from_ne_bytes(packet.bytes::<4>(offset + 4)?),
-            u32::from_ne_bytes(packet.bytes::<4>(offset + 8)?),
-            u32::from_ne_bytes(packet.bytes::<4>(offset + 12)?),
-        ],
-    })
+fn word<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

@@ -2,8 +2,10 @@
 //! and judged again whenever the mesh changes, so that no change can slip between the two.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
 use tokio::sync::Notify;
@@ -90,8 +92,10 @@ struct Entry {
     claim: Option<Box<Claim>>,
     /// What it has to meet besides, if it is carried as bytes.
     bytes: RefCell<Option<Box<BytesClaim>>>,
-    reason: RefCell<Option<Denial>>,
-    ended: Notify,
+    /// Why it has lost its right, if it has.
+    reason: RefCell<Option<Box<Denial>>>,
+    /// Whom to wake then.
+    waiting: RefCell<Option<Waker>>,
 }
 
 impl Entry {
@@ -126,7 +130,7 @@ impl Connections {
             claim: claim.map(Box::new),
             bytes: RefCell::default(),
             reason: RefCell::default(),
-            ended: Notify::default(),
+            waiting: RefCell::default(),
         });
         let place = self.entries.borrow_mut().insert(Rc::clone(&entry));
         Tracked {
@@ -142,8 +146,10 @@ impl Connections {
         let mut refused = 0;
         for (_, entry) in entries.iter() {
             if let Some(denial) = entry.denial(snapshot) {
-                entry.reason.replace(Some(denial));
-                entry.ended.notify_one();
+                entry.reason.replace(Some(Box::new(denial)));
+                if let Some(waiting) = entry.waiting.take() {
+                    waiting.wake();
+                }
                 refused += 1;
             }
         }
@@ -212,12 +218,20 @@ impl Tracked {
     /// # Cancel safety
     /// The reason stays: a later call returns at once.
     pub(crate) async fn refused(&self) -> Denial {
-        loop {
-            if let Some(reason) = self.entry.reason.borrow().clone() {
-                return reason;
-            }
-            self.entry.ended.notified().await;
+        poll_fn(|cx| self.poll_refused(cx)).await
+    }
+
+    /// As [`Tracked::refused`], for whoever is polled. Only the last caller is woken.
+    pub(crate) fn poll_refused(&self, cx: &Context<'_>) -> Poll<Denial> {
+        if let Some(reason) = &*self.entry.reason.borrow() {
+            return Poll::Ready(Denial::clone(reason));
         }
+        let mut waiting = self.entry.waiting.borrow_mut();
+        match &mut *waiting {
+            Some(known) => known.clone_from(cx.waker()),
+            None => *waiting = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 }
 

@@ -16,7 +16,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use foldhash::HashMap;
-use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
@@ -24,7 +23,7 @@ use self::places::{Key, Places};
 use self::verdicts::Verdicts;
 use crate::hub::Hub;
 use crate::outbound::{self, DNS_PORT, OutboundError, Reached};
-use crate::pod::{Answer, Opening, Openings, Phase, Pod, until_ended};
+use crate::pod::{Answer, Course, Opening, Openings, Pod, until_ended};
 use crate::ring::{Readiness, RecvBuf, Tcp};
 use crate::telemetry::Reporter;
 use crate::waypoint;
@@ -47,7 +46,7 @@ pub(crate) struct Desk {
 /// A pod whose connections are held.
 struct Guest {
     pod: Pod,
-    phase: watch::Sender<Phase>,
+    course: Course,
 }
 
 /// A held connection.
@@ -75,10 +74,10 @@ impl Desk {
     }
 
     /// Serves a pod's connections, in place of an earlier attachment of the same one: what that one reaches goes on.
-    pub(crate) fn welcome(&self, pod: Pod, phase: watch::Sender<Phase>) {
+    pub(crate) fn welcome(&self, pod: Pod, course: Course) {
         self.guests
             .borrow_mut()
-            .insert(pod.netns, Guest { pod, phase });
+            .insert(pod.netns, Guest { pod, course });
     }
 
     /// Stops serving a pod. What was reached for it is let go.
@@ -121,7 +120,7 @@ impl Desk {
     /// Reaches the far side of a connection, unless that is under way.
     fn hold(self: &Rc<Self>, opening: Opening) {
         let guests = self.guests.borrow();
-        let Some(Guest { pod, phase }) = guests.get(&opening.netns) else {
+        let Some(Guest { pod, course }) = guests.get(&opening.netns) else {
             // Not attached yet, or no longer; its client sends the SYN again.
             return;
         };
@@ -162,20 +161,20 @@ impl Desk {
         };
         let travel = reaching.run(pod.clone());
         drop(tokio::task::spawn_local(until_ended(
-            phase.subscribe(),
+            course.follow(),
             travel,
         )));
     }
 
     /// The far side that was reached for a connection.
-    fn take(&self, key: Key) -> Option<Reached> {
+    fn take(&self, key: Key) -> Option<Box<Reached>> {
         let mut held = self.held.borrow_mut();
         // Accepted without having been released: it is being reached twice then, and each finds its end.
         if matches!(held.get(&key)?.stage, Stage::Reaching) {
             return None;
         }
         match held.remove(&key)?.stage {
-            Stage::Reached(reached, _) => Some(*reached),
+            Stage::Reached(reached, _) => Some(reached),
             Stage::Reaching => None,
         }
     }
@@ -304,8 +303,14 @@ pub(crate) async fn serve(desk: &Desk, pod: &Pod, app: Tcp) {
         source,
         dialled,
     });
-    match reached {
-        Some(reached) => outbound::carry(&desk.hub, pod, (app, RecvBuf::default()), reached).await,
-        None => outbound::serve(&desk.hub, pod, (source, dialled), app).await,
+    let carrying = match reached {
+        Some(reached) => {
+            let said = RecvBuf::default();
+            Some(outbound::carry(&desk.hub, pod, (app, said), *reached))
+        }
+        None => Box::pin(outbound::open(&desk.hub, pod, (source, dialled), app)).await,
+    };
+    if let Some(carrying) = carrying {
+        carrying.await;
     }
 }

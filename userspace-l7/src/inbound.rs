@@ -196,7 +196,7 @@ async fn open_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) -> Option<Fulfilment>
         Ok((admitted, Some(demands))) => Some(fulfil(hub, pod, caller, (admitted, demands), far)),
         Ok((admitted, None)) => {
             let far = (far, RecvBuf::default());
-            Some(Box::pin(carry(hub, &caller, admitted, far)))
+            Some(carry(hub, &caller, admitted, far))
         }
         Err(error) => {
             refuse(hub, &caller, &error);
@@ -232,24 +232,26 @@ pub(crate) async fn serve_hbone(hub: &Rc<Hub>, pod: &Pod, tcp: Tcp) {
         }
     };
     let over = hbone::serve(session, hub.draining(), |incoming| {
-        let (hub, pod) = (Rc::clone(hub), pod.clone());
-        async move { serve_stream(&hub, &pod, (address, arrived_at), incoming).await }
+        serve_stream(Rc::clone(hub), pod.clone(), (address, arrived_at), incoming)
     });
     // Not inside the macro, which evaluates nothing while its level is off.
     let reason = over.await;
     debug!(workload = %pod.uid, peer = %address, %reason, "tunnel served");
 }
 
-async fn serve_stream(
-    hub: &Rc<Hub>,
-    pod: &Pod,
+/// Serves one stream. As in [`serve_plain`], and the rest on the heap as well: a task's own room is rounded up generously.
+fn serve_stream(
+    hub: Rc<Hub>,
+    pod: Pod,
     ends: (SocketAddr, SocketAddr),
     incoming: Incoming,
-) {
-    // As in `serve_plain`.
-    if let Some(fulfilled) = Box::pin(open_stream(hub, pod, ends, incoming)).await {
-        fulfilled.await;
-    }
+) -> Fulfilment {
+    let opened = Box::pin(async move { open_stream(&hub, &pod, ends, incoming).await });
+    Box::pin(async move {
+        if let Some(fulfilled) = opened.await {
+            fulfilled.await;
+        }
+    })
 }
 
 /// Judges a stream and reaches its application; `None` if it was refused, or served in a waypoint's stead.

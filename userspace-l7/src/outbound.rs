@@ -1,6 +1,7 @@
 //! L6: the journey of a connection that a local pod's application opened: judge where it goes, reach it
 //! through a tunnel or as plain TCP, carry it.
 
+use std::future::ready;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
@@ -96,16 +97,21 @@ impl OutboundError {
     }
 }
 
-/// Carries one connection of `pod`, from `source` to the address that it dialled, from its opening to its end.
+/// What is left to do for a connection that has reached its far side, on the heap: most of a connection's life needs less
+/// room than its opening.
+pub(crate) type Carrying = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Reaches the far side of a connection of `pod`, from `source` to the address that it dialled, which was not asked before
+/// the connection was accepted; `None` if it was served at layer 7, or refused.
 ///
 /// # Cancel safety
 /// Dropping the future closes the connection as a reset.
-pub(crate) async fn serve(
+pub(crate) async fn open(
     hub: &Rc<Hub>,
     pod: &Pod,
     (source, dialled): (SocketAddr, SocketAddr),
-    app: Tcp,
-) {
+    mut app: Tcp,
+) -> Option<Carrying> {
     if dialled.port() == DNS_PORT
         && let Some(take) = &pod.dns
     {
@@ -114,22 +120,8 @@ pub(crate) async fn serve(
             Ok(connection) => take(connection, dialled),
             Err(error) => debug!(workload = %pod.uid, %error, "cannot hand a DNS connection over"),
         }
-        return;
+        return None;
     }
-    // On the heap until somebody has answered: most of a connection's life needs less room than its opening.
-    if let Some((app, early, reached)) = Box::pin(open(hub, pod, (source, dialled), app)).await {
-        carry(hub, pod, (app, early), reached).await;
-    }
-}
-
-/// Finds the far side of a connection whose destination was not asked before it was accepted; `None` if it was served at
-/// layer 7, or refused. The bytes have been received from the application already.
-async fn open(
-    hub: &Rc<Hub>,
-    pod: &Pod,
-    (source, dialled): (SocketAddr, SocketAddr),
-    mut app: Tcp,
-) -> Option<(Tcp, RecvBuf, Reached)> {
     loop {
         let (opaque, early) = match waypoint::welcome(hub, pod, (source, dialled), app).await {
             Welcome::Served => return None,
@@ -137,7 +129,7 @@ async fn open(
         };
         let mut spoken = Spoken(early);
         match reach(hub, pod, (source, dialled), Some((&opaque, &mut spoken))).await {
-            Ok(reached) => return Some((opaque, spoken.0, reached)),
+            Ok(reached) => return Some(carry(hub, pod, (opaque, spoken.0), reached)),
             // What is known may have layer 7, and is to be welcomed as that.
             Err(OutboundError::Outdated) if spoken.0.is_empty() => app = opaque,
             Err(error) => {
@@ -442,7 +434,7 @@ pub(crate) fn carry(
     pod: &Pod,
     (app, early): (Tcp, RecvBuf),
     reached: Reached,
-) -> impl Future<Output = ()> + use<> {
+) -> Carrying {
     let Reached {
         ends: (source, dialled),
         workload,
@@ -494,19 +486,21 @@ pub(crate) fn carry(
         },
     });
     flow.to_server(heard);
-    async move {
-        if let Some(denial) = refused {
-            app.abort();
-            Ending::Refused(*denial).settle(flow);
-            return;
-        }
-        let local = Local {
-            application: Application::Client,
-            tcp: &app,
-            early,
-        };
-        let ending = relay::run(Pass::JudgedElsewhere, local, far, &flow, tracked.refused()).await;
-        ending.settle(flow);
-        drop(held);
+    if let Some(denial) = refused {
+        app.abort();
+        Ending::Refused(*denial).settle(flow);
+        return Box::pin(ready(()));
     }
+    let local = Local {
+        application: Application::Client,
+        tcp: app,
+        early,
+    };
+    Box::pin(relay::run(
+        Pass::JudgedElsewhere,
+        local,
+        far,
+        (flow, tracked),
+        held,
+    ))
 }

@@ -1,5 +1,7 @@
 //! L5: a local pod as its worker sees it: a name, and the means to open sockets where the pod lives.
 
+mod phase;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -9,11 +11,11 @@ use std::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 use smallvec::SmallVec;
-use tokio::sync::watch;
 use tracing::debug;
 
-use crate::dormant::Dormant;
 use crate::model::WorkloadUid;
+
+pub(crate) use phase::{Course, Follower, Phase};
 
 /// Address family of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -112,44 +114,30 @@ pub trait Openings: Send {
     fn next(&mut self) -> Option<Opening>;
 }
 
-/// What a pod's tasks are told, in this order.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Phase {
-    Serving,
-    /// Accept nothing more; let connections end by themselves.
-    Closing,
-    /// End connections too.
-    Ended,
-}
-
 /// Runs a task of a pod until the pod ends.
 pub(crate) fn until_ended(
-    mut phase: watch::Receiver<Phase>,
+    follower: Follower,
     travel: impl Future<Output = ()>,
 ) -> impl Future<Output = ()> {
-    let ended = Dormant::new(async move {
-        // Whoever tells the phases is gone when the pod is.
-        let _gone = phase.wait_for(|phase| *phase == Phase::Ended).await;
-    });
-    UntilEnded { travel, ended }
+    UntilEnded { travel, follower }
 }
 
 pin_project! {
     /// A struct, since the future of an `async fn` holds what it was given twice: as it came, and where it is awaited.
-    struct UntilEnded<F, E> {
+    struct UntilEnded<F> {
         #[pin]
         travel: F,
-        ended: Dormant<E>,
+        follower: Follower,
     }
 }
 
-impl<F: Future<Output = ()>, E: Future<Output = ()>> Future for UntilEnded<F, E> {
+impl<F: Future<Output = ()>> Future for UntilEnded<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         if this.travel.poll(cx).is_pending() {
-            ready!(Pin::new(this.ended).poll(cx));
+            ready!(this.follower.poll_reached(Phase::Ended, cx));
             debug!("ended with its pod");
         }
         Poll::Ready(())

@@ -2,9 +2,10 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 
-use crate::dormant::Dormant;
+use crate::connections::Tracked;
 use crate::hbone::{Stream, StreamSink};
 use crate::io::{BothWays, Preceded, TcpSink, TcpSource, carry, is_ordinary_end};
 use crate::origination::Secured;
@@ -23,9 +24,9 @@ pub(crate) enum Far {
 }
 
 /// The local application's connection.
-pub(crate) struct Local<'a> {
+pub(crate) struct Local {
     pub(crate) application: Application,
-    pub(crate) tcp: &'a Tcp,
+    pub(crate) tcp: Tcp,
     /// What has been received from it already.
     pub(crate) early: RecvBuf,
 }
@@ -51,6 +52,13 @@ pub(crate) enum Ending {
 }
 
 impl Ending {
+    /// As [`Ending::settle`], of an account that the connection's parts shared; all of them are gone with the connection.
+    pub(crate) fn settle_shared(self, flow: Rc<OpenFlow>) {
+        if let Some(flow) = Rc::into_inner(flow) {
+            self.settle(flow);
+        }
+    }
+
     /// Closes the connection's account.
     pub(crate) fn settle(self, flow: OpenFlow) {
         match self {
@@ -81,37 +89,40 @@ pub(crate) enum Pass {
 }
 
 /// Carries both directions until each has ended, for a half-closed connection stays useful, or until an error, or until
-/// `refused` resolves. Anything but an orderly end reaches both sides as a reset: a cut must never look like the end of
-/// the data.
+/// the connection has lost its right, and settles its account. Anything but an orderly end reaches both sides as a reset:
+/// a cut must never look like the end of the data. What the connection takes up, `held`, is given back with it.
 ///
 /// # Cancel safety
 /// Dropping the future resets both sides, as does the death of the process.
-pub(crate) fn run<'a>(
+pub(crate) fn run<H: Unpin + 'static>(
     _pass: Pass,
-    local: Local<'a>,
+    local: Local,
     far: Far,
-    flow: &'a OpenFlow,
-    refused: impl Future<Output = Denial> + 'a,
-) -> impl Future<Output = Ending> + 'a {
+    (flow, tracked): (OpenFlow, Tracked),
+    held: H,
+) -> impl Future<Output = ()> + 'static {
     let Local {
         application,
         tcp: app,
         early,
     } = local;
     app.reset_when_dropped(true);
+    let flow = Rc::new(flow);
+    let sent = Rc::clone(&flow);
     let from_app = move |bytes| match application {
-        Application::Client => flow.to_server(bytes),
-        Application::Server => flow.to_client(bytes),
+        Application::Client => sent.to_server(bytes),
+        Application::Server => sent.to_client(bytes),
     };
+    let received = Rc::clone(&flow);
     let from_far = move |bytes| match application {
-        Application::Client => flow.to_client(bytes),
-        Application::Server => flow.to_server(bytes),
+        Application::Client => received.to_client(bytes),
+        Application::Server => received.to_server(bytes),
     };
     let (reader, writer) = (
         Preceded::new(early, TcpSource(app.clone())),
         TcpSink::new(app.clone()),
     );
-    let mut carried = match far {
+    let carried = match far {
         Far::Plain(tcp) => {
             tcp.reset_when_dropped(true);
             let up = carry(reader, TcpSink::new(tcp.clone()), from_app);
@@ -131,23 +142,61 @@ pub(crate) fn run<'a>(
             Carried::Secured(Box::new(BothWays::new(up, down)))
         }
     };
-    let refused = Dormant::new(refused);
-    async move {
-        let ended = tokio::select! {
-            ended = &mut carried => ended.map_err(Ending::of_error),
-            denial = refused => Err(Ending::Refused(denial)),
+    Relay {
+        parts: Some((carried, flow)),
+        app,
+        tracked,
+        held,
+    }
+}
+
+/// See [`run`]. A struct, since the future of an `async fn` holds what it was given twice, and there are as many of these
+/// as connections.
+struct Relay<C, H> {
+    /// Both directions and the account that they count into, until the end.
+    parts: Option<(C, Rc<OpenFlow>)>,
+    app: Tcp,
+    tracked: Tracked,
+    #[expect(
+        dead_code,
+        reason = "held for as long as the connection lives, not used"
+    )]
+    held: H,
+}
+
+impl<P, T, S, H> Future for Relay<Carried<P, T, S>, H>
+where
+    Carried<P, T, S>: Future<Output = io::Result<()>> + Unpin,
+    H: Unpin,
+{
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let Some((carried, _)) = &mut this.parts else {
+            return Poll::Ready(());
         };
-        match ended {
+        let ended = match Pin::new(&mut *carried).poll(cx) {
+            Poll::Ready(ended) => ended.map_err(Ending::of_error),
+            Poll::Pending => Err(Ending::Refused(ready!(this.tracked.poll_refused(cx)))),
+        };
+        let ending = match ended {
             Ok(()) => {
                 carried.is_over();
-                app.reset_when_dropped(false);
+                this.app.reset_when_dropped(false);
                 Ending::Complete
             }
             Err(ending) => {
-                app.abort();
+                this.app.abort();
                 ending
             }
+        };
+        if let Some((carried, flow)) = this.parts.take() {
+            // It counts into the account.
+            drop(carried);
+            ending.settle_shared(flow);
         }
+        Poll::Ready(())
     }
 }
 

@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use crate::model::{Workload, WorkloadUid};
 
 pub use cost::WorkloadTime;
-pub use flow::{Flow, OpenFlow, Outcome};
+pub use flow::{Acquaintance, Flow, OpenFlow, Outcome};
 pub use http::{
     MessageCount, OpenRequest, RequestClient, RequestDestination, RequestEnd, RequestFlag,
     RequestFlags, RequestFlow, RequestProtocol, Upstream,
@@ -157,6 +157,26 @@ impl Metrics {
     pub fn open(&self, flow: Flow) -> OpenFlow {
         let series = self.series_of(&flow);
         OpenFlow::start(flow, series)
+    }
+
+    /// What a connection will have in common with every later one between its two ends, as the mesh is now.
+    pub fn acquaint(&self, flow: Flow) -> Acquaintance {
+        let series = self.series_of(&flow);
+        Acquaintance { flow, series }
+    }
+
+    /// As [`Metrics::open`], for a connection of which only its addresses, the client's and the next hop's, are new.
+    pub fn open_known(
+        &self,
+        known: &Acquaintance,
+        (source_address, destination_address): (SocketAddr, SocketAddr),
+    ) -> OpenFlow {
+        let flow = Flow {
+            source_address,
+            destination_address,
+            ..known.flow.clone()
+        };
+        OpenFlow::start(flow, Arc::clone(&known.series))
     }
 
     /// Adds connections that were opened and closed without having been told one by one, and the bytes that they

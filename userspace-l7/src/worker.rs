@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -19,7 +19,7 @@ use crate::hub::Hub;
 use crate::inbound;
 use crate::key_sets::KeySets;
 use crate::model::{Snapshot, WorkloadUid};
-use crate::pod::{Openings, Phase, Pod, PodSockets, TakeDns, until_ended};
+use crate::pod::{Course, Follower, Openings, Phase, Pod, PodSockets, TakeDns, until_ended};
 use crate::ring::{self, Backend, Listener, Tcp};
 use crate::telemetry::Metrics;
 use crate::tls::Identities;
@@ -260,9 +260,9 @@ async fn drain(hub: &Hub, pods: &mut HashMap<WorkloadUid, Served>, deadline: Dur
 
 /// A pod being served: dropping it ends its tasks.
 struct Served {
-    phase: watch::Sender<Phase>,
+    course: Course,
     /// Of earlier attachments whose connections go on.
-    earlier: Vec<watch::Sender<Phase>>,
+    earlier: Vec<Course>,
     netns: u64,
     desk: Rc<Desk>,
 }
@@ -283,7 +283,7 @@ impl Served {
             sockets,
             dns,
         } = attachment;
-        let phase = watch::Sender::new(Phase::Serving);
+        let course = Course::new();
         let pod = Pod {
             uid,
             netns,
@@ -295,12 +295,12 @@ impl Served {
                 listener: Listener::from_fd(listener)?,
                 hub: Rc::clone(hub),
                 pod: pod.clone(),
-                phase: phase.subscribe(),
+                follower: course.follow(),
                 lost: Arc::clone(listener_lost),
             })
         };
         let (outbound, inbound, hbone) = (door(outbound)?, door(inbound)?, door(hbone)?);
-        desk.welcome(pod, phase.clone());
+        desk.welcome(pod, course.clone());
         let outbound_desk = Rc::clone(desk);
         spawn(outbound.open(move |hub, pod, tcp| {
             let desk = Rc::clone(&outbound_desk);
@@ -322,7 +322,7 @@ impl Served {
         );
         let desk = Rc::clone(desk);
         Ok(Self {
-            phase,
+            course,
             earlier: Vec::new(),
             netns,
             desk,
@@ -336,23 +336,22 @@ impl Served {
             earlier.desk.forget(earlier.netns);
         }
         self.earlier = earlier.earlier;
-        self.earlier.push(earlier.phase);
-        self.earlier.retain(|phase| !phase.is_closed());
+        self.earlier.push(earlier.course);
+        self.earlier.retain(|course| !course.is_left());
     }
 
     fn stop_accepting(&self) {
-        self.phase
-            .send_modify(|phase| *phase = (*phase).max(Phase::Closing));
+        self.course.advance(Phase::Closing);
     }
 
     /// Ends every connection, and resolves when the last task is gone.
     async fn end(self) {
         self.desk.forget(self.netns);
-        for phase in self.earlier.iter().chain([&self.phase]) {
-            phase.send_replace(Phase::Ended);
+        for course in self.earlier.iter().chain([&self.course]) {
+            course.advance(Phase::Ended);
         }
-        for phase in self.earlier.iter().chain([&self.phase]) {
-            phase.closed().await;
+        for course in self.earlier.iter().chain([&self.course]) {
+            course.until_left().await;
         }
     }
 }
@@ -362,7 +361,7 @@ struct Door {
     listener: Listener,
     hub: Rc<Hub>,
     pod: Pod,
-    phase: watch::Receiver<Phase>,
+    follower: Follower,
     lost: Arc<dyn Fn(&WorkloadUid) + Send + Sync>,
 }
 
@@ -377,20 +376,20 @@ impl Door {
             listener,
             hub,
             pod,
-            mut phase,
+            follower,
             lost,
         } = self;
         let time = hub.metrics.workload_time(&pod.uid);
         loop {
             let accepted = tokio::select! {
                 biased;
-                _moved_on = phase.wait_for(|phase| *phase > Phase::Serving) => break,
+                () = follower.reached(Phase::Closing) => break,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok(tcp) => {
                     let travel = journey(Rc::clone(&hub), pod.clone(), tcp);
-                    spawn(time.meter(until_ended(phase.clone(), travel)));
+                    spawn(time.meter(until_ended(follower.clone(), travel)));
                 }
                 Err(error) if ring::is_passing(&error) => {
                     warn!(workload = %pod.uid, %error, "cannot accept for a moment");

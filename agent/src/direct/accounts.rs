@@ -15,7 +15,7 @@ use culvert_ebpf::{
 };
 use userspace_l7::direct::{self, Passage};
 use userspace_l7::telemetry::{
-    Flow, Metrics, OpenFlow, Outcome, Reporter, ResponseFlags, Security,
+    Acquaintance, Flow, Metrics, OpenFlow, Outcome, Reporter, ResponseFlags, Security,
 };
 
 use super::book::Book;
@@ -44,6 +44,35 @@ pub(super) struct Accounts {
     lost: HashMap<LostKey, LostEntry>,
     /// What was accounted for of connections whose end was not told, so that it is not counted twice.
     credit: HashMap<LostKey, LostEntry>,
+    known: Acquaintances,
+}
+
+/// Whose connections have been seen, as long as the book stays as it is: applications connect to the same few others over
+/// and over, and who those are takes longer to find out than the rest of an account.
+#[derive(Default)]
+struct Acquaintances {
+    edition: u64,
+    by_ends: HashMap<LostKey, Acquaintance>,
+}
+
+/// Pairs of ends that are known at once; beyond it they are found out anew.
+const ACQUAINTANCES: usize = 4096;
+
+impl Acquaintances {
+    /// The ends of a connection.
+    fn of<S: Clone>(
+        &mut self,
+        book: &Book<S>,
+        traffic: &Metrics,
+        entry: &FlowEntry,
+    ) -> &Acquaintance {
+        if self.edition != book.edition() || self.by_ends.len() >= ACQUAINTANCES {
+            self.by_ends.clear();
+            self.edition = book.edition();
+        }
+        let known = self.by_ends.entry(key(entry));
+        known.or_insert_with(|| traffic.acquaint(describe(book, entry)))
+    }
 }
 
 /// One end of a connection that has been seen alive.
@@ -93,6 +122,18 @@ impl Accounts {
             revoked: HashMap::new(),
             lost: lost.into_iter().collect(),
             credit: HashMap::new(),
+            known: Acquaintances::default(),
+        }
+    }
+
+    /// Opens the account of one end of a connection.
+    fn open<S: Clone>(&mut self, book: &Book<S>, entry: &FlowEntry) -> Account {
+        let known = self.known.of(book, &self.traffic, entry);
+        let flow = (self.traffic).open_known(known, (entry.client(), entry.server()));
+        Account {
+            entry: *entry,
+            flow,
+            counted: Carried::default(),
         }
     }
 
@@ -124,11 +165,7 @@ impl Accounts {
         if event.old_state == SYN_SENT && account.is_none() {
             return self.fail(entry, event.error, &error, revoked);
         }
-        let mut account = account.unwrap_or_else(|| Account {
-            entry: *entry,
-            flow: self.traffic.open(describe(book, entry)),
-            counted: Carried::default(),
-        });
+        let mut account = account.unwrap_or_else(|| self.open(book, entry));
         account.carry(carried);
         let duration = Duration::from_nanos(event.at_ns.saturating_sub(entry.since_ns));
         let (flags, said): (_, &dyn fmt::Display) = match &revoked {
@@ -215,11 +252,7 @@ impl Accounts {
         for (cookie, entry) in flows {
             // Before the server's end there is nothing to be opened.
             if accepted.contains(&ends(entry)) && !self.open.contains_key(cookie) {
-                let account = Account {
-                    entry: *entry,
-                    flow: self.traffic.open(describe(book, entry)),
-                    counted: Carried::default(),
-                };
+                let account = self.open(book, entry);
                 self.open.insert(*cookie, account);
             }
         }

@@ -89,6 +89,7 @@ pub(super) struct Book<S> {
     members: HashMap<u64, Member<S>>,
     netns: HashMap<WorkloadUid, u64>,
     pages: BTreeMap<u64, Page>,
+    edition: u64,
 }
 
 impl<S: Clone> Book<S> {
@@ -98,7 +99,13 @@ impl<S: Clone> Book<S> {
             members: HashMap::new(),
             netns: HashMap::new(),
             pages: BTreeMap::new(),
+            edition: 0,
         }
+    }
+
+    /// Another number whenever the mesh or the pods have changed: what a connection's ends are called may have, too.
+    pub(super) fn edition(&self) -> u64 {
+        self.edition
     }
 
     /// How many rulings there are.
@@ -129,6 +136,7 @@ impl<S: Clone> Book<S> {
     /// Takes over a new mesh.
     pub(super) fn publish(&mut self, snapshot: Arc<Snapshot>) -> Vec<Change> {
         self.snapshot = snapshot;
+        self.edition += 1;
         for member in self.members.values_mut() {
             if let Some(workload) = self.snapshot.workloads.get(&member.uid) {
                 member.workload = Some(Arc::clone(workload));
@@ -155,6 +163,7 @@ impl<S: Clone> Book<S> {
             same_node,
             gone: None,
         };
+        self.edition += 1;
         self.members.insert(netns, member);
         self.netns.insert(uid.clone(), netns);
         changes.extend(self.rule_again());

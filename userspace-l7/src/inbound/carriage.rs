@@ -1,6 +1,6 @@
 //! L6: what an admitted connection is carried as: bytes, or requests that are judged one by one.
 
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -19,7 +19,7 @@ use crate::model::{AppProtocol, Snapshot, Workload};
 use crate::pod::Pod;
 use crate::relay::{self, Application, Far, Local, Pass};
 use crate::ring::RecvBuf;
-use crate::telemetry::{Flow, OpenFlow, Reporter, Security};
+use crate::telemetry::{Flow, Reporter, Security};
 use crate::upstream;
 
 /// What is left to do for an admitted connection, on the heap: how much room that takes depends on what it carries.
@@ -37,7 +37,7 @@ pub(super) fn fulfil(
     far: Far,
 ) -> Fulfilment {
     match demands.protocol() {
-        Protocol::Bytes => Box::pin(carry(hub, &caller, admitted, (far, RecvBuf::default()))),
+        Protocol::Bytes => carry(hub, &caller, admitted, (far, RecvBuf::default())),
         Protocol::Requests(protocol) => {
             let ours = (Rc::clone(hub), pod.clone());
             Box::pin(converse(ours, caller, (admitted, demands), (far, protocol)))
@@ -99,9 +99,9 @@ async fn converse(
             if let Err(error) = served {
                 debug!(%error, "requests ended");
             }
-            close(flow, relay::Ending::Complete);
+            relay::Ending::Complete.settle_shared(flow);
         }
-        denial = Dormant::new(tracked.refused()) => close(flow, relay::Ending::Refused(denial)),
+        denial = Dormant::new(tracked.refused()) => relay::Ending::Refused(denial).settle_shared(flow),
     }
 }
 
@@ -129,13 +129,6 @@ fn give_up(far: Far) {
     }
 }
 
-/// Settles an account that the connection's parts share; all of them are gone with the connection.
-pub(super) fn close(flow: Rc<OpenFlow>, ending: relay::Ending) {
-    if let Some(flow) = Rc::into_inner(flow) {
-        ending.settle(flow);
-    }
-}
-
 /// Carries an admitted connection as bytes; `early` has been received from the client already.
 ///
 /// # Cancel safety
@@ -145,7 +138,7 @@ pub(super) fn carry(
     caller: &Caller,
     admitted: Admitted,
     (far, early): (Far, RecvBuf),
-) -> impl Future<Output = ()> + use<> {
+) -> Fulfilment {
     let Admitted {
         workload,
         pass,
@@ -156,29 +149,27 @@ pub(super) fn carry(
     } = admitted;
     let flow = flow_of(&hub.snapshot(), caller, workload, to);
     let flow = hub.metrics.open(flow);
-    async move {
-        let pass = Pass::Judged(pass);
-        let ending = match (app, far) {
-            (Far::Plain(app), far) => {
-                let local = Local {
-                    application: Application::Server,
-                    tcp: &app,
-                    early: RecvBuf::default(),
-                };
-                relay::run(pass, local, far, &flow, tracked.refused()).await
-            }
-            (app, Far::Tunnel(client)) => {
-                let client = (client, early);
-                let carried = relay::pass_on(pass, client, app, &flow, tracked.refused());
-                Box::pin(carried).await
-            }
-            // Only a client with a tunnel can ask for more than a socket.
-            (_, far) => {
-                give_up(far);
-                relay::Ending::Complete
-            }
-        };
-        ending.settle(flow);
+    let pass = Pass::Judged(pass);
+    match (app, far) {
+        (Far::Plain(tcp), far) => {
+            let local = Local {
+                application: Application::Server,
+                tcp,
+                early: RecvBuf::default(),
+            };
+            Box::pin(relay::run(pass, local, far, (flow, tracked), ()))
+        }
+        (app, Far::Tunnel(client)) => Box::pin(async move {
+            let client = (client, early);
+            let carried = relay::pass_on(pass, client, app, &flow, tracked.refused());
+            carried.await.settle(flow);
+        }),
+        // Only a client with a tunnel can ask for more than a socket.
+        (_, far) => {
+            give_up(far);
+            relay::Ending::Complete.settle(flow);
+            Box::pin(ready(()))
+        }
     }
 }
 

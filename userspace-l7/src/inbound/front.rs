@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tracing::debug;
 
-use super::carriage::{close, receive};
+use super::carriage::receive;
 use super::claim::Believed;
 use super::demands::{Demanded, Protocol};
 use super::{Caller, InboundError, client_address, refuse, requests};
@@ -178,7 +178,7 @@ impl Front<'_> {
             debug!(%error, "requests ended");
         }
         drop(tracked);
-        close(flow, Ending::Complete);
+        Ending::Complete.settle_shared(flow);
     }
 
     /// Carries a stream as bytes to one of the endpoints.

@@ -41,6 +41,14 @@ pub struct Flow {
     pub security: Security,
 }
 
+/// What connections between the same two ends have in common, found once for all of them.
+#[derive(Clone, Debug)]
+pub struct Acquaintance {
+    /// Its addresses are those of the first one.
+    pub(super) flow: Flow,
+    pub(super) series: Arc<Series>,
+}
+
 /// How a connection ended.
 #[derive(Clone, Copy)]
 pub enum Outcome<'a> {
@@ -106,14 +114,20 @@ impl OpenFlow {
     }
 
     /// Ends the account: counts the connection as closed, a failed one also as failed, and logs it.
-    pub fn close(mut self, outcome: Outcome<'_>) {
+    pub fn close(self, outcome: Outcome<'_>) {
+        let duration = self.start.elapsed();
+        self.close_after(duration, outcome);
+    }
+
+    /// As [`OpenFlow::close`], for a connection whose `duration` somebody else has measured.
+    pub fn close_after(mut self, duration: Duration, outcome: Outcome<'_>) {
         self.settle();
         match outcome {
-            Outcome::Complete => self.log(End::Complete),
+            Outcome::Complete => self.log(duration, End::Complete),
             Outcome::Failed { flags, error } => {
                 let labels = self.series.labels.with_flags(flags);
                 let _new_value = self.series.failed.get_or_create(&labels).inc();
-                self.log(End::Failed(error));
+                self.log(duration, End::Failed(error));
             }
         }
     }
@@ -124,15 +138,7 @@ impl OpenFlow {
         let _new_value = self.series.sockets.dec();
     }
 
-    /// As [`OpenFlow::close`], for a connection whose `duration` somebody else has measured.
-    pub fn close_after(mut self, duration: Duration, outcome: Outcome<'_>) {
-        if let Some(start) = Instant::now().checked_sub(duration) {
-            self.start = start;
-        }
-        self.close(outcome);
-    }
-
-    fn log(&self, end: End<'_>) {
+    fn log(&self, duration: Duration, end: End<'_>) {
         let (to_server, to_client) = (
             self.to_server.load(Ordering::Relaxed),
             self.to_client.load(Ordering::Relaxed),
@@ -144,7 +150,7 @@ impl OpenFlow {
         let totals = Totals {
             sent,
             received,
-            duration: self.start.elapsed(),
+            duration,
         };
         access_log::closed(&self.flow, &totals, end);
     }
@@ -154,7 +160,7 @@ impl Drop for OpenFlow {
     fn drop(&mut self) {
         if !self.settled {
             self.settle();
-            self.log(End::Abandoned);
+            self.log(self.start.elapsed(), End::Abandoned);
         }
     }
 }

@@ -222,7 +222,9 @@ impl Mesh {
         });
         self.accept(vip, "client", |hub, pod, tcp| async move {
             let ends = (tcp.peer_addr().unwrap(), tcp.local_addr().unwrap());
-            outbound::serve(&hub, &pod, ends, tcp).await;
+            if let Some(carrying) = outbound::open(&hub, &pod, ends, tcp).await {
+                carrying.await;
+            }
         });
         vip
     }

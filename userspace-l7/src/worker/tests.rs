@@ -7,7 +7,7 @@ use crate::model::{MeshSettings, TrustDomain};
 
 fn served(desk: &Rc<Desk>, netns: u64) -> Served {
     Served {
-        phase: watch::Sender::new(Phase::Serving),
+        course: Course::new(),
         earlier: Vec::new(),
         netns,
         desk: Rc::clone(desk),
@@ -34,7 +34,7 @@ fn connections_go_on_when_their_pod_is_attached_again_and_end_with_it() {
         let mut served_now = served(&desk, 1);
         let connections: Vec<_> = (0..3)
             .map(|_| {
-                let travel = until_ended(served_now.phase.subscribe(), pending());
+                let travel = until_ended(served_now.course.follow(), pending());
                 let connection = tokio::task::spawn_local(travel);
                 let mut again = served(&desk, 1);
                 again.succeed(std::mem::replace(&mut served_now, served(&desk, 1)));

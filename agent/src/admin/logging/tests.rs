@@ -197,9 +197,10 @@ fn a_stuck_reader_holds_writers_back_instead_of_losing_lines() {
     let (done, finished) = std::sync::mpsc::channel();
     let writer = std::thread::spawn(move || {
         tracing::subscriber::with_default(subscriber, || {
-            // More than the queue and one batch hold.
+            // More than the queue holds.
+            let text = "x".repeat(1000);
             for _ in 0..12_000 {
-                info!(target: "t", "line");
+                info!(target: "t", text, "line");
             }
         });
         done.send(()).unwrap();
