@@ -1,5 +1,8 @@
 //! A client of the mesh's certificate authority that asks for whatever it is told to, as whomever: what an agent that was
-//! taken over could do. Written against `security/v1alpha1/ca.proto` by itself, not with the agent's code.
+//! taken over could do. Written against `security/v1alpha1/ca.proto` by itself, not with the agent's code. And a cluster
+//! with an authority to ask.
+
+mod mesh;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +24,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::lab::Netns;
+pub use mesh::{Mesh, hand_out_tokens};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -2,14 +2,13 @@
 //! bound to their pods, and get those of their own node's pods.
 
 use std::net::{Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use e2e::authority::{self, Ask};
+use anyhow::{Result, ensure};
+use e2e::authority::{self, Ask, Mesh, hand_out_tokens};
 use e2e::kubelet::{Nodes, SOON};
-use e2e::kubernetes::{Controller, Istiod, TokenSpec};
-use e2e::lab::{Driver, Pod, PodSpec, eventually};
+use e2e::kubernetes::{Istiod, TokenSpec};
+use e2e::lab::{Driver, PodSpec, eventually};
 use e2e::net;
 use e2e::net::http;
 use e2e::net::serve::{Server, echo, page};
@@ -18,142 +17,8 @@ use e2e::traffic::{Connections, Traffic};
 
 const PORT: u16 = 7000;
 const SECRET: &str = "nobody on the link may read this";
-/// A lease that does not make tests wait for long.
-const LEASE: [&str; 2] = ["--lease", "6"];
 /// Within this an agent has asked again after the longest waits of these scenarios.
 const ASKED_AGAIN: Duration = Duration::from_secs(20);
-
-/// A cluster with an authority, and a pod on each node.
-struct Mesh {
-    // In this order: what runs in the lab's namespaces goes before them.
-    controller: Option<Controller>,
-    nodes: Nodes,
-    account: PathBuf,
-    roots: PathBuf,
-    home: Pod,
-    client: Pod,
-    server: Pod,
-}
-
-impl Mesh {
-    /// With certificates of so many seconds; agents do not run yet.
-    fn new(seconds: u32) -> Result<Self> {
-        let mut nodes = Nodes::new()?;
-        let account = nodes
-            .api
-            .account_kubeconfig("culvert-system", "culvert-controller")?;
-        let home = PodSpec::new("b", "controller")
-            .in_namespace("culvert-system")
-            .with_label("app.kubernetes.io/name", "culvert-controller")
-            .with_port("ca", 15012)
-            .uncaptured();
-        let home = nodes.lab.place(&home)?;
-        nodes.api.apply(&home.manifest())?;
-        let client = nodes.create(PodSpec::new("a", "client"))?;
-        let server = nodes.create(PodSpec::new("b", "server"))?;
-        nodes.run(&client, Driver::Systemd)?;
-        nodes.run(&server, Driver::Cgroupfs)?;
-        let roots = nodes.lab.directory().join("roots.pem");
-        let mut mesh = Self {
-            controller: None,
-            nodes,
-            account,
-            roots,
-            home,
-            client,
-            server,
-        };
-        mesh.start_controller(seconds)?;
-        mesh.mount_roots()?;
-        hand_out_tokens(&mut mesh.nodes)?;
-        let seconds = seconds.to_string();
-        let roots = mesh.roots.to_string_lossy().into_owned();
-        mesh.nodes.lab.agent_options(&[
-            "--ca-address",
-            "https://culvert-ca.culvert-system.svc:15012",
-            "--ca-root",
-            &roots,
-            "--svid-ttl",
-            &seconds,
-        ]);
-        Ok(mesh)
-    }
-
-    fn start_controller(&mut self, seconds: u32) -> Result<()> {
-        let seconds = seconds.to_string();
-        let options = ["--ca-port", "15012", "--ca-svid-ttl", &seconds];
-        let options = [&LEASE[..], &options].concat();
-        let started = Controller::in_pod(&self.nodes.lab, &self.home, &self.account, &options)?;
-        started.wait_ready()?;
-        self.controller = Some(started);
-        Ok(())
-    }
-
-    fn controller(&self) -> Result<&Controller> {
-        self.controller.as_ref().context("no controller runs")
-    }
-
-    /// What the controller publishes.
-    fn published(&self) -> Result<String> {
-        let path = "jsonpath={.data.root-cert\\.pem}";
-        let words = ["get", "configmap", "culvert-ca-root-cert"];
-        let words = [&words[..], &["-n", "culvert-system", "-o", path]].concat();
-        let roots = self.nodes.api.kubectl(&words)?;
-        ensure!(roots.contains("BEGIN CERTIFICATE"), "{roots}");
-        Ok(roots)
-    }
-
-    /// Does for the agents what kubelets do with a `ConfigMap` that is mounted.
-    fn mount_roots(&self) -> Result<()> {
-        let roots = eventually("the roots are published", SOON, || self.published())?;
-        let draft = self.roots.with_extension("draft");
-        std::fs::write(&draft, roots)?;
-        std::fs::rename(&draft, &self.roots).context("the roots cannot be mounted")
-    }
-
-    /// Serial numbers of an agent's leaf certificates, by identity.
-    fn serials(&self, node: &str) -> Result<Vec<(String, String)>> {
-        let dump = self.nodes.lab.agent(node)?.config_dump()?;
-        let all = dump["certificates"].as_array().context("no certificates")?;
-        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-        let serials = all.iter().map(|one| {
-            let serial = text(&one["certChain"][0]["serialNumber"]);
-            (text(&one["identity"]), serial)
-        });
-        Ok(serials.collect())
-    }
-
-    /// Waits until the agent of a node has other certificates than these.
-    fn renewed(&self, node: &str, before: &[(String, String)], within: Duration) -> Result<()> {
-        eventually("certificates are renewed", within, || {
-            let now = self.serials(node)?;
-            let is_other = !now.is_empty() && now.iter().all(|one| !before.contains(one));
-            ensure!(is_other, "{now:?}");
-            Ok(())
-        })
-    }
-
-    fn ask(&self, ask: &Ask<'_>) -> Result<authority::Answer> {
-        let from = self.nodes.lab.node("a")?.netns();
-        let roots = std::fs::read_to_string(&self.roots)?;
-        authority::ask(from, self.home.v4(), &roots, ask)
-    }
-}
-
-/// Every agent has a pod, and a token that is bound to it.
-fn hand_out_tokens(nodes: &mut Nodes) -> Result<()> {
-    for node in ["a", "b"] {
-        let address = nodes.lab.node(node)?.v4().to_string();
-        nodes
-            .api
-            .agent_pod(&format!("culvert-agent-{node}"), node, &address)?;
-        let directory = nodes.lab.directory().to_owned();
-        let token = nodes.api.agent_token(&directory, node)?;
-        let options = ["--ca-token", &token.to_string_lossy()];
-        nodes.lab.own_options(node, &options);
-    }
-    Ok(())
-}
 
 #[test]
 fn istiod_is_asked_as_ztunnel_asks_it() -> Result<()> {
@@ -357,7 +222,7 @@ fn certificates_outlive_the_authority_and_are_renewed_when_it_is_back() -> Resul
     let to = SocketAddr::new(mesh.server.v4(), PORT);
     let ask = http::Ask::get("/").host("server");
     let traffic = Traffic::start(&mesh.client, to, ask, Connections::New);
-    mesh.controller.take().context("no controller")?.kill();
+    mesh.take_controller()?.kill();
     let before = mesh.serials("a")?;
     // Half of their life, and some attempts.
     eventually("renewal fails", Duration::from_secs(75), || {
@@ -407,6 +272,58 @@ fn the_root_is_replaced_without_a_failed_connection() -> Result<()> {
     let before = mesh.serials("a")?;
     mesh.renewed("a", &before, ASKED_AGAIN)?;
     traffic.end().all_good()
+}
+
+/// The one of two controllers that changes the root dies between two of its steps: the other one goes on from there.
+#[test]
+fn the_root_is_replaced_though_the_leader_dies_on_the_way() -> Result<()> {
+    const LIFE: u32 = 10;
+    let mut mesh = Mesh::new(LIFE)?;
+    eventually("the first controller leads", ASKED_AGAIN, || {
+        ensure!(mesh.controller()?.leads()?, "it does not");
+        Ok(())
+    })?;
+    let (_home, second) = mesh.second_controller(LIFE)?;
+    let _server = Server::start(&mesh.server, Ipv6Addr::UNSPECIFIED, PORT, page("hello"))?;
+    mesh.nodes.lab.start()?;
+    let to = SocketAddr::new(mesh.server.v4(), PORT);
+    let ask = http::Ask::get("/").host("server");
+    let traffic = Traffic::start(&mesh.client, to, ask, Connections::New);
+    let first = mesh.published()?;
+    let count = |roots: &str| roots.matches("BEGIN CERTIFICATE").count();
+    ensure!(count(&first) == 1, "{first}");
+    let words = ["annotate", "secret", "culvert-ca", "-n", "culvert-system"];
+    let wish = ["culvert.dev/rotate-root=1"];
+    mesh.nodes.api.kubectl(&[&words[..], &wish].concat())?;
+    let both = eventually("both roots are published", ASKED_AGAIN, || {
+        let roots = mesh.published()?;
+        ensure!(count(&roots) == 2, "{roots}");
+        Ok(roots)
+    })?;
+    mesh.mount_roots()?;
+
+    ensure!(!second.leads()?, "both lead");
+    mesh.take_controller()?.kill();
+    // As the kubelet says of a pod whose container has ended.
+    mesh.nodes
+        .api
+        .apply(&mesh.home().manifest_as(false, false))?;
+    eventually("the second one leads", ASKED_AGAIN, || {
+        ensure!(second.leads()?, "it does not");
+        Ok(())
+    })?;
+    // Not one root more: what was begun is brought to its end.
+    let last = eventually("only the new root is left", Duration::from_secs(90), || {
+        let roots = mesh.published()?;
+        ensure!(count(&roots) == 1 && roots != first, "{roots}");
+        Ok(roots)
+    })?;
+    ensure!(both.contains(last.trim()), "another root was published");
+    mesh.mount_roots()?;
+    let before = mesh.serials("b")?;
+    mesh.renewed("b", &before, ASKED_AGAIN)?;
+    traffic.end().all_good()?;
+    second.stop()
 }
 
 /// Nodes may begin with a taint, ours or the one of Istio's installations: it goes when the node's agent is ready.

@@ -134,6 +134,45 @@ fn kustomize_and_helm_make_the_same_and_a_server_takes_it() -> Result<()> {
     Ok(())
 }
 
+/// In the place of ztunnel, by one value of the chart or by the overlay.
+#[test]
+fn kustomize_and_helm_make_the_same_for_an_istiod() -> Result<()> {
+    let (api, _lab) = server()?;
+    let istiod = "https://istiod.istio-system.svc:15012";
+    let overlay = stored(&api, &kustomized(&api, "istiod")?)?;
+    let base = stored(&api, &kustomized(&api, "base")?)?;
+    let by_value = stored(&api, &chart(&[&format!("xds.address={istiod}")])?)?;
+    ensure!(overlay.keys().eq(by_value.keys()), "{:?}", by_value.keys());
+    for (name, object) in &overlay {
+        let made = &by_value[name];
+        ensure!(object == made, "{name}: {object:#} and {made:#}");
+        let is_set = name == r#""DaemonSet" "culvert-agent""#;
+        ensure!((object != &base[name]) == is_set, "{name}: {object:#}");
+    }
+    // All of it from istiod, whatever that is called, and nothing of ours.
+    let all = chart(&[
+        &format!("xds.address={istiod}"),
+        "xds.clusterId=east",
+        "xds.rootConfigMap=roots",
+        "xds.audience=east.example.com",
+        &format!("ca.address={istiod}"),
+        "ca.rootConfigMap=roots",
+    ])?;
+    let text = json!(stored(&api, &all)?).to_string();
+    for part in [
+        r#"{"name":"CLUSTER_ID","value":"east"}"#,
+        r#""configMap":{"defaultMode":420,"name":"roots"}"#,
+        r#""audience":"east.example.com""#,
+        "--ca-address=https://istiod.istio-system.svc:15012",
+    ] {
+        ensure!(text.contains(part), "no {part} in {text}");
+    }
+    for ours in ["--ca-port", "culvert-ca-root-cert"] {
+        ensure!(!text.contains(ours), "{ours} in {text}");
+    }
+    Ok(())
+}
+
 #[test]
 fn values_of_the_chart_change_what_it_renders() -> Result<()> {
     let (api, _lab) = server()?;
