@@ -39,8 +39,8 @@ pub use config_dump::{
     WorkloadStateDump,
 };
 pub use explain::{
-    BackendStep, ClientStep, DestinationStep, EndpointStep, Expectation, Explanation, PolicyStep,
-    Question, RouteStep, Unanswerable, WaypointStep, explain,
+    BackendStep, ClientStep, DestinationStep, EndpointStep, Expectation, Explanation, LimitStep,
+    PolicyStep, Question, RouteStep, Unanswerable, WaypointStep, explain,
 };
 pub use layer7_dump::{BackendDump, Layer7Dump, ListenerDump, RouteDump};
 pub use metrics::register;

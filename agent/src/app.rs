@@ -22,7 +22,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -168,6 +168,7 @@ struct Mesh {
     workers: Arc<[Worker]>,
     direct: Option<Direct>,
     orders: Orders,
+    metrics: Arc<Metrics>,
     state: Arc<State>,
     /// Sources that have not told everything yet: before they have, nothing is in force.
     awaited: Awaited,
@@ -244,6 +245,7 @@ impl Agent {
             workers: Arc::clone(&workers),
             direct,
             orders: enrolment.orders(),
+            metrics: settings.metrics,
             state: Arc::clone(&state),
             awaited: Awaited::of(args),
         };
@@ -512,9 +514,10 @@ impl Mesh {
 
     /// Takes news of the objects over.
     fn take(&mut self, update: Update, input: &impl Input) {
+        let noticed = update.noticed.filter(|_| !update.changes.is_empty());
         let snapshot = self.compiler.apply(update.changes);
         self.awaited.objects = false;
-        self.publish(snapshot);
+        self.publish(snapshot, noticed);
         self.report(input);
         // Last: nobody's traffic waits for it.
         self.state.tell(self.compiler.object_statuses());
@@ -524,7 +527,7 @@ impl Mesh {
     fn hear(&mut self, announcements: Vec<Announcement>) {
         let snapshot = self.compiler.announce(announcements);
         self.awaited.istiod = false;
-        self.publish(snapshot);
+        self.publish(snapshot, None);
     }
 
     /// Takes over where hosts are.
@@ -535,7 +538,7 @@ impl Mesh {
 
     /// Puts the mesh in force, once every source has told everything: identities first, so that a pod is not captured
     /// before it can prove who it is.
-    fn publish(&mut self, snapshot: Arc<Snapshot>) {
+    fn publish(&mut self, snapshot: Arc<Snapshot>, noticed: Option<Instant>) {
         if self.awaited.objects || self.awaited.istiod {
             return;
         }
@@ -545,9 +548,11 @@ impl Mesh {
             *now = wanted;
             changed
         });
+        let change = noticed.map(|noticed| self.metrics.change(noticed.into()));
         self.workers
             .iter()
-            .for_each(|worker| worker.publish(Arc::clone(&snapshot)));
+            .for_each(|worker| worker.publish(Arc::clone(&snapshot), change.clone()));
+        drop(change);
         if let Some(direct) = &self.direct {
             direct.publish(Arc::clone(&snapshot));
         }

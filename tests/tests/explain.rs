@@ -1,8 +1,11 @@
 //! What `culvert explain` expects is what a real request then gets.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use e2e::echo::EchoMesh;
-use e2e::net::http::Ask;
+use e2e::lab::eventually;
+use e2e::net::http::{Ask, Response};
 use serde_json::Value;
 
 /// A shop whose services `split`, `guarded`, `closed`, `faulty` and `rewritten` each have a rule of their own.
@@ -165,6 +168,53 @@ fn shares_and_rules_are_told() -> Result<()> {
         explanation["route"]["origin"] == "HTTPRoute shop/split",
         "{explanation}"
     );
+    Ok(())
+}
+
+#[test]
+fn limits_are_told_and_not_used_up() -> Result<()> {
+    let mesh = shop()?;
+    let to = mesh.at("echo", 80)?;
+    mesh.apply(
+        "limits.yaml",
+        "apiVersion: culvert.dev/v1alpha1\nkind: RateLimitPolicy\nmetadata: {name: few, namespace: shop}\nspec:\n  \
+         targetRefs: [{group: '', kind: Service, name: echo}]\n  limits:\n  - {requests: 3, period: 1h, burst: 3, per: \
+         [clientIdentity]}\n",
+    )?;
+    let told = || {
+        let explanation = explain(&mesh, "client", "echo.shop:80", &["GET", "/"])?;
+        let limit = &explanation["limits"][0];
+        ensure!(
+            limit["name"] == "shop/few[0]"
+                && limit["keptBy"] == "client's node"
+                && limit["bucket"] == "client_identity=spiffe://cluster.local/ns/clients/sa/client"
+                && limit["cost"] == "1 of 3 tokens, of which 3 come back per 3600s",
+            "{explanation}"
+        );
+        let why = explanation["expected"]["why"].as_str();
+        let names = |why: &str| why.ends_with("429 instead once shop/few[0] is used up");
+        ensure!(why.is_some_and(names), "{explanation}");
+        ensure!(expected(&explanation)? == 200, "{explanation}");
+        Ok(())
+    };
+    mesh.soon("the limit is told", told)?;
+    // What is asked before a worker knows of the limit is not counted.
+    let left = |answer: &Response| answer.header("x-ratelimit-remaining").map(str::to_owned);
+    eventually("the limit is in force", Duration::from_secs(5), || {
+        let answer = mesh.ask("client", to, &Ask::get("/"))?;
+        ensure!(left(&answer).as_deref() == Some("2"), "{answer:?}");
+        Ok(())
+    })?;
+    for remaining in ["1", "0"] {
+        (0..5).try_for_each(|_| told())?;
+        let answer = mesh.ask("client", to, &Ask::get("/"))?;
+        ensure!(
+            answer.status == 200 && left(&answer).as_deref() == Some(remaining),
+            "{answer:?}"
+        );
+    }
+    let answer = mesh.ask("client", to, &Ask::get("/"))?;
+    ensure!(answer.status == 429, "{answer:?}");
     Ok(())
 }
 

@@ -1,12 +1,14 @@
 //! HTTP itself through a waypoint: what has to pass unharmed, and what must not pass.
 
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::echo::{EchoMesh, Seen};
 use e2e::net::h2c;
 use e2e::net::http::{Ask, Conversation};
+use e2e::traffic::{Connections, Traffic};
 
 /// A shop whose requests are seen, and where they go.
 fn seen_shop() -> Result<(EchoMesh, SocketAddr)> {
@@ -337,6 +339,88 @@ fn a_hundred_kilobytes_of_headers_are_too_many() -> Result<()> {
         "20 kB pass"
     );
     Ok(())
+}
+
+/// How much of a slow client's head there is at once, and how it goes on: one byte after the other.
+const SLOW: usize = 300;
+const PACE: Duration = Duration::from_secs(1);
+/// A head has 30 s. Nobody is cut much before, or for much longer: a busy machine may take a while to notice.
+const NOT_BEFORE: Duration = Duration::from_secs(28);
+const AT_THE_LATEST: Duration = Duration::from_secs(50);
+/// What a connection may cost that has sent little: its buffers and tasks, and what a debug build adds to them.
+const MOST_KIB_EACH: u64 = 160;
+
+/// Whether the other side has ended a connection, with or without an answer.
+fn is_over(stream: &TcpStream) -> Result<bool> {
+    stream.set_nonblocking(true)?;
+    let seen = stream.peek(&mut [0]);
+    stream.set_nonblocking(false)?;
+    match seen {
+        Ok(_) => Ok(true),
+        Err(error) => Ok(error.kind() != ErrorKind::WouldBlock),
+    }
+}
+
+#[test]
+fn heads_that_do_not_come_to_an_end_are_given_up_and_cost_little() -> Result<()> {
+    let (mesh, to) = seen_shop()?;
+    let agent = mesh.lab.agent("a")?;
+    let files = agent.open_files()?;
+    let memory = agent.rss_kib()?;
+    let stranger = mesh.pod("stranger")?;
+    let traffic = Traffic::start(stranger, to, Ask::get("/"), Connections::New);
+    let begin = |number: usize| {
+        let conversation = Conversation::open(to)?;
+        let beginnings = ["GET / HTTP/1.1\r\nHost: echo\r\nX-Slow: ", "GET /slow"];
+        conversation.write(beginnings[number % 2].as_bytes())?;
+        Ok(conversation)
+    };
+    let begun = Instant::now();
+    mesh.pod("client")?.run(|| {
+        let mut slow = (0..SLOW).map(begin).collect::<Result<Vec<_>>>()?;
+        // One that is slow, too, and comes to its end.
+        let mut late = begin(SLOW)?;
+        let mut is_late_served = false;
+        let mut most = 0;
+        while !slow.is_empty() {
+            let elapsed = begun.elapsed();
+            ensure!(
+                elapsed < AT_THE_LATEST,
+                "{} connections are still there after {elapsed:?}",
+                slow.len()
+            );
+            let mut left = Vec::new();
+            for conversation in slow {
+                // The other side may end it at any time.
+                if conversation.write(b"x").is_err() || is_over(conversation.stream())? {
+                    ensure!(elapsed > NOT_BEFORE, "given up after {elapsed:?} already");
+                } else {
+                    left.push(conversation);
+                }
+            }
+            slow = left;
+            if !is_late_served && elapsed > NOT_BEFORE / 3 {
+                late.write(b"\r\n\r\n")?;
+                let answer = late.answer("GET")?;
+                ensure!(answer.status == 200, "{}", answer.status);
+                is_late_served = true;
+            }
+            most = most.max(agent.rss_kib()?);
+            // The pace of the attack.
+            std::thread::sleep(PACE);
+        }
+        ensure!(is_late_served, "the slow request was not sent");
+        let each = most.saturating_sub(memory) / u64::try_from(SLOW)?;
+        ensure!(each < MOST_KIB_EACH, "each took {each} KiB");
+        Ok(())
+    })?;
+    // Meanwhile nobody else was kept waiting, and nothing is left.
+    traffic.end().all_good()?;
+    e2e::lab::eventually("their sockets are closed", Duration::from_secs(10), || {
+        let now = agent.open_files()?;
+        ensure!(now < files + SLOW / 10, "{files} files have become {now}");
+        Ok(())
+    })
 }
 
 #[test]

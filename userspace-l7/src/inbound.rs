@@ -24,11 +24,11 @@ use crate::model::{AppProtocol, Opening, SpiffeId, Workload};
 use crate::origination::OriginationError;
 use crate::pod::{Family, Pod};
 use crate::policy::http::HttpDenial;
-use crate::policy::{Allowed, Denial};
+use crate::policy::{Allowed, Denial, DryRun};
 use crate::relay::Far;
 use crate::ring::{RecvBuf, Tcp};
 use crate::route;
-use crate::telemetry::{Reporter, ResponseFlags};
+use crate::telemetry::{Metrics, Reporter, ResponseFlags, WatchedAction};
 use crate::tls;
 use crate::waypoint;
 
@@ -338,6 +338,7 @@ async fn admit(
     }
     let verdict = claim.judge(&snapshot)?;
     for observed in &verdict.dry_run {
+        count(&hub.metrics, observed);
         info!(workload = %workload.uid, source = %caller.address, policy = %observed, "dry run");
     }
     let pass = verdict.decision.map_err(InboundError::Denied)?;
@@ -364,6 +365,15 @@ async fn admit(
         to,
         opening,
     })
+}
+
+fn count(metrics: &Metrics, observed: &DryRun) {
+    let (policy, action, is_denied) = match observed {
+        DryRun::WouldDeny(policy) => (Some(policy), WatchedAction::Deny, true),
+        DryRun::WouldAllow(policy) => (Some(policy), WatchedAction::Allow, false),
+        DryRun::WouldNotAllow => (None, WatchedAction::Allow, true),
+    };
+    metrics.watched(policy, action, is_denied);
 }
 
 /// As what the application's connection has to begin, as the client's node wants it: by a policy that this node knows,

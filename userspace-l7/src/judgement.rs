@@ -14,10 +14,12 @@ use crate::hub::Hub;
 use crate::model::{Demands, RequestHead, SpiffeId};
 use crate::policy::ext_authz::{CheckedPeer, HeaderChange};
 use crate::policy::http::{
-    AfterAsking, Asked, HttpAllowed, HttpDecision, HttpDenial, HttpRequest, ask_first, judge_http,
+    AfterAsking, Asked, HttpAllowed, HttpDecision, HttpDenial, HttpDryRun, HttpRequest, ask_first,
+    judge_http,
 };
 use crate::policy::jwt::{self, Claims};
 use crate::policy::path::NormalizedPath;
+use crate::telemetry::{Metrics, WatchedAction};
 
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
@@ -124,6 +126,7 @@ fn decide(
         None => judge_http(demands, &request),
     };
     for observed in &verdict.dry_run {
+        count(&hub.metrics, observed);
         info!(source = %call.source, destination = %call.destination, policy = %observed, "dry run");
     }
     for rule in &verdict.audited {
@@ -135,6 +138,15 @@ fn decide(
         // All who had to be asked were; who turns up after that is refused, not asked.
         HttpDecision::Ask(_) => Err(Refusal::Denied(HttpDenial::NotAllowed)),
     }
+}
+
+fn count(metrics: &Metrics, observed: &HttpDryRun) {
+    let (rule, action, is_denied) = match observed {
+        HttpDryRun::WouldDeny(rule) => (Some(rule), WatchedAction::Deny, true),
+        HttpDryRun::WouldAllow(rule) => (Some(rule), WatchedAction::Allow, false),
+        HttpDryRun::WouldNotAllow => (None, WatchedAction::Allow, true),
+    };
+    metrics.watched(rule.map(|rule| &rule.policy), action, is_denied);
 }
 
 /// Whether a request would be refused, as far as that can be told without asking anybody and without keys that may be

@@ -10,6 +10,7 @@
 //! ```
 
 mod access_log;
+mod change;
 mod cost;
 mod flow;
 mod http;
@@ -31,20 +32,22 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
-use crate::model::{Workload, WorkloadUid};
+use crate::model::{PolicyKey, Workload, WorkloadUid};
 
+pub use change::ChangeUnderWay;
 pub use cost::WorkloadTime;
 pub use flow::{Acquaintance, Flow, OpenFlow, Outcome};
 pub use http::{
     MessageCount, OpenRequest, RequestClient, RequestDestination, RequestEnd, RequestFlag,
     RequestFlags, RequestFlow, RequestProtocol, Upstream,
 };
-pub use labels::{Reporter, ResponseFlags, Security};
+pub use labels::{Reporter, ResponseFlags, Security, WatchedAction};
 
+use change::Changes;
 use cost::Costs;
 use flow::{Series, SeriesKey};
 use http::RequestMetrics;
-use labels::{QuestionLabels, RefusalLabels, ReporterLabel, TrafficLabels};
+use labels::{QuestionLabels, RefusalLabels, ReporterLabel, TrafficLabels, WatchedLabels};
 pub(crate) use limit::RateLimit;
 use span::SpanSink;
 
@@ -69,6 +72,8 @@ pub struct Metrics {
     series: RwLock<HashMap<SeriesKey, Arc<Series>>>,
     requests: Arc<RequestMetrics>,
     costs: Costs,
+    changes: Changes,
+    watched: Family<WatchedLabels, Counter>,
     refusal_log: RateLimit,
 }
 
@@ -103,6 +108,8 @@ impl Metrics {
             series: RwLock::default(),
             requests: Arc::new(RequestMetrics::new(costs.clone(), spans)),
             costs,
+            changes: Changes::default(),
+            watched: Family::default(),
             refusal_log: RateLimit::per_second(REFUSALS_LOGGED_PER_SECOND),
         }
     }
@@ -149,8 +156,14 @@ impl Metrics {
             "The total number of questions about requests that an authorizer or rate limit service did not answer",
             self.unanswered.clone(),
         );
+        registry.register(
+            "culvert_authorization_dry_run",
+            "The total number of judgements by policies that are only watched, and what they would have done",
+            self.watched.clone(),
+        );
         self.requests.register(registry);
         self.costs.register(registry);
+        self.changes.register(registry);
     }
 
     /// Starts to account for a connection: counts it as opened and logs that at DEBUG.
@@ -196,6 +209,27 @@ impl Metrics {
     /// Where the time of a local pod's tasks is added up.
     pub fn workload_time(&self, uid: &WorkloadUid) -> WorkloadTime {
         self.costs.time(uid)
+    }
+
+    /// A change of the mesh, noticed then, that workers are about to take over.
+    pub fn change(&self, noticed: Instant) -> Arc<ChangeUnderWay> {
+        self.changes.begin(noticed)
+    }
+
+    /// Notes which state of the mesh a worker follows from now on.
+    pub fn follow(&self, worker: usize, generation: u64) {
+        self.changes.follow(worker, generation);
+    }
+
+    /// Counts what a policy that is only watched (`istio.io/dry-run`) would have done, `None` being all its ALLOW
+    /// policies together, of which none matched.
+    pub fn watched(&self, policy: Option<&PolicyKey>, action: WatchedAction, is_denied: bool) {
+        let labels = WatchedLabels {
+            policy: policy.cloned(),
+            action,
+            is_denied,
+        };
+        let _new_value = self.watched.get_or_create(&labels).inc();
     }
 
     /// Accounts for a connection that was turned away before its destination or its peer were known. Such

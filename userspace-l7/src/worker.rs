@@ -21,7 +21,7 @@ use crate::key_sets::KeySets;
 use crate::model::{Snapshot, WorkloadUid};
 use crate::pod::{Course, Follower, Openings, Phase, Pod, PodSockets, TakeDns, until_ended};
 use crate::ring::{self, Backend, Listener, Tcp};
-use crate::telemetry::Metrics;
+use crate::telemetry::{ChangeUnderWay, Metrics};
 use crate::tls::Identities;
 use crate::traffic::Traffic;
 
@@ -64,7 +64,7 @@ pub struct Attachment {
 }
 
 enum Command {
-    Publish(Arc<Snapshot>),
+    Publish(Arc<Snapshot>, Option<Arc<ChangeUnderWay>>),
     Attach(Box<Attachment>),
     Detach(WorkloadUid, oneshot::Sender<()>),
     Connections(oneshot::Sender<Vec<LiveConnection>>),
@@ -92,13 +92,14 @@ impl Worker {
         let (commands, inbox) = mpsc::unbounded_channel();
         let thread = thread::Builder::new()
             .name(format!("culvert-worker-{index}"))
-            .spawn(move || ring::run(settings.backend, run(settings, openings, inbox)))?;
+            .spawn(move || ring::run(settings.backend, run(index, settings, openings, inbox)))?;
         Ok(Self { commands, thread })
     }
 
-    /// Gives the worker a new mesh. Live connections that it forbids are ended.
-    pub fn publish(&self, snapshot: Arc<Snapshot>) {
-        self.send(Command::Publish(snapshot));
+    /// Gives the worker a new mesh, which it follows when it lets go of `change`. Live connections that it forbids are
+    /// ended.
+    pub fn publish(&self, snapshot: Arc<Snapshot>, change: Option<Arc<ChangeUnderWay>>) {
+        self.send(Command::Publish(snapshot, change));
     }
 
     /// Serves a pod, in place of an earlier attachment of the same one. Connections made through that go on.
@@ -158,6 +159,7 @@ impl Worker {
 }
 
 async fn run(
+    index: usize,
     settings: Settings,
     openings: Option<Box<dyn Openings>>,
     mut inbox: mpsc::UnboundedReceiver<Command>,
@@ -179,8 +181,11 @@ async fn run(
     let mut pods = HashMap::<WorkloadUid, Served>::new();
     while let Some(command) = inbox.recv().await {
         match command {
-            Command::Publish(snapshot) => {
+            Command::Publish(snapshot, change) => {
+                let generation = snapshot.generation;
                 let refused = hub.publish(snapshot);
+                hub.metrics.follow(index, generation);
+                drop(change);
                 if refused > 0 {
                     info!(
                         connections = refused,

@@ -2,11 +2,12 @@
 //! functions as the data path. Nothing is sent. Where the data path draws lots, every outcome is listed.
 //!
 //! ```text
-//!  Question ─▶ address (who, whither) ─▶ routing (waypoint, rule, backends) ─▶ judgement (policies) ─▶ Explanation
+//!  Question ─▶ address (who, whither) ─▶ routing (waypoint, rule, backends) ─▶ limits ─▶ judgement (policies) ─▶ Explanation
 //! ```
 
 mod address;
 mod judgement;
+mod limits;
 mod routing;
 #[cfg(test)]
 mod tests;
@@ -139,6 +140,9 @@ pub struct Explanation {
     /// What the routes say; `None` where there is no layer 7.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route: Option<RouteStep>,
+    /// Limits on requests of the port that was called.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<LimitStep>,
     /// Who may answer.
     pub backends: Vec<BackendStep>,
     /// Every policy that has a say.
@@ -211,6 +215,24 @@ pub struct RouteStep {
     pub filters: Vec<String>,
     /// What follows, in a sentence.
     pub outcome: String,
+}
+
+/// One limit of a RateLimitPolicy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitStep {
+    /// `<namespace>/<name>[<index>]` of the policy and the place in it.
+    pub name: String,
+    /// Who counts: `client's node`, or `<namespace>/<hostname>:<port>` of a rate limit service.
+    pub kept_by: String,
+    /// What tells the request's bucket from others: `client_identity=spiffe://…, path=/x`, or `all requests`.
+    pub bucket: String,
+    /// What the request would cost, in a sentence.
+    pub cost: String,
+    /// Whether it falls under this limit.
+    pub applies: bool,
+    /// Whether the limit lets no request pass at all.
+    pub never_passes: bool,
 }
 
 /// One backend.
@@ -375,11 +397,17 @@ pub fn explain(
         headers: &question.headers,
     };
     let routing = routing::walk(&inquiry);
+    let limits = limits::walk(&inquiry, &routing);
     let judgement = judgement::walk(&inquiry, &routing);
     let expected = judgement.expected(&routing);
     let expected = match routing.abort {
         Some(abort) if !judgement.is_denied() => wording::unless_aborted(abort, expected),
         Some(_) | None => expected,
+    };
+    let expected = if judgement.is_denied() {
+        expected
+    } else {
+        limits::unless_limited(&limits, expected)
     };
     Ok(Explanation {
         client: address::client_step(client, pods),
@@ -391,6 +419,7 @@ pub fn explain(
         },
         waypoint: routing.waypoint,
         route: routing.route,
+        limits,
         backends: judgement.backends,
         policies: judgement.policies,
         expected,

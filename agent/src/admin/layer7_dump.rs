@@ -3,8 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 use userspace_l7::model::{
-    BackendTarget, Health, HttpAction, HttpRouteTable, NamespacedHostname, PortLayer7, PortRoutes,
-    ServiceLayer7, Snapshot, WeightedBackend,
+    BackendTarget, Endpoint, Health, HttpAction, HttpRouteTable, NamespacedHostname, PortLayer7,
+    PortRoutes, ServiceLayer7, Snapshot, WeightedBackend,
 };
 
 use super::explain::{matched, protocol};
@@ -206,17 +206,28 @@ impl Place<'_> {
     }
 
     fn backend(&self, rule: &str, target: &BackendTarget, weight: u32) -> BackendDump {
-        let (name, port, endpoints) = match target {
+        let (name, port, endpoints): (_, _, Vec<&Endpoint>) = match target {
             BackendTarget::Service {
                 service,
                 port,
                 subset,
             } => {
+                let members = subset.as_ref().map(|name| {
+                    let traffic = self.snapshot.traffic.get(service);
+                    let subset = traffic.and_then(|traffic| traffic.subsets.get(&**name));
+                    subset.map(|subset| &subset.members)
+                });
+                // A subset that no rule knows has none.
+                let is_member = |one: &&Endpoint| match &members {
+                    None => true,
+                    Some(members) => members.is_some_and(|members| members.contains(&one.workload)),
+                };
+                let endpoints = self.snapshot.endpoints_of(service).iter();
                 let subset = subset.as_ref().map(|name| format!(" (subset {name})"));
                 let name = format!("{service}{}", subset.unwrap_or_default());
-                (name, *port, self.snapshot.endpoints_of(service))
+                (name, *port, endpoints.filter(is_member).collect())
             }
-            BackendTarget::Invalid { why } => (format!("invalid: {why}"), 0, [].as_slice()),
+            BackendTarget::Invalid { why } => (format!("invalid: {why}"), 0, Vec::new()),
         };
         let healthy = endpoints.iter().filter(|one| one.health == Health::Healthy);
         BackendDump {

@@ -112,7 +112,8 @@ async fn release(admin: &AdminArgs) -> Result<Released, CliError> {
 
 /// Waits before the next look.
 pub(super) fn pause(time: Duration) -> Result<(), CliError> {
-    run(sleep(time))
+    // Made inside: a timer wants a runtime to be there.
+    run(async { sleep(time).await })
 }
 
 /// Resolves when nobody answers on the admin address any more.

@@ -47,6 +47,7 @@ pub(super) fn run(args: &ExplainArgs, out: &mut impl Write) -> Result<(), CliErr
 pub(super) fn text(explanation: &Explanation) -> String {
     let mut text = String::new();
     steps(&mut text, explanation);
+    limits(&mut text, explanation);
     backends(&mut text, explanation);
     policies(&mut text, explanation);
     let expected = &explanation.expected;
@@ -157,6 +158,23 @@ fn backends(text: &mut String, explanation: &Explanation) {
     text.push_str(&table.text());
     text.push('\n');
     text.push_str(&endpoints.text());
+}
+
+fn limits(text: &mut String, explanation: &Explanation) {
+    if explanation.limits.is_empty() {
+        return;
+    }
+    let mut table = Table::new(&["LIMIT", "KEPT BY", "BUCKET", "COST"]);
+    for limit in &explanation.limits {
+        table.push([
+            limit.name.clone(),
+            limit.kept_by.clone(),
+            limit.bucket.clone(),
+            limit.cost.clone(),
+        ]);
+    }
+    text.push('\n');
+    text.push_str(&table.text());
 }
 
 fn policies(text: &mut String, explanation: &Explanation) {

@@ -207,8 +207,7 @@ where
                 biased;
                 _ = &mut stopped => return,
                 () = over => {
-                    burst = None;
-                    self.hand_on();
+                    self.hand_on(burst.take());
                 }
                 one = news.recv() => {
                     let Some((topic, news)) = one else { return };
@@ -233,10 +232,11 @@ where
         }
     }
 
-    fn hand_on(&mut self) {
+    fn hand_on(&mut self, burst: Option<Burst>) {
         self.follow_named();
         if let Some(update) = self.cluster.update() {
-            (self.take)(update, &self.cluster);
+            let noticed = burst.map(|burst| burst.began.into_std());
+            (self.take)(Update { noticed, ..update }, &self.cluster);
         }
         self.tell();
     }

@@ -89,6 +89,7 @@ impl Manifests {
         news.then(|| Update {
             changes,
             problems: Arc::clone(&self.problems),
+            noticed: None,
         })
     }
 

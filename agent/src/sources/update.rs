@@ -1,6 +1,7 @@
 //! What every source brings, and what can be asked of every source.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::problem::{OneLine, Place, Problem, Problems, Severity};
 use crate::mesh::{Change, Notice, ObjectKey};
@@ -12,6 +13,8 @@ pub struct Update {
     pub changes: Vec<Change>,
     /// Everything that there is to say about the input.
     pub problems: Arc<Problems>,
+    /// When the first of the changes was noticed; absent where that is not known, as of the first state.
+    pub noticed: Option<Instant>,
 }
 
 /// The state of a source.

@@ -63,6 +63,7 @@ impl ManifestWatch {
             let nothing = || Update {
                 changes: Vec::new(),
                 problems: Arc::default(),
+                noticed: None,
             };
             take(first.unwrap_or_else(nothing), &manifests);
             while watcher.wait(&stopped) {
@@ -123,7 +124,11 @@ impl Watcher {
             self.watch = self.inotify.add_watch(manifests.directory(), flags).ok();
         }
         let burst = std::mem::take(&mut self.burst);
-        manifests.scan(&burst.touched)
+        let update = manifests.scan(&burst.touched)?;
+        Some(Update {
+            noticed: burst.began,
+            ..update
+        })
     }
 
     /// Waits until there is a reason to look; false if it is time to stop.

@@ -15,7 +15,7 @@ use super::wire::Wire;
 use crate::ring::RecvBuf;
 
 /// Time that a head has from its first byte to its last, so that slow clients cannot hold connections half open.
-const HEAD_TIME: Duration = Duration::from_secs(30);
+pub(super) const HEAD_TIME: Duration = Duration::from_secs(30);
 
 /// What hyper gets in place of bytes that are no request: it answers 400 to it, or breaks the body off.
 const POISON: &[u8] = b"\0\r\n\r\n";

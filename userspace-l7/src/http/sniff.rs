@@ -55,6 +55,18 @@ pub(crate) enum Sniffed {
     Unlikely,
 }
 
+/// Which version a connection to a port speaks that declares HTTP: HTTP/2 with its preface, else HTTP/1, however bad; `None` as
+/// long as the preface has only begun.
+pub(crate) fn declared(bytes: &[u8]) -> Option<Version> {
+    if bytes.starts_with(PREFACE) {
+        Some(Version::Http2)
+    } else if PREFACE.starts_with(bytes) {
+        None
+    } else {
+        Some(Version::Http1)
+    }
+}
+
 /// Looks at a connection's first bytes: the preface of HTTP/2, or a request line that ends in `HTTP/1.x`.
 pub(crate) fn sniff(bytes: &[u8]) -> Sniffed {
     let common = bytes.len().min(PREFACE.len());

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
 use super::flow::Flow;
-use crate::model::{NamespacedHostname, SpiffeId, Workload};
+use crate::model::{NamespacedHostname, PolicyKey, SpiffeId, Workload};
 
 /// Which end of a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -292,6 +292,36 @@ impl EncodeLabelSet for QuestionLabels {
         let outcome = if self.admitted { "admitted" } else { "refused" };
         ("service", self.service.as_str()).encode(encoder.encode_label())?;
         ("outcome", outcome).encode(encoder.encode_label())
+    }
+}
+
+/// The action of a policy that is only watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the API's own words")]
+pub enum WatchedAction {
+    Allow,
+    Deny,
+}
+
+/// Labels of what a policy that is only watched would have done; action and result as Istio names them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct WatchedLabels {
+    pub(super) policy: Option<PolicyKey>,
+    pub(super) action: WatchedAction,
+    pub(super) is_denied: bool,
+}
+
+impl EncodeLabelSet for WatchedLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let action = match self.action {
+            WatchedAction::Allow => "allow",
+            WatchedAction::Deny => "deny",
+        };
+        let result = if self.is_denied { "denied" } else { "allowed" };
+        let policy = self.policy.as_ref().map(ToString::to_string);
+        ("policy", policy.as_deref().unwrap_or("none")).encode(encoder.encode_label())?;
+        ("authz_dry_run_action", action).encode(encoder.encode_label())?;
+        ("authz_dry_run_result", result).encode(encoder.encode_label())
     }
 }
 

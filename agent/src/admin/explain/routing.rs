@@ -20,6 +20,10 @@ pub(super) struct Routing<'a> {
     pub(super) is_http: bool,
     pub(super) waypoint: WaypointStep,
     pub(super) route: Option<RouteStep>,
+    /// Whether a rule takes the request, or there are none: what no rule takes is answered before it is counted.
+    pub(super) is_taken: bool,
+    /// The name of the rule that takes it.
+    pub(super) rule: Option<&'a str>,
     pub(super) backends: Vec<Backend<'a>>,
     /// Set if no backend will be asked.
     pub(super) answered: Option<Expectation>,
@@ -62,6 +66,8 @@ pub(super) fn walk<'a>(inquiry: &Inquiry<'a>) -> Routing<'a> {
             .is_some_and(|port| port.protocol.is_http() || port.protocol == AppProtocol::Detect),
         waypoint: waypoint_step(inquiry, is_pod, service, layer7, port),
         route: None,
+        is_taken: true,
+        rule: None,
         backends: vec![
             foreign_backend(inquiry, service).unwrap_or_else(|| own_backend(service, dialled)),
         ],
@@ -221,6 +227,7 @@ fn waypoint_step(
 }
 
 fn nothing_matches(routing: &mut Routing<'_>, is_grpc: bool) {
+    routing.is_taken = false;
     routing.backends.clear();
     routing.route = Some(RouteStep {
         origin: None,
@@ -241,6 +248,8 @@ fn nothing_matches(routing: &mut Routing<'_>, is_grpc: bool) {
 
 fn follow<'a>(routing: &mut Routing<'a>, inquiry: &Inquiry<'a>, entry: &'a HttpRouteEntry) {
     let rule = &*entry.rule;
+    routing.is_taken = rule.is_usable;
+    routing.rule = Some(&*rule.name);
     routing.abort = rule.fault.as_ref().and_then(|fault| fault.abort.as_ref());
     let (outcome, answered) = match &rule.action {
         _ if !rule.is_usable => (

@@ -1,5 +1,7 @@
 //! Decisions about a small mesh, step by step.
 
+mod limits;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -2,8 +2,8 @@
 
 use super::text;
 use crate::admin::{
-    BackendStep, ClientStep, DestinationStep, EndpointStep, Expectation, Explanation, PolicyStep,
-    RouteStep, WaypointStep,
+    BackendStep, ClientStep, DestinationStep, EndpointStep, Expectation, Explanation, LimitStep,
+    PolicyStep, RouteStep, WaypointStep,
 };
 
 fn explanation() -> Explanation {
@@ -34,6 +34,14 @@ fn explanation() -> Explanation {
             filters: vec!["times out after 1s".into()],
             outcome: "forwarded by weight".into(),
         }),
+        limits: vec![LimitStep {
+            name: "bookinfo/few[0]".into(),
+            kept_by: "client's node".into(),
+            bucket: "path=/reviews".into(),
+            cost: "1 of 5 tokens".into(),
+            applies: true,
+            never_passes: false,
+        }],
         backends: vec![BackendStep {
             name: "bookinfo/reviews-v1".into(),
             port: Some(80),
@@ -77,6 +85,9 @@ fn the_whole_decision_fits_a_screen() {
          \u{20}            matches everything\n\
          \u{20}            times out after 1s\n\
          \u{20}            forwarded by weight\n\
+         \n\
+         LIMIT           KEPT BY       BUCKET        COST\n\
+         bookinfo/few[0] client's node path=/reviews 1 of 5 tokens\n\
          \n\
          BACKEND             PORT WEIGHT SHARE ENDPOINTS\n\
          bookinfo/reviews-v1 80   90     90.0% 1/1\n\

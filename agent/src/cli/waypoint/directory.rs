@@ -52,15 +52,6 @@ impl Directory {
         Ok(found)
     }
 
-    pub(super) fn waypoint(
-        &self,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<Stored>, WaypointError> {
-        let mut all = self.waypoints()?.into_iter();
-        Ok(all.find(|it| it.waypoint.namespace == namespace && it.waypoint.name == name))
-    }
-
     /// In place of one of the same name, wherever that stands, else to a file of its own.
     pub(super) fn write_waypoint(&self, waypoint: &Waypoint) -> Result<(), WaypointError> {
         let is_same = |object: &Value| is_waypoint(object, waypoint);

@@ -22,9 +22,9 @@ pub(super) struct Waypoint {
 }
 
 impl Waypoint {
-    pub(super) fn of(args: &GenerateArgs) -> Self {
+    pub(super) fn of(args: &GenerateArgs, namespace: String) -> Self {
         Self {
-            namespace: args.namespace.clone(),
+            namespace,
             name: args.name.clone(),
             traffic: args.traffic.clone(),
             revision: args.revision.clone(),
@@ -71,7 +71,29 @@ impl Waypoint {
     }
 }
 
-/// What is said of a waypoint: what the agent says, if it has taken the newest file over.
+/// One condition, in the words of whoever says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Said {
+    /// Its type, such as `Programmed`.
+    pub(super) kind: String,
+    /// `True`, `False` or `Unknown`.
+    pub(super) status: String,
+    pub(super) reason: String,
+    pub(super) message: String,
+}
+
+impl From<Condition> for Said {
+    fn from(condition: Condition) -> Self {
+        Self {
+            kind: condition.kind,
+            status: format!("{:?}", condition.status),
+            reason: condition.reason,
+            message: condition.message,
+        }
+    }
+}
+
+/// What an agent says of a waypoint: what it computed, if it has taken the newest file over.
 pub(super) fn conditions(
     stored: &Stored,
     status: &AgentStatus,

@@ -7,9 +7,11 @@ use serde_json::json;
 
 use super::directory::Directory;
 use super::gateway::Waypoint;
-use super::{GenerateArgs, Told, WaypointCommand, status_table};
+use super::place::Told;
+use super::{GenerateArgs, WaypointCommand, WaypointError, cluster, listing, status_table};
 use crate::admin::{AgentStatus, ManifestProblem};
 use crate::cli::yaml;
+use crate::sources::Refusal;
 
 /// A directory that goes with its value.
 struct Manifests(PathBuf);
@@ -42,12 +44,13 @@ impl Drop for Manifests {
 }
 
 fn waypoint(traffic: Option<&str>) -> Waypoint {
-    Waypoint::of(&GenerateArgs {
+    let args = GenerateArgs {
         name: "waypoint".to_owned(),
-        namespace: "bookinfo".to_owned(),
+        namespace: None,
         traffic: traffic.map(str::to_owned),
         revision: None,
-    })
+    };
+    Waypoint::of(&args, "bookinfo".to_owned())
 }
 
 const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\n\
@@ -68,7 +71,7 @@ const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\n\
 fn generate_prints_a_gateway_that_reads_back() {
     let command = WaypointCommand::Generate(GenerateArgs {
         name: "waypoint".to_owned(),
-        namespace: "bookinfo".to_owned(),
+        namespace: Some("bookinfo".to_owned()),
         traffic: Some("service".to_owned()),
         revision: None,
     });
@@ -163,9 +166,10 @@ fn told() -> Told {
 fn a_waypoint_stands_if_the_agent_says_so() {
     let manifests = Manifests::new("status");
     manifests.put("a.yaml", GATEWAY);
-    let found = manifests.directory().waypoints().unwrap();
     let rows = |told: &Told| -> Vec<String> {
-        let text = status_table(&found, told);
+        let found = manifests.directory().waypoints().unwrap();
+        let found: Vec<_> = found.into_iter().map(|it| told.standing(it)).collect();
+        let text = status_table(&found);
         let rows = text.lines().skip(1);
         rows.map(|row| row.split_whitespace().collect::<Vec<_>>().join(" "))
             .collect()
@@ -193,4 +197,54 @@ fn a_waypoint_stands_if_the_agent_says_so() {
         "waypoint False Programmed Pending the agent has not read it yet",
     ];
     assert_eq!(rows(&Told::default()), unread);
+}
+
+/// A Gateway of the API, at this generation, with a condition about another.
+fn gateway(generation: i64, observed: i64, status: &str) -> serde_json::Value {
+    json!({
+        "metadata": { "name": "w", "namespace": "a", "generation": generation,
+                      "labels": { "istio.io/rev": "canary" } },
+        "spec": { "gatewayClassName": "istio-waypoint" },
+        "status": { "conditions": [{ "type": "Programmed", "status": status, "reason": "r", "message": "m",
+                                     "observedGeneration": observed }] },
+    })
+}
+
+#[test]
+fn a_clusters_waypoint_stands_if_its_controller_has_seen_what_it_is_now() {
+    for (object, programmed) in [
+        (gateway(2, 2, "True"), "True"),
+        (gateway(2, 2, "False"), "False"),
+        (gateway(3, 2, "True"), "False"),
+        // As the definition makes it before any controller has looked.
+        (gateway(1, 0, "Unknown"), "False"),
+    ] {
+        let found = [cluster::standing(&mut object.clone()).unwrap()];
+        let text = listing(&found, true);
+        let row: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(row, ["a", "w", "canary", "none", programmed], "{object}");
+    }
+    let mut other = gateway(1, 1, "True");
+    other["spec"]["gatewayClassName"] = json!("istio");
+    assert!(cluster::standing(&mut other).is_none());
+}
+
+#[test]
+fn a_refusal_says_what_to_do_in_one_line() {
+    let refusal = |status| Refusal {
+        status,
+        after: None,
+        message: "answers so: conflicts with \"kubectl\":\n- .spec.listeners".to_owned(),
+    };
+    for (status, advice) in [
+        (None, "is up"),
+        (Some(401), "log in"),
+        (Some(403), "granted"),
+        (Some(404), "CRDs"),
+        (Some(409), "--force-conflicts"),
+    ] {
+        let doing = "apply waypoint a/w".to_owned();
+        let said = WaypointError::refused(doing, "https://10.0.0.1", &refusal(status)).to_string();
+        assert!(said.contains(advice) && !said.contains('\n'), "{said}");
+    }
 }

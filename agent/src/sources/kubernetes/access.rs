@@ -1,5 +1,6 @@
 //! Which API server is ours, how we know it, and how it knows us.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ConfigExt as _};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tower::{BoxError, ServiceBuilder};
 
@@ -40,7 +41,7 @@ pub enum ClusterError {
     Setup(String),
     /// No thread or runtime.
     #[error("no thread can be had to follow the cluster with: {0}")]
-    NoThread(std::io::Error),
+    NoThread(io::Error),
 }
 
 /// The configuration of a client.
@@ -61,6 +62,52 @@ impl Access {
         let options = KubeConfigOptions::default();
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
         Ok(Self(config.map_err(|error| refused(&error))?))
+    }
+
+    /// Reads the kubeconfig that a person's own tools read: the named one, else `$KUBECONFIG`, else `~/.kube/config`; of it
+    /// the named context, else the current one. Where there is none, what the kubelet gives a pod.
+    pub(super) async fn of_person(
+        kubeconfig: Option<&Path>,
+        context: Option<&str>,
+    ) -> Result<Self, ClusterError> {
+        let shown = || match kubeconfig {
+            Some(path) => path.display().to_string(),
+            None => "of $KUBECONFIG or ~/.kube/config".to_owned(),
+        };
+        let refused = |error: &dyn std::error::Error| ClusterError::Kubeconfig {
+            path: shown(),
+            why: chain(error),
+        };
+        let read = match kubeconfig {
+            Some(path) => Kubeconfig::read_from(path),
+            None => Kubeconfig::read(),
+        };
+        let is_missing = |error: &KubeconfigError| match error {
+            KubeconfigError::FindPath => true,
+            KubeconfigError::ReadConfig(why, path) => {
+                why.kind() == io::ErrorKind::NotFound && path.ends_with(".kube/config")
+            }
+            _ => false,
+        };
+        let read = match read {
+            // Nobody said which cluster.
+            Err(error) if kubeconfig.is_none() && context.is_none() && is_missing(&error) => {
+                return Self::find(None).await;
+            }
+            read => read.map_err(|error| refused(&error))?,
+        };
+        let options = KubeConfigOptions {
+            context: context.map(str::to_owned),
+            ..KubeConfigOptions::default()
+        };
+        let config = Config::from_custom_kubeconfig(read, &options).await;
+        Ok(Self(config.map_err(|error| refused(&error))?))
+    }
+
+    /// The namespace that is meant where none is said.
+    pub(super) fn namespace(&self) -> &str {
+        let Self(config) = self;
+        &config.default_namespace
     }
 
     /// A client, and the server's URL. Has to be called inside the runtime that the client shall run on.

@@ -252,6 +252,7 @@ impl Cluster {
         Some(Update {
             changes,
             problems: Arc::clone(&self.problems),
+            noticed: None,
         })
     }
 

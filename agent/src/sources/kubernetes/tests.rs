@@ -277,6 +277,7 @@ fn what_others_name_is_followed_one_by_one() {
             shown(&cluster.update().unwrap_or_else(|| Update {
                 changes: Vec::new(),
                 problems: std::sync::Arc::default(),
+                noticed: None,
             })),
             is_troubled,
         )

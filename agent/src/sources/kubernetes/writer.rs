@@ -69,6 +69,21 @@ impl ApiWriter {
         Ok(Self { client, server })
     }
 
+    /// A client for a person at a terminal, and the namespace that is meant where none is said: for the cluster of the
+    /// named kubeconfig, else of `$KUBECONFIG`, else of `~/.kube/config`, else the one that this process is a pod of. Has
+    /// to be called inside the runtime that it shall run on; connects when it is used.
+    ///
+    /// # Errors
+    /// [`ClusterError`]: it is not said which cluster, or how to be known to it.
+    pub async fn of_person(
+        kubeconfig: Option<&Path>,
+        context: Option<&str>,
+    ) -> Result<(Self, String), ClusterError> {
+        let access = Access::of_person(kubeconfig, context).await?;
+        let (client, server) = access.client()?;
+        Ok((Self { client, server }, access.namespace().to_owned()))
+    }
+
     /// Its URL.
     pub fn server(&self) -> &str {
         &self.server
@@ -107,6 +122,25 @@ impl ApiWriter {
     pub async fn merge(&self, path: &str, fields: &Value) -> Result<Value, Refusal> {
         self.send(Method::PATCH, path, "application/merge-patch+json", fields)
             .await
+    }
+
+    /// Makes an object, or the fields of it that `manager` owns, what `object` says (server-side apply).
+    ///
+    /// # Errors
+    /// [`Refusal`]; 409 if others own fields that it wants to be otherwise.
+    pub async fn apply(&self, path: &str, object: &Value, manager: &str) -> Result<Value, Refusal> {
+        let path = format!("{path}?fieldManager={manager}");
+        // JSON is YAML.
+        self.send(Method::PATCH, &path, "application/apply-patch+yaml", object)
+            .await
+    }
+
+    /// Removes an object.
+    ///
+    /// # Errors
+    /// [`Refusal`]; 404 if there is none.
+    pub async fn delete(&self, path: &str) -> Result<Value, Refusal> {
+        self.ask(Method::DELETE, path, "", Body::empty()).await
     }
 
     async fn send(
