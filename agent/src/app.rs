@@ -533,7 +533,7 @@ impl Mesh {
     /// Takes over where hosts are.
     fn find(&mut self, found: hosts::Found) {
         let snapshot = self.compiler.look_up(found);
-        self.publish(snapshot);
+        self.publish(snapshot, None);
     }
 
     /// Puts the mesh in force, once every source has told everything: identities first, so that a pod is not captured
