@@ -24,7 +24,7 @@ const RARE: usize = 5;
 const REPLACEMENTS: std::ops::RangeInclusive<usize> = 6..=14;
 const CALLERS_BETWEEN: usize = 12;
 const CALLERS_WITHIN: usize = 6;
-/// What a caller does between two connections. It keeps ports in TIME_WAIT from running out, too.
+/// What a caller does between two connections. It keeps ports in `TIME_WAIT` from running out, too.
 const THINKING: Duration = Duration::from_millis(10);
 /// What agents are given for their end.
 const DRAIN: Duration = Duration::from_secs(6);
@@ -262,6 +262,19 @@ impl Mesh {
         })
     }
 
+    /// Enough connections were made, and no more failed than may.
+    fn bears(&self, what: &str, tally: &Tally, rare: usize) -> Result<()> {
+        for Failure { from, how } in &tally.failed {
+            tell(&format!("{what}, from {from:?}: {how}"));
+        }
+        for line in self.log_of(&tally.failed)? {
+            tell(&format!("said of them: {line}"));
+        }
+        ensure!(tally.failed.len() <= rare, "{what}: {}", tally.told());
+        ensure!(tally.took.len() >= CONNECTIONS, "{what}: {}", tally.told());
+        Ok(())
+    }
+
     /// What the agents say of connections that failed.
     fn log_of(&self, failed: &[Failure]) -> Result<Vec<String>> {
         let sources = failed.iter().filter_map(|one| one.from);
@@ -346,23 +359,12 @@ fn twenty_thousand_connections_are_opened_while_agents_are_replaced() -> Result<
         !traffic.contains(SECRET.as_bytes()),
         "plaintext crossed the link"
     );
-    for (what, tally, rare) in [
-        ("between nodes", &between, RARE),
-        ("within a node", &within, 0),
-    ] {
-        for Failure { from, how } in &tally.failed {
-            tell(&format!("{what}, from {from:?}: {how}"));
-        }
-        for line in mesh.log_of(&tally.failed)? {
-            tell(&format!("said of them: {line}"));
-        }
-        ensure!(tally.failed.len() <= rare, "{what}: {}", tally.told());
-        ensure!(tally.took.len() >= CONNECTIONS, "{what}: {}", tally.told());
-    }
+    mesh.bears("between nodes", &between, RARE)?;
+    mesh.bears("within a node", &within, 0)?;
     for (lasted, how) in direct {
         how.with_context(|| format!("the kernel's connection was cut after {lasted:.1?}"))?;
     }
-    let grace = DRAIN - CLOSING..=DRAIN + SLACK;
+    let grace = DRAIN.saturating_sub(CLOSING)..=DRAIN + SLACK;
     for one in &ends {
         ensure!(grace.contains(&one.endless), "cut after {:?}", one.endless);
         ensure!(one.agent <= *grace.end(), "ended after {:?}", one.agent);
