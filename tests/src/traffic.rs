@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -13,6 +14,7 @@ use crate::net::http::{Ask, Conversation};
 /// A client that asks over and over.
 pub struct Traffic {
     stop: Arc<AtomicBool>,
+    good: Arc<AtomicUsize>,
     thread: Option<JoinHandle<Outcome>>,
 }
 
@@ -23,6 +25,8 @@ pub struct Outcome {
     pub good: usize,
     /// The others, as far as a person wants to read: status and body, or what broke.
     pub bad: Vec<String>,
+    /// Longest time in which none was answered well.
+    pub silence: Duration,
 }
 
 /// How requests are spread over connections.
@@ -37,14 +41,35 @@ pub enum Connections {
 impl Traffic {
     /// Begins.
     pub fn start(pod: &Pod, to: SocketAddr, ask: Ask, connections: Connections) -> Self {
+        Self::paced(pod, to, ask, connections, Duration::ZERO)
+    }
+
+    /// Begins, with a pause after each answer: failures at once would take the machine from what is to recover.
+    pub fn paced(
+        pod: &Pod,
+        to: SocketAddr,
+        ask: Ask,
+        connections: Connections,
+        pause: Duration,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
+        let good = Arc::new(AtomicUsize::new(0));
         let (stopped, pod) = (Arc::clone(&stop), pod.clone());
+        let answered = Arc::clone(&good);
         let thread = thread::spawn(move || {
             let mut outcome = Outcome::default();
             let asking = pod.run(|| {
                 let mut kept = None;
+                let mut last_good = Instant::now();
                 while !stopped.load(Ordering::Relaxed) {
-                    outcome.count(once(&mut kept, to, &ask, connections));
+                    let answer = once(&mut kept, to, &ask, connections);
+                    let silence = last_good.elapsed();
+                    if answer.is_ok() {
+                        last_good = Instant::now();
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
+                    outcome.count(answer, silence);
+                    thread::sleep(pause);
                 }
                 Ok(())
             });
@@ -55,8 +80,14 @@ impl Traffic {
         });
         Self {
             stop,
+            good,
             thread: Some(thread),
         }
+    }
+
+    /// How many requests have been answered with 200 so far.
+    pub fn good(&self) -> usize {
+        self.good.load(Ordering::Relaxed)
     }
 
     /// Ends after the request that is under way.
@@ -78,7 +109,8 @@ impl Drop for Traffic {
 }
 
 impl Outcome {
-    fn count(&mut self, answer: Result<()>) {
+    fn count(&mut self, answer: Result<()>, silence: Duration) {
+        self.silence = self.silence.max(silence);
         match answer {
             Ok(()) => self.good += 1,
             Err(error) => self.bad.push(format!("{error:#}")),
@@ -90,7 +122,7 @@ impl Outcome {
     /// # Errors
     /// If not; says what went wrong first.
     pub fn all_good(&self) -> Result<()> {
-        let Self { good, bad } = self;
+        let Self { good, bad, .. } = self;
         let first = bad.first();
         ensure!(
             bad.is_empty(),

@@ -63,7 +63,9 @@ impl Maps {
             {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
-                    format!("the pinned map {name} was made by an incompatible version"),
+                    format!(
+                        "the pinned map {name} was made by an incompatible version: run `culvert uninstall` of that version first"
+                    ),
                 ));
             }
         }

@@ -29,7 +29,11 @@ pub(super) fn crates(tree: &str) -> BTreeSet<Part> {
             name: name.to_owned(),
             version: version.to_owned(),
             // As crates said it before SPDX.
-            license: license.replace('/', " OR "),
+            license: license
+                .split('/')
+                .map(str::trim)
+                .collect::<Vec<_>>()
+                .join(" OR "),
             purl: (!is_ours).then(|| format!("pkg:cargo/{name}@{version}")),
         })
     };
@@ -78,7 +82,7 @@ mod tests {
     #[test]
     fn a_tree_of_crates_becomes_a_bill_of_materials() {
         let tree = "agent v0.1.0 (/somewhere/agent)\tApache-2.0\nrustls v0.23.1\tApache-2.0 OR MIT\n\
-                    old v1.0.0+z3\tMIT/Apache-2.0\nrustls v0.23.1\tApache-2.0 OR MIT (*)\nquiet v2.0.0\t\n";
+                    old v1.0.0+z3\tMIT / Apache-2.0\nrustls v0.23.1\tApache-2.0 OR MIT (*)\nquiet v2.0.0\t\n";
         let parts = crates(tree);
         let found = bill(("culvert", "0.1.0"), &parts);
         let expected = json!([

@@ -496,7 +496,7 @@ fn maps_of_another_version_are_refused_by_name() {
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert_eq!(
         cause,
-        "the pinned map PODS was made by an incompatible version"
+        "the pinned map PODS was made by an incompatible version: run `culvert uninstall` of that version first"
     );
     fs::remove_file(&pods).unwrap();
 }
