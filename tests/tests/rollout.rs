@@ -17,7 +17,7 @@ const PORTS: [u16; 2] = [7000, 7001];
 const SECRET: &str = "nobody on the link may read this";
 /// New connections of each kind, between nodes and within one, that have to be made while agents are replaced.
 const CONNECTIONS: usize = 10_000;
-/// Of the connections between nodes, so many may be reset in a run; 5 of 152,651 were. `docs/operations.md` says what is known of
+/// Of the connections between nodes, so many may be reset in a run; 7 of 177,609 were. `docs/operations.md` says what is known of
 /// them.
 const RARE: usize = 5;
 /// Replacements there are at least, and at most.
