@@ -97,10 +97,20 @@ fn is_fresh(object: &Path, sources: &Path) -> io::Result<bool> {
     Ok(youngest(sources)? <= built)
 }
 
+/// When the last of the files below a directory was changed. The directories' own times tell of nothing that is compiled.
 fn youngest(directory: &Path) -> io::Result<SystemTime> {
-    let mut youngest = SystemTime::UNIX_EPOCH;
+    let mut latest = SystemTime::UNIX_EPOCH;
     for entry in fs::read_dir(directory)? {
-        youngest = youngest.max(entry?.metadata()?.modified()?);
+        let (path, metadata) = {
+            let entry = entry?;
+            (entry.path(), entry.metadata()?)
+        };
+        let changed = if metadata.is_dir() {
+            youngest(&path)?
+        } else {
+            metadata.modified()?
+        };
+        latest = latest.max(changed);
     }
-    Ok(youngest)
+    Ok(latest)
 }

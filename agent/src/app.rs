@@ -195,9 +195,7 @@ impl Agent {
     fn start(args: &AgentArgs, proxy: Proxy, capture: Capture) -> Result<Self> {
         let backend = proxy.backend;
         let mut registry = Registry::default();
-        let (sink, spans) = asking::spans();
-        let metrics = Arc::new(Metrics::reporting(sink));
-        metrics.register(&mut registry);
+        let (metrics, spans) = asking::metrics(&mut registry);
         let compiler = compiler(args);
         let snapshot = watch::Sender::new(compiler.snapshot());
         let (identities, keeper) = identities(args, &snapshot)?;

@@ -185,24 +185,7 @@ fn a_cluster_has_its_waypoints_applied_listed_and_deleted() -> Result<()> {
                 ],
         "{applied}"
     );
-    let namespace = object(&api, "namespace shop")?;
-    ensure!(
-        namespace["metadata"]["labels"]["istio.io/use-waypoint"] == "waypoint",
-        "{namespace}"
-    );
-    let gateway = object(&api, "gateway waypoint -n shop --show-managed-fields")?;
-    ensure!(
-        gateway["spec"]["gatewayClassName"] == "istio-waypoint"
-            && gateway["spec"]["listeners"][0]["protocol"] == "HBONE"
-            && gateway["metadata"]["labels"]["istio.io/waypoint-for"] == "service",
-        "{gateway}"
-    );
-    let managers = gateway["metadata"]["managedFields"].as_array();
-    let is_ours = |one: &Value| one["manager"] == "culvert-waypoint" && one["operation"] == "Apply";
-    ensure!(
-        managers.is_some_and(|all| all.iter().any(is_ours)),
-        "{gateway}"
-    );
+    is_written(&api)?;
     // A second time changes nothing, and is no conflict.
     says("apply -n shop --for service")?;
 
@@ -222,21 +205,7 @@ fn a_cluster_has_its_waypoints_applied_listed_and_deleted() -> Result<()> {
         "{told}"
     );
 
-    let refused = says("apply -n shop --name second --enroll-namespace")?;
-    ensure!(
-        refused.contains("already uses waypoint waypoint"),
-        "{refused}"
-    );
-    says("apply -n shop --name second --revision canary --enroll-namespace --overwrite")?;
-    let namespace = object(&api, "namespace shop")?;
-    ensure!(
-        namespace["metadata"]["labels"]["istio.io/use-waypoint"] == "second",
-        "{namespace}"
-    );
-    let listed = says("list -A")?;
-    let second = ["shop", "second", "canary", "none", "False"];
-    ensure!(cells(&listed).contains(&second.to_vec()), "{listed}");
-
+    takes_the_place_of_another(&api, &says)?;
     refusals(&api, node)?;
 
     let gone = says("delete -n shop --revision canary")?;
@@ -254,6 +223,51 @@ fn a_cluster_has_its_waypoints_applied_listed_and_deleted() -> Result<()> {
     );
     ensure!(says("list -A")? == "No waypoints found.\n");
     controller.stop()
+}
+
+/// The waypoint is in the cluster as it was asked for, and the command's own.
+fn is_written(api: &ApiServer) -> Result<()> {
+    let namespace = object(api, "namespace shop")?;
+    ensure!(
+        namespace["metadata"]["labels"]["istio.io/use-waypoint"] == "waypoint",
+        "{namespace}"
+    );
+    let gateway = object(api, "gateway waypoint -n shop --show-managed-fields")?;
+    ensure!(
+        gateway["spec"]["gatewayClassName"] == "istio-waypoint"
+            && gateway["spec"]["listeners"][0]["protocol"] == "HBONE"
+            && gateway["metadata"]["labels"]["istio.io/waypoint-for"] == "service",
+        "{gateway}"
+    );
+    let managers = gateway["metadata"]["managedFields"].as_array();
+    let is_ours = |one: &Value| one["manager"] == "culvert-waypoint" && one["operation"] == "Apply";
+    ensure!(
+        managers.is_some_and(|all| all.iter().any(is_ours)),
+        "{gateway}"
+    );
+    Ok(())
+}
+
+/// A second waypoint of the namespace is not used in place of the first one unless that is wanted.
+fn takes_the_place_of_another(
+    api: &ApiServer,
+    says: &impl Fn(&str) -> Result<String>,
+) -> Result<()> {
+    let refused = says("apply -n shop --name second --enroll-namespace")?;
+    ensure!(
+        refused.contains("already uses waypoint waypoint"),
+        "{refused}"
+    );
+    says("apply -n shop --name second --revision canary --enroll-namespace --overwrite")?;
+    let namespace = object(api, "namespace shop")?;
+    ensure!(
+        namespace["metadata"]["labels"]["istio.io/use-waypoint"] == "second",
+        "{namespace}"
+    );
+    let listed = says("list -A")?;
+    let second = ["shop", "second", "canary", "none", "False"];
+    ensure!(cells(&listed).contains(&second.to_vec()), "{listed}");
+    Ok(())
 }
 
 /// An object as `kubectl get` finds it.

@@ -60,7 +60,7 @@ fn service_dynamic_enroll() -> Result<()> {
     }
     // Two agents do not hear of a label at the same moment: a request that has gone out in between, and whose further
     // attempts are over before the other one has heard, is answered 503 rather than sent in another way.
-    for Outcome { good, bad } in traffic.map(Traffic::end) {
+    for Outcome { good, bad, .. } in traffic.map(Traffic::end) {
         let strange = bad.iter().find(|why| !why.contains("connection failure"));
         ensure!(strange.is_none(), "{strange:?}");
         ensure!(good > 20 * bad.len(), "{} of {good}: {bad:?}", bad.len());

@@ -375,7 +375,7 @@ fn heads_that_do_not_come_to_an_end_are_given_up_and_cost_little() -> Result<()>
         conversation.write(beginnings[number % 2].as_bytes())?;
         Ok(conversation)
     };
-    let begun = Instant::now();
+    let since = Instant::now();
     mesh.pod("client")?.run(|| {
         let mut slow = (0..SLOW).map(begin).collect::<Result<Vec<_>>>()?;
         // One that is slow, too, and comes to its end.
@@ -383,7 +383,7 @@ fn heads_that_do_not_come_to_an_end_are_given_up_and_cost_little() -> Result<()>
         let mut is_late_served = false;
         let mut most = 0;
         while !slow.is_empty() {
-            let elapsed = begun.elapsed();
+            let elapsed = since.elapsed();
             ensure!(
                 elapsed < AT_THE_LATEST,
                 "{} connections are still there after {elapsed:?}",

@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use userspace_l7::key_sets::KeySets;
 use userspace_l7::model::Snapshot;
+use userspace_l7::telemetry::Metrics;
 use userspace_l7::telemetry::span::{Span, SpanCounts, SpanSink};
 
 use crate::config::AgentArgs;
@@ -23,11 +24,15 @@ pub(super) struct Asking {
     mesh: watch::Receiver<Arc<Snapshot>>,
 }
 
-/// A queue for spans, and what counts them.
-pub(super) fn spans() -> (SpanSink, (SpanCounts, mpsc::Receiver<Span>)) {
+/// The counters of traffic, and the spans of sampled requests that come with them.
+pub(super) fn metrics(
+    registry: &mut Registry,
+) -> (Arc<Metrics>, (SpanCounts, mpsc::Receiver<Span>)) {
     let counts = SpanCounts::default();
     let (sink, spans) = SpanSink::channel(counts.clone());
-    (sink, (counts, spans))
+    let metrics = Arc::new(Metrics::reporting(sink));
+    metrics.register(registry);
+    (metrics, (counts, spans))
 }
 
 impl Asking {

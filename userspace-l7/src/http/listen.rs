@@ -54,7 +54,7 @@ async fn hear_version(mut receive: impl AsyncFnMut() -> io::Result<RecvBuf>) -> 
             return (Version::Http1, heard);
         };
         let has_ended = received.is_empty();
-        heard = joined(heard, received);
+        heard = joined(&heard, received);
         match declared(&heard) {
             Some(version) => return (version, heard),
             None if has_ended => return (Version::Http1, heard),
@@ -77,7 +77,7 @@ async fn hear(
             return (None, heard);
         };
         let has_ended = received.is_empty();
-        heard = joined(heard, received);
+        heard = joined(&heard, received);
         match sniff(&heard) {
             Sniffed::Http(version) => return (Some(version), heard),
             Sniffed::Opaque => return (None, heard),
@@ -88,7 +88,7 @@ async fn hear(
     }
 }
 
-fn joined(heard: RecvBuf, received: RecvBuf) -> RecvBuf {
+fn joined(heard: &RecvBuf, received: RecvBuf) -> RecvBuf {
     if heard.is_empty() {
         return received;
     }
