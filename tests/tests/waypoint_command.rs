@@ -208,8 +208,7 @@ fn a_cluster_has_its_waypoints_applied_listed_and_deleted() -> Result<()> {
     takes_the_place_of_another(&api, &says)?;
     refusals(&api, node)?;
 
-    let gone = says("delete -n shop --revision canary")?;
-    ensure!(gone == "waypoint shop/second deleted\n", "{gone}");
+    ensure!(says("delete -n shop --revision canary")? == "waypoint shop/second deleted\n");
     let missing = complains(node, None, &flag("delete -n shop second"))?;
     ensure!(
         missing.contains("there is no waypoint shop/second"),
