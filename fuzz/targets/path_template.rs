@@ -77,8 +77,7 @@ fn allow(template: PathTemplate) -> Demands {
             dry_run: false,
             rules: vec![rule],
         })],
-        authentication: vec![],
-        names_clients: false,
+        ..Demands::default()
     }
 }
 
