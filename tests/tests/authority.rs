@@ -215,7 +215,7 @@ fn whoever_is_no_agent_of_that_node_is_refused() -> Result<()> {
 
 #[test]
 fn certificates_outlive_the_authority_and_are_renewed_when_it_is_back() -> Result<()> {
-    const LIFE: u32 = 100;
+    const LIFE: u32 = 140;
     let mut mesh = Mesh::new(LIFE)?;
     let _server = Server::start(&mesh.server, Ipv6Addr::UNSPECIFIED, PORT, page("hello"))?;
     mesh.nodes.lab.start()?;
@@ -225,7 +225,7 @@ fn certificates_outlive_the_authority_and_are_renewed_when_it_is_back() -> Resul
     mesh.take_controller()?.kill();
     let before = mesh.serials("a")?;
     // Half of their life, and some attempts.
-    eventually("renewal fails", Duration::from_secs(75), || {
+    eventually("renewal fails", Duration::from_secs(95), || {
         let log = mesh.nodes.lab.agent("a")?.log()?;
         ensure!(log.contains("could not be issued"), "it does not");
         Ok(())
@@ -233,7 +233,7 @@ fn certificates_outlive_the_authority_and_are_renewed_when_it_is_back() -> Resul
     ensure!(mesh.serials("a")? == before, "it is another certificate");
     mesh.start_controller(LIFE)?;
     // Attempts are further apart each time, and a controller needs some seconds to start.
-    mesh.renewed("a", &before, Duration::from_secs(40))?;
+    mesh.renewed("a", &before, Duration::from_secs(60))?;
     traffic.end().all_good()
 }
 

@@ -11,7 +11,7 @@ use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
 /// Seconds. A change is to be in force within 0.05.
@@ -49,10 +49,9 @@ impl Default for Changes {
 
 impl Changes {
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register_with_unit(
-            "culvert_change_duration",
+        registry.register(
+            "culvert_change_duration_seconds",
             "Time from when a change of the mesh was noticed until every worker follows it (unstable)",
-            Unit::Seconds,
             self.spent.clone(),
         );
         registry.register(

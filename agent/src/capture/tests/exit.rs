@@ -14,12 +14,23 @@ use super::bench::{Bench, PATIENCE, TestPod, at, call};
 
 /// How many TCP segments a pod has received, from whomever.
 fn segments_received(pod: &TestPod) -> u64 {
+    counted(pod, "InSegs")
+}
+
+/// How many TCP segments a pod has refused, with nobody to take them. A reset is not answered by one: that of a kernel that
+/// finds no socket on `lo` for an answer to one that is bound elsewhere by now carries no mark and not a byte.
+fn resets_sent(pod: &TestPod) -> u64 {
+    counted(pod, "OutRsts")
+}
+
+/// What a pod's kernel has counted of TCP.
+fn counted(pod: &TestPod, what: &str) -> u64 {
     let read = |path: &'static str| pod.run(move || fs::read_to_string(path)).unwrap();
     // Two lines, of names and of numbers; both families count here.
     let counters = read("/proc/thread-self/net/snmp");
     let mut tcp = counters.lines().filter(|line| line.starts_with("Tcp:"));
     let (names, numbers) = (tcp.next().unwrap(), tcp.next().unwrap());
-    let position = names.split(' ').position(|name| name == "InSegs");
+    let position = names.split(' ').position(|name| name == what);
     let number = numbers.split(' ').nth(position.unwrap());
     number.unwrap().parse().unwrap()
 }
@@ -48,14 +59,14 @@ fn bench() -> (Bench, [SocketAddr; 2]) {
 fn socket_that_is_bound_to_a_device_later_sends_nothing_there() {
     let (bench, targets) = bench();
     for to in targets {
-        let before = segments_received(&bench.b);
+        let before = resets_sent(&bench.b);
         bench.a.run(|| {
             let mut captured = TcpStream::connect_timeout(&to, PATIENCE).unwrap();
             setsockopt(&captured.as_fd(), BindToDevice, &"eth0".into()).unwrap();
             // Whether the kernel takes it does not matter; where it goes does.
             let _outcome = captured.write_all(b"for the mesh only");
         });
-        assert_eq!(segments_received(&bench.b), before, "{to}");
+        assert_eq!(resets_sent(&bench.b), before, "{to}");
     }
 }
 
