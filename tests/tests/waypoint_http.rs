@@ -418,7 +418,8 @@ fn heads_that_do_not_come_to_an_end_are_given_up_and_cost_little() -> Result<()>
     traffic.end().all_good()?;
     e2e::lab::eventually("their sockets are closed", Duration::from_secs(10), || {
         let now = agent.open_files()?;
-        ensure!(now < files + SLOW / 10, "{files} files have become {now}");
+        // Tunnels and kept connections that others have opened meanwhile are there still.
+        ensure!(now < files + SLOW / 3, "{files} files have become {now}");
         Ok(())
     })
 }
