@@ -17,8 +17,9 @@ fn segments_received(pod: &TestPod) -> u64 {
     counted(pod, "InSegs")
 }
 
-/// How many TCP segments a pod has refused, with nobody to take them. A reset is not answered by one: that of a kernel that
-/// finds no socket on `lo` for an answer to one that is bound elsewhere by now carries no mark and not a byte.
+/// How many TCP segments a pod has refused, with nobody to take them: whatever of a connection comes, but for its reset,
+/// which is answered by none. On a busy machine one segment has been seen to come that nobody has traced, perhaps such a
+/// reset. An application's bytes would be refused, so none of them comes unseen.
 fn resets_sent(pod: &TestPod) -> u64 {
     counted(pod, "OutRsts")
 }
