@@ -15,7 +15,7 @@ use crate::{
     connect,
     context::{self, Packet, now_ns},
     maps::{self, REFUSALS},
-    opening::Opening,
+    segment::Opening,
 };
 
 const TCX_NEXT: i32 = -1;

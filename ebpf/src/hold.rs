@@ -14,8 +14,8 @@ use culvert_ebpf::{
 use crate::{
     answering, connect,
     context::{self, Packet},
-    maps,
-    opening::Opening,
+    handshake, maps,
+    segment::{Opening, Segment},
 };
 
 const TCX_NEXT: i32 = -1;
@@ -34,7 +34,14 @@ pub fn inspect(packet: &Packet) -> i32 {
     if packet.mark() & MARK_MASK != MARK_OUTBOUND {
         return TCX_NEXT;
     }
-    let Some(opening) = Opening::of(packet) else {
+    let Some(segment) = Segment::of(packet) else {
+        return TCX_NEXT;
+    };
+    if !segment.opens() {
+        handshake::precedes(packet, &segment);
+        return TCX_NEXT;
+    }
+    let Some(opening) = segment.opening(packet) else {
         return TCX_NEXT;
     };
     let is_release = packet.priority() == RELEASE_PRIORITY;

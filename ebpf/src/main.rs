@@ -10,10 +10,11 @@ mod context;
 mod datagram;
 mod direct;
 mod exit;
+mod handshake;
 mod hold;
 mod maps;
-mod opening;
 mod peername;
+mod segment;
 mod sk_lookup;
 mod sockops;
 

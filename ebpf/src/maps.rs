@@ -183,6 +183,12 @@ pub fn tuple(key: &TupleKey) -> Option<TupleEntry> {
     unsafe { TUPLES.get(key) }.copied()
 }
 
+/// Whether the connection is in its opening.
+#[inline(always)]
+pub fn is_opening(key: &TupleKey) -> bool {
+    TUPLES.get_ptr(key).is_some()
+}
+
 /// As [`tuple`], to be changed in place. The element stays this one's until the RCU grace period in which
 /// the program runs is over.
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! How soon changes are in force, on every worker, and that nothing is dropped for them.
 //!
-//! A machine that runs tests does other things besides. Those make a change late and never early, so of several changes the
-//! quickest counts: were the product's own work too long, not one of them could be in time.
+//! A machine that runs tests does other things besides, which make a change late and never early. So of several changes the
+//! median counts.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ fn every_worker_follows(agent: &Agent) -> Result<()> {
     })
 }
 
-/// Both agents have taken so many changes over, and have been in time with at least one: from the first news of the file until
+/// Both agents have taken so many changes over, and have been in time with most of them: from the first news of the file until
 /// the last of their workers followed.
 ///
 /// The agent measures that itself: a client sees its own connection's worker only, and its own waiting besides.
@@ -49,11 +49,18 @@ fn every_worker_was_in_time(mesh: &EchoMesh, changes: u32) -> Result<()> {
         let in_time = count("bucket", &["le=\"0.05\""])?;
         let all = count("count", &[])?;
         ensure!(
-            in_time >= 1.0 && all >= f64::from(changes),
+            in_time > all / 2.0 && all >= f64::from(changes),
             "{in_time} of {all} changes were in time at node {node}, {} s each",
             count("sum", &[])? / all
         );
     }
+    Ok(())
+}
+
+/// As seen by one client each, from before the file is written, changes were in force in time.
+fn were_in_time(mut took: Vec<Duration>) -> Result<()> {
+    took.sort_unstable();
+    ensure!(took[took.len() / 2] < IN_FORCE, "they took {took:?}");
     Ok(())
 }
 
@@ -116,17 +123,16 @@ fn a_route_change_is_in_force_within_50_ms_and_drops_nothing() -> Result<()> {
     let client = mesh.pod("client")?;
     let traffic = [Connections::Kept, Connections::New]
         .map(|connections| Traffic::start(client, to, Ask::get("/"), connections));
-    let mut quickest = Duration::MAX;
+    let mut took = Vec::new();
     for round in 0..6 {
         let backend = if round % 2 == 0 { "echo-v2" } else { "echo-v1" };
         let begun = Instant::now();
         mesh.apply("route.yaml", &route(backend))?;
         eventually(backend, Duration::from_secs(5), || pod_is(backend))?;
-        quickest = quickest.min(begun.elapsed());
+        took.push(begun.elapsed());
         mesh.soon(backend, || pod_is(backend))?;
     }
-    // Seen by one client from before the file is written.
-    ensure!(quickest < IN_FORCE, "it took {quickest:?}");
+    were_in_time(took)?;
     every_worker_was_in_time(&mesh, 6)?;
     traffic
         .map(Traffic::end)
@@ -151,7 +157,7 @@ fn a_policy_change_is_in_force_on_every_worker_within_50_ms_and_drops_nothing() 
     let client = mesh.pod("client")?;
     let traffic = [Connections::Kept, Connections::New]
         .map(|connections| Traffic::start(client, to, Ask::get("/open"), connections));
-    let mut quickest = Duration::MAX;
+    let mut took = Vec::new();
     for round in 0..ROUNDS {
         let (path, status) = if round % 2 == 0 {
             ("/closed", 403)
@@ -179,7 +185,7 @@ fn a_policy_change_is_in_force_on_every_worker_within_50_ms_and_drops_nothing() 
             anyhow::bail!("no connection");
         };
         eventually(path, Duration::from_secs(5), || is_in_force(first))?;
-        quickest = quickest.min(begun.elapsed());
+        took.push(begun.elapsed());
         for node in ["a", "b"] {
             every_worker_follows(mesh.lab.agent(node)?)?;
         }
@@ -187,8 +193,7 @@ fn a_policy_change_is_in_force_on_every_worker_within_50_ms_and_drops_nothing() 
         others.iter_mut().try_for_each(is_in_force)?;
         in_flight.as_mut().map(Begun::end).transpose()?;
     }
-    // Seen by one client from before the file is written.
-    ensure!(quickest < IN_FORCE, "it took {quickest:?}");
+    were_in_time(took)?;
     every_worker_was_in_time(&mesh, ROUNDS)?;
     traffic
         .map(Traffic::end)

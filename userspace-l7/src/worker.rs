@@ -251,8 +251,13 @@ async fn drain(hub: &Hub, pods: &mut HashMap<WorkloadUid, Served>, deadline: Dur
         served.stop_accepting();
     }
     hub.drain();
-    let idle = hub.connections.until_empty();
-    if tokio::time::timeout_at(until, idle).await.is_err() {
+    // Tunnels without a connection, too: a request that was on its way when the client was told is still served.
+    let left = async {
+        for served in pods.values() {
+            served.until_left().await;
+        }
+    };
+    if tokio::time::timeout_at(until, left).await.is_err() {
         info!(
             connections = hub.connections.len(),
             "ending connections that outlived the drain time"
@@ -352,12 +357,21 @@ impl Served {
     /// Ends every connection, and resolves when the last task is gone.
     async fn end(self) {
         self.desk.forget(self.netns);
-        for course in self.earlier.iter().chain([&self.course]) {
+        for course in self.courses() {
             course.advance(Phase::Ended);
         }
-        for course in self.earlier.iter().chain([&self.course]) {
+        self.until_left().await;
+    }
+
+    /// Resolves when the last task is gone.
+    async fn until_left(&self) {
+        for course in self.courses() {
             course.until_left().await;
         }
+    }
+
+    fn courses(&self) -> impl Iterator<Item = &Course> {
+        self.earlier.iter().chain([&self.course])
     }
 }
 

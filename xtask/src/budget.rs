@@ -1,36 +1,45 @@
-//! The instruction budget: counts what the data plane's decisions and frames cost, under callgrind, and fails where
-//! one costs more than the budget beside it allows.
+//! The instruction budget: counts what the data plane's decisions and frames cost, and what many routes do to the compiler,
+//! under callgrind, and fails where one costs more than the budget beside it allows.
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::{setup, shell};
+use crate::{compile, setup, shell};
 
 /// Starts valgrind for the benchmarks; as new as the crate `gungraun` that they are written with (`Cargo.toml`).
 const RUNNER: &str = "gungraun-runner";
 const RUNNER_VERSION: &str = "0.20.0";
 
-/// Counts, and compares with `userspace-l7/benches/budget.rs`.
+/// What is counted, and how it is built: the data plane as it is released, the compiler as it is tested, which saves
+/// another build of the agent.
+const COUNTED: [(&str, &[&str]); 2] = [
+    ("userspace-l7", &["--features", "measuring"]),
+    ("agent", &["--profile", "dev"]),
+];
+
+/// Counts, and compares with each crate's `benches/budget.rs`.
 pub(crate) fn run() -> Result<()> {
     shell::step("instruction budget");
+    // The agent embeds the compiled programs.
+    compile::ebpf(&setup::run()?)?;
     setup::programs(&[("valgrind", "valgrind")])?;
     let runner = runner()?;
-    let mut count = shell::cargo()?;
-    count.env("GUNGRAUN_RUNNER", runner).args([
-        "bench",
-        "--package",
-        "userspace-l7",
-        "--features",
-        "measuring",
-        "--bench",
-        "budget",
-    ]);
-    shell::run(&mut count).context(
-        "something costs more instructions than userspace-l7/benches/budget.rs allows: make it \
-         cheaper, or raise its budget and say why",
-    )
+    for (package, built) in COUNTED {
+        let mut count = shell::cargo()?;
+        count
+            .env("GUNGRAUN_RUNNER", &runner)
+            .args(["bench", "--package", package, "--bench", "budget"])
+            .args(built);
+        shell::run(&mut count).with_context(|| {
+            format!(
+                "something costs more instructions than {package}/benches/budget.rs allows: make it cheaper, or raise \
+                 its budget and say why"
+            )
+        })?;
+    }
+    Ok(())
 }
 
 fn runner() -> Result<PathBuf> {

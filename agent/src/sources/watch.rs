@@ -22,7 +22,7 @@ use super::manifests::Manifests;
 use super::update::Update;
 
 /// Quiet time after which a burst of changes counts as over.
-const QUIET: Duration = Duration::from_millis(30);
+const QUIET: Duration = Duration::from_millis(15);
 /// Longest wait for a burst to end, or for a writer to close its file: a policy has to hold within a second.
 const PATIENCE: Duration = Duration::from_millis(400);
 /// Between looks without a cause: for what inotify does not tell, such as files behind links.

@@ -54,6 +54,12 @@ impl Packet {
         unsafe { bpf_skb_store_bytes(self.0.cast(), offset, from, length, 0) == 0 }
     }
 
+    /// The packet's length, its Ethernet header included.
+    #[inline(always)]
+    pub fn length(&self) -> u32 {
+        load!("u32", self.0, offset_of!(__sk_buff, len)) as u32
+    }
+
     /// The packet's mark: that of the sending socket, on lo also where it is received.
     #[inline(always)]
     pub fn mark(&self) -> u32 {

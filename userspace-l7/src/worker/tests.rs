@@ -14,23 +14,29 @@ fn served(desk: &Rc<Desk>, netns: u64) -> Served {
     }
 }
 
-#[test]
-fn connections_go_on_when_their_pod_is_attached_again_and_end_with_it() {
+fn hub() -> Rc<Hub> {
     let snapshot = Snapshot::empty(MeshSettings {
         trust_domain: TrustDomain::new("td").unwrap(),
         cluster_domain: "cluster.local".into(),
         cluster: "k".into(),
         network: "".into(),
     });
+    let metrics = Arc::new(Metrics::new());
+    let snapshot = Arc::new(snapshot);
+    let hub = Hub::new(
+        snapshot,
+        Arc::default(),
+        Arc::default(),
+        Arc::default(),
+        metrics,
+    );
+    Rc::new(hub)
+}
+
+#[test]
+fn connections_go_on_when_their_pod_is_attached_again_and_end_with_it() {
     let story = async {
-        let hub = Hub::new(
-            Arc::new(snapshot),
-            Arc::default(),
-            Arc::default(),
-            Arc::default(),
-            Arc::new(Metrics::new()),
-        );
-        let desk = Desk::new(Rc::new(hub));
+        let desk = Desk::new(hub());
         let mut served_now = served(&desk, 1);
         let connections: Vec<_> = (0..3)
             .map(|_| {
@@ -50,6 +56,31 @@ fn connections_go_on_when_their_pod_is_attached_again_and_end_with_it() {
         served_now.end().await;
         tokio::task::yield_now().await;
         assert_eq!(ended(&connections), 3);
+    };
+    ring::run(Backend::Epoll, story).unwrap();
+}
+
+#[test]
+fn a_worker_that_drains_waits_for_tunnels_that_no_connection_is_in() {
+    const DEADLINE: Duration = Duration::from_secs(60);
+    let story = async {
+        let hub = hub();
+        let desk = Desk::new(Rc::clone(&hub));
+        let served = served(&desk, 1);
+        let (last_request, arrives) = oneshot::channel();
+        let tunnel = until_ended(served.course.follow(), async move {
+            arrives.await.unwrap();
+        });
+        let tunnel = tokio::task::spawn_local(tunnel);
+        let mut pods = HashMap::from([(WorkloadUid::new("pod"), served)]);
+        let draining = tokio::task::spawn_local(async move {
+            drain(&hub, &mut pods, DEADLINE).await;
+        });
+        tokio::time::sleep(LAST_CALL * 2).await;
+        assert!(!draining.is_finished(), "the tunnel was cut");
+        last_request.send(()).unwrap();
+        draining.await.unwrap();
+        tunnel.await.unwrap();
     };
     ring::run(Backend::Epoll, story).unwrap();
 }

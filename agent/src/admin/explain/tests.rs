@@ -1,5 +1,6 @@
 //! Decisions about a small mesh, step by step.
 
+mod forwarders;
 mod limits;
 
 use std::collections::BTreeMap;

@@ -1,14 +1,16 @@
 //! Connections that are held until the agent answers for their destination.
 
 use std::{
-    io,
+    io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
         AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, connect, shutdown, socket,
     },
@@ -27,7 +29,11 @@ const MAPPED: IpAddr = IpAddr::V6(Ipv4Addr::new(203, 0, 113, 9).to_ipv6_mapped()
 /// A connection that is being opened, for as long as it is held here.
 fn begin(to: SocketAddr) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
+    let family = match to {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let socket = socket(family, SockType::Stream, flags, None)?;
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
         Ok(()) => Err(io::Error::other("connected at once")),
         Err(Errno::EINPROGRESS) => Ok(socket),
@@ -176,6 +182,50 @@ fn the_worker_that_was_told_accepts() {
     assert_eq!(office.bench.openings(), 0);
 }
 
+/// The handshake runs on one CPU, and its client, which waits for nothing but that, on another.
+#[test]
+fn a_client_that_speaks_the_moment_it_is_connected_is_heard() {
+    const CLIENTS: u16 = 5000;
+    let (mut office, sockets) = Office::new();
+    let (clients, speaking) = mpsc::channel::<OwnedFd>();
+    let speaker = std::thread::spawn(move || {
+        for client in speaking {
+            let mut watched = [PollFd::new(client.as_fd(), PollFlags::POLLOUT)];
+            let begun = Instant::now();
+            while poll(&mut watched, PollTimeout::ZERO) == Ok(0) {
+                assert!(begun.elapsed() < PATIENCE, "not connected");
+            }
+            let mut client = TcpStream::from(client);
+            client.write_all(b"first").unwrap();
+            // Until it is reset, or the server has heard it.
+            let _end = client.read(&mut [0]);
+        }
+    });
+    // Each goes to another port: none is a busy one.
+    for port in 1..=CLIENTS {
+        let address = if port % 2 == 0 { V4 } else { V6 };
+        let to = at(address, port);
+        clients
+            .send(office.bench.a.run(|| begin(to)).unwrap())
+            .unwrap();
+        let (_worker, syn) = office.heard();
+        sockets
+            .answer(syn.source(), to, syn.tcp_header(), Answer::Release)
+            .unwrap();
+        let accepted = office.accepted();
+        let [(_worker, stream)] = accepted.as_slice() else {
+            panic!("{accepted:?}");
+        };
+        let mut stream = stream;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut heard = [0; 5];
+        let read = stream.read_exact(&mut heard);
+        assert!(read.is_ok(), "of client {port} nothing is heard: {read:?}");
+    }
+    drop(clients);
+    speaker.join().unwrap();
+}
+
 #[test]
 fn a_client_that_has_given_up_is_not_accepted() {
     let (mut office, sockets) = Office::new();
@@ -232,12 +282,9 @@ fn a_held_connection_of_a_dead_agent_is_refused() {
     let client = bench.a.run(|| begin(to)).unwrap();
     bench.kill_agent();
     // Its SYN goes out once more after a second, and finds no listener.
-    let mut watched = [nix::poll::PollFd::new(
-        std::os::fd::AsFd::as_fd(&client),
-        nix::poll::PollFlags::POLLOUT,
-    )];
+    let mut watched = [PollFd::new(client.as_fd(), PollFlags::POLLOUT)];
     let patience = u16::try_from(PATIENCE.as_millis()).unwrap();
-    assert_eq!(nix::poll::poll(&mut watched, patience), Ok(1));
+    assert_eq!(poll(&mut watched, patience), Ok(1));
     let error = nix::sys::socket::getsockopt(&client, nix::sys::socket::sockopt::SocketError);
     assert_eq!(error, Ok(libc::ECONNREFUSED));
 }

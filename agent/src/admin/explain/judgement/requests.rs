@@ -102,7 +102,8 @@ pub(super) fn layer7(
         Some(_) | None => "client's node".to_owned(),
     };
     for policy in &demands.authorization {
-        judged.policies.push(policy_step(policy, &request, &at));
+        let rule = matched_rule(demands, policy, &request);
+        judged.policies.push(policy_step(policy, rule, &at));
     }
     if judged.denied.is_none() {
         decide(demands, &request, judged);
@@ -126,8 +127,7 @@ fn token(inquiry: &Inquiry<'_>, demands: &Demands) -> Result<Option<Claims>, Tok
     )
 }
 
-fn policy_step(policy: &HttpPolicy, request: &HttpRequest<'_>, at: &str) -> PolicyStep {
-    let rule = (0..policy.rules.len()).find(|rule| is_l7_match(policy, *rule, request));
+fn policy_step(policy: &HttpPolicy, rule: Option<usize>, at: &str) -> PolicyStep {
     let action = match &policy.action {
         HttpPolicyAction::Allow => "ALLOW".to_owned(),
         HttpPolicyAction::Deny => "DENY".to_owned(),
@@ -144,25 +144,28 @@ fn policy_step(policy: &HttpPolicy, request: &HttpRequest<'_>, at: &str) -> Poli
     }
 }
 
-/// Whether one rule alone matches: as an ALLOW policy that stands alone it lets pass exactly what it matches.
-fn is_l7_match(policy: &HttpPolicy, rule: usize, request: &HttpRequest<'_>) -> bool {
-    let Some(rule) = policy.rules.get(rule) else {
-        return false;
-    };
-    let alone = HttpPolicy {
-        key: policy.key.clone(),
-        action: HttpPolicyAction::Allow,
-        dry_run: false,
-        rules: vec![rule.clone()],
-    };
-    let only = Demands {
-        authorization: vec![Arc::new(alone)],
-        ..Demands::default()
-    };
-    matches!(
-        judge_http(&only, request).decision,
-        HttpDecision::Allowed(_)
-    )
+/// The first rule that matches by itself: as an ALLOW policy that stands alone it lets pass exactly what it matches.
+fn matched_rule(
+    demands: &Demands,
+    policy: &HttpPolicy,
+    request: &HttpRequest<'_>,
+) -> Option<usize> {
+    policy.rules.iter().position(|rule| {
+        let alone = HttpPolicy {
+            key: policy.key.clone(),
+            action: HttpPolicyAction::Allow,
+            dry_run: false,
+            rules: vec![rule.clone()],
+        };
+        let only = Demands {
+            authorization: vec![Arc::new(alone)],
+            ..demands.clone()
+        };
+        matches!(
+            judge_http(&only, request).decision,
+            HttpDecision::Allowed(_)
+        )
+    })
 }
 
 fn decide(demands: &Demands, request: &HttpRequest<'_>, judged: &mut Judgement) {

@@ -1,4 +1,4 @@
-//! Reading the TCP SYN in a received packet.
+//! Reading the TCP header of a received packet, and the SYN above all.
 
 use culvert_ebpf::{Address, TupleKey};
 
@@ -14,7 +14,9 @@ const IPV4_ADDRESSES: u32 = ETHERNET_HEADER + 12;
 const IPV6_ADDRESSES: u32 = ETHERNET_HEADER + 8;
 /// "More fragments" and the fragment offset (RFC 791 §3.1).
 const IPV4_FRAGMENT: u16 = 0x3fff;
+const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
+const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
 
 /// What every packet that may be one has: the Ethernet header, and an IPv4 header or half of an IPv6 one.
@@ -22,19 +24,20 @@ type Head = [u8; 34];
 /// Where the latter begin in it.
 const IP: usize = ETHERNET_HEADER as usize;
 /// A TCP header up to its flags.
-type Ports = [u8; 14];
+type TcpHead = [u8; 14];
 
-/// A connection that a packet opens.
-pub struct Opening {
-    /// The connection as the receiving side sees it.
-    pub key: TupleKey,
+/// A whole TCP segment, as the packet's headers tell.
+pub struct Segment {
+    head: Head,
+    tcp: TcpHead,
+    is_v4: bool,
     /// Where in the packet the TCP header begins.
-    pub tcp_offset: u32,
+    tcp_offset: u32,
 }
 
-impl Opening {
-    /// What the packet opens, if it is a whole, plain TCP SYN. Every packet that a pod receives is asked, and hardly any is
-    /// one: what tells is read first, by as few calls as there can be.
+impl Segment {
+    /// The segment that the packet is, if it is not a part of one. Every packet that a pod receives is asked: what tells is
+    /// read by as few calls as there can be.
     #[inline(always)]
     pub fn of(packet: &Packet) -> Option<Self> {
         let head: Head = packet.bytes(0)?;
@@ -48,12 +51,32 @@ impl Opening {
         } else {
             behind_ipv6(&head)?
         };
-        let tcp: Ports = packet.bytes(tcp_offset)?;
-        if tcp[13] & (TCP_SYN | TCP_ACK) != TCP_SYN {
-            return None;
-        }
-        let (remote, local) = if is_v4 {
-            let address = |at| Address::v4(word(&head, at));
+        Some(Self {
+            head,
+            tcp: packet.bytes(tcp_offset)?,
+            is_v4,
+            tcp_offset,
+        })
+    }
+
+    /// Whether it opens a connection.
+    #[inline(always)]
+    pub fn opens(&self) -> bool {
+        self.tcp[13] & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
+
+    /// Whether it says more than what has been received: data, that there will be no more, or that all is over.
+    #[inline(always)]
+    pub fn speaks(&self, packet: &Packet) -> bool {
+        let header = u32::from(self.tcp[12] & 0xf0) >> 2;
+        self.tcp[13] & (TCP_FIN | TCP_RST) != 0 || packet.length() > self.tcp_offset + header
+    }
+
+    /// The connection as the receiving side sees it.
+    #[inline(always)]
+    pub fn key(&self, packet: &Packet) -> Option<TupleKey> {
+        let (remote, local) = if self.is_v4 {
+            let address = |at| Address::v4(word(&self.head, at));
             (address(IP + 12), address(IP + 16))
         } else {
             let addresses: [u8; 32] = packet.bytes(IPV6_ADDRESSES)?;
@@ -67,15 +90,43 @@ impl Opening {
             };
             (address(0), address(16))
         };
-        let key = TupleKey {
+        Some(TupleKey {
             netns_cookie: POD_COOKIE.load(),
             local,
             remote,
-            local_port: u16::from_be_bytes([tcp[2], tcp[3]]),
-            remote_port: u16::from_be_bytes([tcp[0], tcp[1]]),
+            local_port: u16::from_be_bytes([self.tcp[2], self.tcp[3]]),
+            remote_port: u16::from_be_bytes([self.tcp[0], self.tcp[1]]),
             pad: 0,
-        };
-        Some(Self { key, tcp_offset })
+        })
+    }
+
+    /// What it opens.
+    #[inline(always)]
+    pub fn opening(&self, packet: &Packet) -> Option<Opening> {
+        Some(Opening {
+            key: self.key(packet)?,
+            tcp_offset: self.tcp_offset,
+        })
+    }
+}
+
+/// A connection that a packet opens.
+pub struct Opening {
+    /// The connection as the receiving side sees it.
+    pub key: TupleKey,
+    /// Where in the packet the TCP header begins.
+    pub tcp_offset: u32,
+}
+
+impl Opening {
+    /// What the packet opens, if it is a whole, plain TCP SYN; hardly any packet is.
+    #[inline(always)]
+    pub fn of(packet: &Packet) -> Option<Self> {
+        let segment = Segment::of(packet)?;
+        if !segment.opens() {
+            return None;
+        }
+        segment.opening(packet)
     }
 
     /// Exchanges the packet's addresses; false if it cannot be written.
