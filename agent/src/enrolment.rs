@@ -32,7 +32,7 @@ use crate::capture::{
 };
 use crate::direct::Direct;
 use crate::discovery::Processes;
-use crate::mesh::{LocalPod, ObjectName};
+use crate::mesh::{LocalPod, ObjectName, SameNode};
 use arrivals::Arrivals;
 use ledger::{Entry, Pending};
 use network::Network;
@@ -401,12 +401,13 @@ impl Office {
         } = enrolled;
         self.attach(pod, listeners, &sockets);
         if let Some(direct) = &self.direct {
-            // Who lets everybody in is not asked about anybody.
-            if pod.bypass_inbound {
-                direct.dismiss(&pod.uid);
+            // Who lets everybody in has nothing to do with it; what it has begun before has to end.
+            let same_node = if pod.bypass_inbound {
+                SameNode::Encrypted
             } else {
-                direct.admit(&pod.uid, pod.same_node, Arc::clone(&sockets));
-            }
+                pod.same_node
+            };
+            direct.admit(&pod.uid, same_node, Arc::clone(&sockets));
         }
         match dns {
             Some(dns) => self.dns.serve(&pod.uid, dns, sockets),

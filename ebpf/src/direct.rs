@@ -238,6 +238,15 @@ pub fn establish(context: &SockOps, socket: &Socket<'_>) {
     let _takes_the_same_way = context.set_mark(mark & !MARK_MASK);
 }
 
+/// A connection that was announced goes through the proxy after all: its SYN could not be sent, or got no answer.
+#[inline(always)]
+pub fn retract(socket_cookie: u64) {
+    if let Some(flow) = maps::flow(socket_cookie) {
+        maps::withdraw(&announced(&flow), socket_cookie);
+        let _gone_already = maps::FLOWS.remove(&socket_cookie);
+    }
+}
+
 /// The connection as it was captured in its own pod.
 #[inline(always)]
 fn captured(flow: &FlowEntry) -> TupleKey {

@@ -1,30 +1,28 @@
-//! The order of a captured connection's handshake and its client's first word.
+//! The rest of a captured connection's handshake, and what its client says at once.
 //!
-//! The handshake of a held connection runs on the CPU on which the agent sends the SYN again. It wakes the client, which may
-//! speak on another CPU before the first one has received the handshake's last ACK. That one is then about to replace
-//! the request by the socket (`inet_ehash_insert`), first taking the one out and then putting the other in, while this one looks
-//! for either without a lock. In between it finds neither: the segment goes to the listener, which answers it with a reset
-//! (`tcp:tcp_send_reset` says `TCP_LISTEN`, `TCP_FLAGS`; Linux 6.18, one of 700 clients that wait for nothing else).
-//!
-//! The connection's entry is withdrawn after the socket is in its place, so who finds it gone finds the socket.
+//! The handshake of a held connection runs on the CPU on which the agent sends the SYN again, and its client speaks on another.
+//! Each of the two takes the request out of the kernel's table and puts a socket in its place (`inet_ehash_insert`), while
+//! the other looks there without a lock. Who looks in between finds neither, takes the segment to the listener, and that
+//! answers with a reset: `tcp:tcp_send_reset` says `TCP_LISTEN`, `TCP_FLAGS` (Linux 6.18; one of 700 clients that wait for
+//! nothing else). So as long as the connection's entry is there, segments are handed over here, where one can look again;
+//! the entry is withdrawn after the socket is in its place.
 
 use crate::{context::Packet, maps, segment::Segment};
 
-/// Looks at the entry before the segment goes its way whatever it says, some 50 ns each: the other CPU needs a few of
-/// them. Where a handshake cannot end now (the listener's queue is full), nothing is won by more.
-const LOOKS: u32 = 256;
+/// Neither is found for some ten nanoseconds, or for as long as there is none: then it is the kernel's to say so.
+const LOOKS: u32 = 16;
 
-/// Waits until the handshake has preceded what a client says.
+/// Hands a segment that opens nothing to the connection whose handshake is not over.
 #[inline(always)]
-pub fn precedes(packet: &Packet, segment: &Segment) {
-    if !segment.speaks(packet) {
-        return;
-    }
+pub fn hand_over(packet: &Packet, segment: &Segment) {
     let Some(key) = segment.key(packet) else {
         return;
     };
+    if !maps::is_opening(&key) {
+        return;
+    }
     for _look in 0..LOOKS {
-        if !maps::is_opening(&key) {
+        if packet.hand_over(&key) {
             return;
         }
     }

@@ -14,7 +14,7 @@ use culvert_ebpf::{
 use crate::{
     answering, connect,
     context::{self, Packet},
-    handshake, maps,
+    direct, handshake, maps,
     segment::{Opening, Segment},
 };
 
@@ -38,7 +38,7 @@ pub fn inspect(packet: &Packet) -> i32 {
         return TCX_NEXT;
     };
     if !segment.opens() {
-        handshake::precedes(packet, &segment);
+        handshake::hand_over(packet, &segment);
         return TCX_NEXT;
     }
     let Some(opening) = segment.opening(packet) else {
@@ -51,7 +51,8 @@ pub fn inspect(packet: &Packet) -> i32 {
     };
     // SAFETY: the map is not preallocated, so the element stays this one's until the RCU grace period in
     // which the program runs is over.
-    let (kind, released_to) = unsafe { ((*entry).kind, (*entry).port) };
+    let (kind, released_to, socket_cookie) =
+        unsafe { ((*entry).kind, (*entry).port, (*entry).socket_cookie) };
     let rings = maps::CONTROL.get(0).map_or(0, |control| control.rings);
     if rings == 0 || rings > RINGS_MAX {
         // An agent that has just begun makes its rings before its listeners.
@@ -73,6 +74,7 @@ pub fn inspect(packet: &Packet) -> i32 {
         if kind == TUPLE_OUTBOUND {
             answering::count(&opening.key);
         }
+        direct::retract(socket_cookie);
         release(entry, worker);
         return TCX_NEXT;
     }

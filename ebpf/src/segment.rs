@@ -14,9 +14,7 @@ const IPV4_ADDRESSES: u32 = ETHERNET_HEADER + 12;
 const IPV6_ADDRESSES: u32 = ETHERNET_HEADER + 8;
 /// "More fragments" and the fragment offset (RFC 791 §3.1).
 const IPV4_FRAGMENT: u16 = 0x3fff;
-const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
-const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
 
 /// What every packet that may be one has: the Ethernet header, and an IPv4 header or half of an IPv6 one.
@@ -63,13 +61,6 @@ impl Segment {
     #[inline(always)]
     pub fn opens(&self) -> bool {
         self.tcp[13] & (TCP_SYN | TCP_ACK) == TCP_SYN
-    }
-
-    /// Whether it says more than what has been received: data, that there will be no more, or that all is over.
-    #[inline(always)]
-    pub fn speaks(&self, packet: &Packet) -> bool {
-        let header = u32::from(self.tcp[12] & 0xf0) >> 2;
-        self.tcp[13] & (TCP_FIN | TCP_RST) != 0 || packet.length() > self.tcp_offset + header
     }
 
     /// The connection as the receiving side sees it.

@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 
 use self::places::{Key, Places};
 use self::verdicts::Verdicts;
+use crate::dial::DialError;
 use crate::hub::Hub;
 use crate::outbound::{self, DNS_PORT, OutboundError, Reached};
 use crate::pod::{Answer, Course, Opening, Openings, Pod, until_ended};
@@ -272,8 +273,17 @@ impl Drop for Reaching {
 ///
 /// Whatever is not the network's word is a refusal: so is that of a policy, whose client has no business there and
 /// is told so at once.
+///
+/// An agent that ends knows nothing of the far side: the client sends its SYN again, to the next agent (ADR 0015).
 fn truth(error: &OutboundError) -> Option<Answer> {
-    use crate::hbone::Cause;
+    use crate::hbone::{Cause, OpenError};
+    if let OutboundError::Dial(DialError::Tunnel {
+        source: OpenError::Closing,
+        ..
+    }) = error
+    {
+        return None;
+    }
     match error.cause() {
         Some(Cause::HostUnreachable) => Some(Answer::HostUnreachable),
         Some(Cause::NetworkUnreachable) => Some(Answer::NetworkUnreachable),

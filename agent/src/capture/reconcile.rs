@@ -173,10 +173,16 @@ fn devices(desired: &Desired, actual: &Actual) -> Vec<Action> {
         .collect()
 }
 
+/// Addresses that count as a pod's own because they are on its devices, besides those that its runtime gave it. Who may give its
+/// devices addresses is not to leave the other pods of the node without room (`LOCAL_ADDRESSES`): calls to further ones go
+/// to the agent.
+const ADDRESSES_MOST: usize = 64;
+
 fn addresses(desired: &Desired, actual: &Actual) -> Vec<Action> {
     let recorded = &actual.recorded_addresses;
     let mut wanted = desired.addresses.clone();
-    wanted.extend(&actual.routing.addresses);
+    let others = actual.routing.addresses.iter();
+    wanted.extend(others.take(ADDRESSES_MOST));
     wanted.sort_unstable();
     wanted.dedup();
     let stale = recorded.iter().filter(|address| !wanted.contains(address));

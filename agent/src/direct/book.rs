@@ -362,7 +362,7 @@ impl<S: Clone> Book<S> {
                 .any(|member| member.same_node == SameNode::Encrypted);
             let why = match direct::passage(&self.snapshot, from, at, flow.server()) {
                 Passage::Straight if is_encrypted => {
-                    "connection closed: traffic within the node is to be encrypted now".to_owned()
+                    "connection closed: it has to go through the proxy now".to_owned()
                 }
                 Passage::Straight => return None,
                 Passage::Denied(denial) => {

@@ -21,15 +21,16 @@ pub(super) struct Tuple4(pub(super) bpf_sock_tuple);
 /// The size by which the lookup helpers know an IPv4 tuple.
 pub(super) const TUPLE4_SIZE: u32 = 12;
 
+/// From and to, each an IPv4 address as it lies in a packet, and a port.
 #[inline(always)]
-pub(super) fn loopback_tuple4(daddr_be: u32, port: u16) -> Tuple4 {
+pub(super) fn tuple4((saddr, sport): (u32, u16), (daddr, dport): (u32, u16)) -> Tuple4 {
     // SAFETY: integers only; all zeroes is a value.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
     tuple.__bindgen_anon_1.ipv4 = aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-        saddr: Address::LOOPBACK_V4.words_be[3],
-        daddr: daddr_be,
-        sport: 0,
-        dport: port.to_be(),
+        saddr,
+        daddr,
+        sport: sport.to_be(),
+        dport: dport.to_be(),
     };
     Tuple4(tuple)
 }

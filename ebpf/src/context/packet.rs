@@ -3,15 +3,20 @@
 use core::mem::offset_of;
 
 use aya_ebpf::{
-    bindings::__sk_buff,
-    helpers::generated::{bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp},
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::{
+        bpf_sk_assign, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
+    },
 };
-use culvert_ebpf::Address;
+use culvert_ebpf::{Address, TupleKey};
 
 use super::{
     CURRENT_NETNS, Socket,
-    lookup::{TUPLE4_SIZE, Tuple6, loopback_tuple4, release},
+    lookup::{TUPLE4_SIZE, Tuple6, release, tuple4},
 };
+
+/// `TCP_LISTEN` (`include/net/tcp_states.h`).
+const TCP_LISTEN: u32 = 10;
 
 /// The context of a `tcx` program.
 pub struct Packet(*mut __sk_buff);
@@ -54,12 +59,6 @@ impl Packet {
         unsafe { bpf_skb_store_bytes(self.0.cast(), offset, from, length, 0) == 0 }
     }
 
-    /// The packet's length, its Ethernet header included.
-    #[inline(always)]
-    pub fn length(&self) -> u32 {
-        load!("u32", self.0, offset_of!(__sk_buff, len)) as u32
-    }
-
     /// The packet's mark: that of the sending socket, on lo also where it is received.
     #[inline(always)]
     pub fn mark(&self) -> u32 {
@@ -78,28 +77,58 @@ impl Packet {
     /// too, which would otherwise answer with the agent's listener.
     #[inline(always)]
     pub fn has_listener(&self, local: &Address, port: u16) -> bool {
-        let sk = if local.is_v4() {
-            let mut tuple = loopback_tuple4(local.words_be[3], port);
-            let (tuple, size) = (&raw mut tuple.0, TUPLE4_SIZE);
-            // SAFETY: the tuple is whole and its size says IPv4.
-            unsafe { bpf_skc_lookup_tcp(self.0.cast(), tuple, size, CURRENT_NETNS, 0) }
+        let remote = if local.is_v4() {
+            Address::LOOPBACK_V4
         } else {
-            let mut tuple = Tuple6 {
-                saddr: Address::LOOPBACK_V6,
-                daddr: *local,
-                sport_be: 0,
-                dport_be: port.to_be(),
-            };
-            let (tuple, size) = ((&raw mut tuple).cast(), size_of::<Tuple6>() as u32);
-            // SAFETY: as above, IPv6.
-            unsafe { bpf_skc_lookup_tcp(self.0.cast(), tuple, size, CURRENT_NETNS, 0) }
+            Address::LOOPBACK_V6
         };
+        let sk = self.socket((&remote, 0), (local, port));
         let Some(socket) = Socket::from_ptr(sk) else {
             return false;
         };
         let is_agents = socket.note().is_agents();
         release(sk);
         !is_agents
+    }
+
+    /// Hands the packet to the socket or request of the connection that it belongs to, so that the kernel does not look for
+    /// one again; false if neither is found.
+    #[inline(always)]
+    pub fn hand_over(&self, connection: &TupleKey) -> bool {
+        let remote = (&connection.remote, connection.remote_port);
+        let sk = self.socket(remote, (&connection.local, connection.local_port));
+        if sk.is_null() {
+            return false;
+        }
+        let state = load!("u32", sk, offset_of!(bpf_sock, state)) as u32;
+        // SAFETY: the socket is not null, and referenced until it is released below.
+        let is_handed_over =
+            state != TCP_LISTEN && unsafe { bpf_sk_assign(self.0.cast(), sk.cast(), 0) } == 0;
+        release(sk);
+        is_handed_over
+    }
+
+    /// The socket that the kernel finds for a packet from `remote` to `local`; null, or to be released.
+    #[inline(always)]
+    fn socket(&self, remote: (&Address, u16), local: (&Address, u16)) -> *mut bpf_sock {
+        if local.0.is_v4() {
+            let mut tuple = tuple4(
+                (remote.0.words_be[3], remote.1),
+                (local.0.words_be[3], local.1),
+            );
+            let (tuple, size) = (&raw mut tuple.0, TUPLE4_SIZE);
+            // SAFETY: the tuple is whole and its size says IPv4.
+            return unsafe { bpf_skc_lookup_tcp(self.0.cast(), tuple, size, CURRENT_NETNS, 0) };
+        }
+        let mut tuple = Tuple6 {
+            saddr: *remote.0,
+            daddr: *local.0,
+            sport_be: remote.1.to_be(),
+            dport_be: local.1.to_be(),
+        };
+        let (tuple, size) = ((&raw mut tuple).cast(), size_of::<Tuple6>() as u32);
+        // SAFETY: as above, IPv6.
+        unsafe { bpf_skc_lookup_tcp(self.0.cast(), tuple, size, CURRENT_NETNS, 0) }
     }
 }
 

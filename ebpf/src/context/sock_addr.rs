@@ -12,7 +12,7 @@ use culvert_ebpf::Address;
 
 use super::{
     CURRENT_NETNS, SO_MARK, SOL_SOCKET, Socket,
-    lookup::{TUPLE4_SIZE, loopback_tuple4, release},
+    lookup::{TUPLE4_SIZE, release, tuple4},
 };
 use crate::maps::HAS_SET_RETVAL;
 
@@ -121,7 +121,8 @@ impl SockAddr {
     /// after the agent's death.
     #[inline(always)]
     pub fn agent_listens(&self, port: u16) -> bool {
-        let mut tuple = loopback_tuple4(Address::LOOPBACK_V4.words_be[3], port);
+        let loopback = Address::LOOPBACK_V4.words_be[3];
+        let mut tuple = tuple4((loopback, 0), (loopback, port));
         // SAFETY: the tuple is whole and its size says IPv4.
         let sk = unsafe {
             bpf_sk_lookup_tcp(

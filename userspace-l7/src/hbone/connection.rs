@@ -148,6 +148,11 @@ impl Connection {
         core.lost.is_some() || core.machine.is_closing()
     }
 
+    /// Whether no stream can be opened for other reasons than that there are many: it ends, or the server allows none.
+    pub(super) fn takes_none(&self) -> bool {
+        self.is_closing() || self.0.core.borrow().machine.peer_max_streams() == 0
+    }
+
     /// Since when no stream has been open.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         self.0.core.borrow().idle_since

@@ -176,6 +176,9 @@ pub enum OpenError {
     /// The server gave the request up without an answer.
     #[error("the server reset the request ({0})")]
     Reset(ErrorCode),
+    /// The server does not answer the request, though it is there.
+    #[error("the server does not answer the request")]
+    Unanswered,
     /// The connection broke before there was an answer.
     #[error("{0}")]
     Lost(#[from] Lost),
@@ -193,7 +196,7 @@ impl OpenError {
     /// server begins to pass bytes on with its success.
     pub(super) fn after_first_bytes(self) -> Self {
         match self {
-            Self::Reset(_) | Self::Lost(_) => Self::Unsure(Rc::new(self)),
+            Self::Reset(_) | Self::Unanswered | Self::Lost(_) => Self::Unsure(Rc::new(self)),
             Self::Dial(_)
             | Self::Refused
             | Self::Status { .. }
@@ -219,6 +222,7 @@ impl OpenError {
             | Self::Lost(_)
             | Self::Refused
             | Self::Reset(_)
+            | Self::Unanswered
             | Self::Closing => ResponseFlags::Connect,
         }
     }
@@ -232,7 +236,7 @@ impl OpenError {
             },
             Self::Status { cause, .. } => *cause,
             Self::Unsure(error) => error.cause(),
-            Self::Lost(Lost::Silent) => Some(Cause::TimedOut),
+            Self::Unanswered | Self::Lost(Lost::Silent) => Some(Cause::TimedOut),
             Self::Refused | Self::Reset(_) | Self::Lost(_) | Self::Closing => None,
         }
     }
@@ -263,7 +267,9 @@ impl OpenError {
                 DialError::Connect(_) => Retry::Safe,
                 DialError::Tls(error) => error.retry(Role::Client),
             },
-            Self::Refused | Self::Lost(_) | Self::Status { status: 503, .. } => Retry::Safe,
+            Self::Refused | Self::Unanswered | Self::Lost(_) | Self::Status { status: 503, .. } => {
+                Retry::Safe
+            }
             Self::Status { .. } | Self::Reset(_) | Self::Unsure(_) | Self::Closing => Retry::Never,
         }
     }

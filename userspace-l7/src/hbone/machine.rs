@@ -132,6 +132,8 @@ pub(super) struct Machine {
     decoder: Decoder,
     streams: HashMap<u32, Stream>,
     events: VecDeque<Event>,
+    /// Every stream may send more, and has not been told: however many frames say so, they are told once.
+    all_writable: bool,
     /// Whole frames other than DATA, in the order in which they have to leave.
     control: Vec<u8>,
     peer: settings::Peer,
@@ -158,6 +160,7 @@ impl Machine {
             decoder: Decoder::new(),
             streams: HashMap::new(),
             events: VecDeque::new(),
+            all_writable: false,
             control,
             peer: settings::Peer::default(),
             send_window: settings::DEFAULT_WINDOW,
@@ -172,7 +175,8 @@ impl Machine {
 
     /// The next thing that happened.
     pub(super) fn event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        let event = self.events.pop_front();
+        event.or_else(|| std::mem::take(&mut self.all_writable).then_some(Event::AllWritable))
     }
 
     /// Whether frames wait to leave.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use foldhash::HashMap;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, spawn_local};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connection::{Connection, FirstBytes, Liveness, Stream};
 use super::error::{DialError, Lost, OpenError};
@@ -30,6 +30,9 @@ const MAX_STREAMS: usize = 100;
 
 /// Time that a connection without streams is kept (ztunnel's constant).
 const IDLE: Duration = Duration::from_secs(5 * 60);
+
+/// Time that a server has to answer a request. Its agent may wait for its application, and for news of the mesh before.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// Connections that are tried for one request, where those before refused it or broke without an answer.
 const ATTEMPTS: usize = 3;
@@ -54,8 +57,25 @@ pub struct Pool(Rc<Inner>);
 struct Inner {
     tunnels: RefCell<HashMap<PoolKey, Tunnels>>,
     is_closing: Cell<bool>,
-    /// Time that a connection without streams is kept.
-    idle: Duration,
+    patience: Patience,
+}
+
+/// What a pool waits for, and how long.
+#[derive(Clone, Copy)]
+pub(super) struct Patience {
+    /// That a connection without streams gets one.
+    pub(super) idle: Duration,
+    /// The answer to a request.
+    pub(super) answer: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            idle: IDLE,
+            answer: ANSWER,
+        }
+    }
 }
 
 /// One key's connections.
@@ -83,15 +103,15 @@ enum Next {
 impl Pool {
     /// A pool without tunnels.
     pub fn new() -> Self {
-        Self::keeping(IDLE)
+        Self::with(Patience::default())
     }
 
-    /// A pool that keeps a connection without streams for `idle`.
-    pub(super) fn keeping(idle: Duration) -> Self {
+    /// A pool that waits for so long.
+    pub(super) fn with(patience: Patience) -> Self {
         Self(Rc::new(Inner {
             tunnels: RefCell::default(),
             is_closing: Cell::new(false),
-            idle,
+            patience,
         }))
     }
 
@@ -121,7 +141,7 @@ impl Pool {
         let mut failures = 0;
         loop {
             let lost = match self.next(&key, &dial)? {
-                Next::Use(connection) => match connection.open(request, first).await {
+                Next::Use(connection) => match self.answered(&connection, request, first).await {
                     // The race that every reused connection has: it went away while we asked.
                     Err(error) if may_ask_again(&error) => {
                         connection.drain();
@@ -134,7 +154,10 @@ impl Pool {
                     // A dial without an outcome was taken down.
                     match outcome.map_err(|_taken_down| OpenError::Closing)?.clone() {
                         Some(Err(error)) => return Err(OpenError::Dial(error)),
-                        Some(Ok(fresh)) if fresh.is_closing() => OpenError::Refused,
+                        Some(Ok(fresh)) if fresh.takes_none() => {
+                            fresh.drain();
+                            OpenError::Refused
+                        }
                         _ => continue,
                     }
                 }
@@ -143,6 +166,22 @@ impl Pool {
             if failures == ATTEMPTS {
                 return Err(lost);
             }
+        }
+    }
+
+    /// The answer to a request, in time.
+    async fn answered(
+        &self,
+        connection: &Connection,
+        request: &ConnectRequest,
+        first: &mut FirstBytes<'_>,
+    ) -> Result<Stream, OpenError> {
+        match timeout(self.0.patience.answer, connection.open(request, first)).await {
+            Ok(outcome) => outcome,
+            Err(_elapsed) if first.have_left() => {
+                Err(OpenError::Unsure(Rc::new(OpenError::Unanswered)))
+            }
+            Err(_elapsed) => Err(OpenError::Unanswered),
         }
     }
 
@@ -158,17 +197,16 @@ impl Pool {
         gone.iter().for_each(Tunnels::take_down);
     }
 
-    /// Opens no more streams; each tunnel ends after those that it has.
+    /// Opens no more streams, but for those who wait for a dial already; each tunnel ends after those that it has.
     pub fn drain(&self) {
         self.0.is_closing.set(true);
-        let all = std::mem::take(&mut *self.0.tunnels.borrow_mut());
-        for tunnels in all.values() {
-            tunnels.connections.iter().for_each(Connection::drain);
+        self.0.tunnels.borrow_mut().retain(|_, tunnels| {
             tunnels
-                .dialling
-                .iter()
-                .for_each(|dialling| dialling.task.abort());
-        }
+                .connections
+                .drain(..)
+                .for_each(|connection| connection.drain());
+            tunnels.dialling.is_some()
+        });
     }
 
     /// Connections that new streams may use.
@@ -187,14 +225,19 @@ impl Pool {
         D: Fn() -> F,
         F: Future<Output = Result<Session, DialError>> + 'static,
     {
-        if self.0.is_closing.get() {
+        let mut all = self.0.tunnels.borrow_mut();
+        let is_closing = self.0.is_closing.get();
+        if is_closing && !all.contains_key(key) {
             return Err(OpenError::Closing);
         }
-        let mut all = self.0.tunnels.borrow_mut();
         let tunnels = all.entry(key.clone()).or_default();
-        tunnels
-            .connections
-            .retain(|connection| !connection.is_closing());
+        tunnels.connections.retain(|connection| {
+            let is_useless = connection.takes_none();
+            if is_useless {
+                connection.drain();
+            }
+            !is_useless
+        });
         // The fullest first, so that the others can fall idle.
         let with_room = tunnels
             .connections
@@ -205,6 +248,9 @@ impl Pool {
         }
         if let Some(dialling) = &tunnels.dialling {
             return Ok(Next::Wait(dialling.outcome.clone()));
+        }
+        if is_closing {
+            return Err(OpenError::Closing);
         }
         let (tell, outcome) = watch::channel(None);
         let dialled = dialled(Rc::downgrade(&self.0), key.clone(), dial(), tell);
@@ -281,7 +327,7 @@ async fn dialled(
                 tunnels.connections.push(connection.clone());
                 // Whoever asked may have gone away.
                 drop(tell.send_replace(Some(Ok(connection.clone()))));
-                (connection, pool.idle)
+                (connection, pool.patience.idle)
             }
             Err(error) => {
                 if tunnels.connections.is_empty() {

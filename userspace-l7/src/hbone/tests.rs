@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use super::connection::{Connection, Liveness};
 use super::machine::Role;
+use super::pool::Patience;
 use super::*;
 use crate::model::WorkloadUid;
 use crate::ring::{Backend, Listener, Tcp, run};

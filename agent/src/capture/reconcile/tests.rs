@@ -350,3 +350,18 @@ proptest! {
         prop_assert!(entry.is_none_or(|index| index + 1 == actions.len()));
     }
 }
+
+#[test]
+fn a_pod_with_thousands_of_addresses_leaves_room_for_others() {
+    let mut actual = whole();
+    let many = (0..5000_u16).map(|number| {
+        let [high, low] = number.to_be_bytes();
+        IpAddr::V4(Ipv4Addr::new(10, 99, high, low))
+    });
+    actual.routing.addresses.extend(many);
+    let actions = addresses(&desired(), &actual);
+    let records = |action: &Action| matches!(action, Action::RecordAddress(_));
+    let recorded = actions.iter().filter(|action| records(action)).count();
+    assert_eq!(recorded, ADDRESSES_MOST - 2, "its own two count");
+    assert_eq!(actions.len(), recorded, "nothing is forgotten");
+}

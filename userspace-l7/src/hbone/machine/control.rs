@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::super::error::{ConnectionError, ErrorCode};
-use super::super::frame::{self, Head, flag, kind};
+use super::super::frame::{self, Head, flag, kind, setting};
 use super::flood::Cost;
 use super::settings::MAX_WINDOW;
 use super::{Closing, Event, FAREWELL, Machine, Role, broken, protocol, size};
@@ -29,11 +29,19 @@ impl Machine {
         let (settings, []) = payload.as_chunks::<6>() else {
             return Err(size("SETTINGS of a wrong size"));
         };
+        let mut window = None;
         for [i0, i1, v0, v1, v2, v3] in settings {
-            self.apply(
-                u16::from_be_bytes([*i0, *i1]),
-                u32::from_be_bytes([*v0, *v1, *v2, *v3]),
-            )?;
+            let id = u16::from_be_bytes([*i0, *i1]);
+            let value = u32::from_be_bytes([*v0, *v1, *v2, *v3]);
+            if id == setting::INITIAL_WINDOW_SIZE {
+                // Every stream follows it, and only the last word counts (RFC 9113 §6.5.3): a frame has room for 10,000.
+                window = Some(value);
+            } else {
+                self.apply(id, value)?;
+            }
+        }
+        if let Some(window) = window {
+            self.apply_initial_window(i64::from(window))?;
         }
         self.input.settings_seen = true;
         frame::push(&mut self.control, kind::SETTINGS, flag::ACK, 0, &[]);
@@ -104,7 +112,7 @@ impl Machine {
                 let reason = "the connection's window grew above 2^31-1";
                 return Err(broken(ErrorCode::FLOW_CONTROL_ERROR, reason));
             }
-            self.events.push_back(Event::AllWritable);
+            self.all_writable = true;
             return Ok(());
         }
         self.check_opened(head.stream)?;

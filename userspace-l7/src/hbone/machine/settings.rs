@@ -3,8 +3,8 @@
 use super::super::error::{ConnectionError, ErrorCode};
 use super::super::frame::{self, DEFAULT_MAX_FRAME, PREFACE, setting};
 use super::{
-    CONNECTION_WINDOW, Event, MAX_FRAME, MAX_HEADERS, MAX_STREAMS, Machine, Role, STREAM_WINDOW,
-    broken, protocol,
+    CONNECTION_WINDOW, MAX_FRAME, MAX_HEADERS, MAX_STREAMS, Machine, Role, STREAM_WINDOW, broken,
+    protocol,
 };
 
 /// Every window before anyone says otherwise (RFC 9113 §6.9.2).
@@ -63,10 +63,9 @@ pub(super) fn announce(role: Role, out: &mut Vec<u8>) {
 }
 
 impl Machine {
-    /// Takes over one setting. Ours need no acknowledgement to count: they allow more than the defaults do.
+    /// Takes over one setting, unless it is the initial window. Ours need no acknowledgement to count: they allow more than the defaults do.
     pub(super) fn apply(&mut self, id: u16, value: u32) -> Result<(), ConnectionError> {
         match id {
-            setting::INITIAL_WINDOW_SIZE => return self.apply_initial_window(i64::from(value)),
             setting::MAX_FRAME_SIZE => {
                 let size = value as usize;
                 if !(DEFAULT_MAX_FRAME..1 << 24).contains(&size) {
@@ -90,7 +89,8 @@ impl Machine {
         Ok(())
     }
 
-    fn apply_initial_window(&mut self, window: i64) -> Result<(), ConnectionError> {
+    /// Takes over the initial window of streams.
+    pub(super) fn apply_initial_window(&mut self, window: i64) -> Result<(), ConnectionError> {
         if window > MAX_WINDOW {
             return Err(broken(
                 ErrorCode::FLOW_CONTROL_ERROR,
@@ -107,7 +107,7 @@ impl Machine {
                 return Err(broken(ErrorCode::FLOW_CONTROL_ERROR, reason));
             }
         }
-        self.events.push_back(Event::AllWritable);
+        self.all_writable = true;
         Ok(())
     }
 }

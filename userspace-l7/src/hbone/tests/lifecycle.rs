@@ -107,6 +107,96 @@ fn a_drained_pool_opens_no_more_and_lets_streams_finish() {
 }
 
 #[test]
+fn whoever_waits_for_a_dial_when_the_pool_is_drained_is_served() {
+    on_both_backends(|| async {
+        let node = Rc::new(Node::start(echo));
+        let pool = Pool::new();
+        let (asking, others) = (Rc::clone(&node), pool.clone());
+        let waiting = spawn_local(async move { asking.open(&others).await });
+        until("it dials", || node.accepted.get() == 1).await;
+        pool.drain();
+        let mut stream = waiting.await.unwrap().unwrap();
+        assert!(matches!(
+            node.open(&pool).await,
+            Ok(_) | Err(OpenError::Closing)
+        ));
+        stream.send(b"last").await.unwrap();
+        assert_eq!(stream.recv().await.unwrap().unwrap(), b"last");
+    });
+}
+
+/// Accepts requests, and keeps them.
+async fn say_nothing(incoming: Incoming) {
+    std::future::pending::<()>().await;
+    drop(incoming);
+}
+
+#[test]
+fn a_server_that_answers_no_request_is_given_up() {
+    on_both_backends(|| async {
+        let node = Node::start(say_nothing);
+        let pool = Pool::with(Patience {
+            answer: Duration::from_millis(50),
+            ..Patience::default()
+        });
+        let error = node.open(&pool).await.unwrap_err();
+        assert!(matches!(error, OpenError::Unanswered), "{error:?}");
+        let error = node.ask(&pool, b"first").await.unwrap_err();
+        let OpenError::Unsure(error) = error else {
+            panic!("{error:?}")
+        };
+        assert!(matches!(*error, OpenError::Unanswered), "{error:?}");
+        assert_eq!(node.accepted.get(), 1, "others may have better luck");
+    });
+}
+
+#[test]
+fn a_server_that_allows_no_streams_is_not_dialled_for_ever() {
+    on_both_backends(|| async {
+        let node = Node::start(echo);
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket
+            .bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
+            .unwrap();
+        socket.listen(64).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let listener = Listener::from_fd(socket.into()).unwrap();
+        let bob = Arc::clone(&node.bob);
+        let server = spawn_local(async move {
+            let mut sessions = Vec::new();
+            loop {
+                let tcp = listener.accept().await.unwrap();
+                let mut session = tls::accept(tcp, &bob, soon()).await.unwrap();
+                let (mut frames, mut out) = (Vec::new(), Vec::new());
+                frame::push_settings(&mut frames, &[(frame::setting::MAX_CONCURRENT_STREAMS, 0)]);
+                session.sealer.append(&mut out, &frames).unwrap();
+                session.sealer.finish(&mut out).unwrap();
+                session.tcp.send(out).await.0.unwrap();
+                sessions.push(session);
+            }
+        });
+        let pool = Pool::with(Patience {
+            answer: Duration::from_millis(50),
+            ..Patience::default()
+        });
+        let dials = Cell::new(0);
+        for _ in 0..3 {
+            let dial = || {
+                dials.set(dials.get() + 1);
+                Node::dial(address, Arc::clone(&node.alice))
+            };
+            let mut none = FirstBytes::new(&[]);
+            let error = pool.open(node.key(), &request(), &mut none, dial).await;
+            let error = error.unwrap_err();
+            let is_given_up = matches!(error, OpenError::Refused | OpenError::Unanswered);
+            assert!(is_given_up, "{error:?}");
+        }
+        assert!(dials.get() <= 9, "{} dials", dials.get());
+        server.abort();
+    });
+}
+
+#[test]
 fn a_forgotten_pod_loses_its_tunnels_and_no_other_does() {
     on_both_backends(|| async {
         let node = Node::start(echo);
@@ -234,7 +324,10 @@ fn a_tunnel_that_carries_nothing_for_long_is_let_go_and_a_used_one_is_not() {
     on_both_backends(|| async {
         let idle = Duration::from_millis(100);
         let node = Node::start(echo);
-        let pool = Pool::keeping(idle);
+        let pool = Pool::with(Patience {
+            idle,
+            ..Patience::default()
+        });
         let mut stream = node.open(&pool).await.unwrap();
         // A stream that says nothing is an application's silence, and no reason to end its tunnel.
         let early = timeout(idle * 5, stream.recv()).await;

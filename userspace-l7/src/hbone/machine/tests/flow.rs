@@ -253,7 +253,7 @@ fn sending_respects_both_windows_and_the_frame_size() {
     script
         .frame(kind::WINDOW_UPDATE, 0, 1, &150_000_u32.to_be_bytes())
         .unwrap();
-    assert_eq!(script.events(), [Event::AllWritable, Event::Writable(1)]);
+    assert_eq!(script.events(), [Event::Writable(1), Event::AllWritable]);
     assert_eq!(
         send(&mut script, 1, 1 << 20),
         MAX_DATA,
@@ -406,4 +406,22 @@ fn header_blocks_are_cut_to_the_peers_frame_size() {
         (kind::CONTINUATION, flag::END_HEADERS, 40_000 - 2 * 16_384),
     ];
     assert_eq!(shape, expected);
+}
+
+#[test]
+fn however_often_a_peer_gives_credit_its_streams_are_told_once() {
+    let mut script = Script::client();
+    for _ in 0..100 {
+        script
+            .frame(kind::WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes())
+            .unwrap();
+    }
+    let windows: Vec<u8> = [[0, 4, 0, 0, 0, 1], [0, 4, 0, 1, 0, 0]]
+        .concat()
+        .repeat(5000);
+    let windows = &windows[..6 * (16_384 / 6)];
+    script.frame(kind::SETTINGS, 0, 0, windows).unwrap();
+    assert_eq!(script.events(), [Event::AllWritable]);
+    let ended = script.frame(kind::SETTINGS, 0, 0, &[0, 4, 0x80, 0, 0, 0]);
+    assert!(ended.is_err(), "a window above 2^31-1");
 }
