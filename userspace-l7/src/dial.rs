@@ -86,6 +86,11 @@ impl DialError {
         }
     }
 
+    /// Whether the target's node takes no tunnel for it, as far as it can be told.
+    pub(crate) fn is_untaken(&self) -> bool {
+        matches!(self, Self::Tunnel { source, .. } if source.is_untaken())
+    }
+
     /// Why what the application wants first could not be done, where it is that.
     pub(crate) fn reason(&self) -> Option<Rc<str>> {
         match self {

@@ -105,6 +105,7 @@ impl Exchange {
             pod: self.pod.uid.clone(),
             destination: self.to,
             workload: None,
+            is_tunnelled: self.beyond.is_some(),
             service: None,
             group: None,
             client: Some(self.client),
