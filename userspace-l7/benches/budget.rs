@@ -62,6 +62,7 @@ fn workload() -> Workload {
         services: vec![],
         labels: WorkloadLabels::default(),
         authorization_policies: vec![],
+        application_tunnel: None,
         waypoint: None,
     }
 }

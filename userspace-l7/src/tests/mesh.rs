@@ -155,6 +155,7 @@ impl Mesh {
             services: vec![],
             labels: WorkloadLabels::default(),
             authorization_policies: vec![],
+            application_tunnel: None,
             waypoint: None,
         };
         let identity = self.authority.identity(&workload.identity().to_string());
