@@ -33,10 +33,10 @@ use userspace_l7::telemetry::Reporter;
 use crate::mesh::status::ObjectStatus;
 pub use certificate::{CertificateEntry, CertificateState, CertificateStatus, InvalidCertificate};
 pub use config_dump::{
-    AddressedWaypoint, CertificateDump, CertificateEntryDump, ConfigDump, ConnectionDump,
-    ConnectionsDump, EndpointDump, LoadBalancerDump, LocalityDump, MatchDump, PodInfoDump,
-    PolicyDump, ServiceAccountDump, ServiceDump, StringMatchDump, VersionDump, WorkloadDump,
-    WorkloadStateDump,
+    AddressedWaypoint, ApplicationTunnelDump, CertificateDump, CertificateEntryDump, ConfigDump,
+    ConnectionDump, ConnectionsDump, EndpointDump, LoadBalancerDump, LocalityDump, MatchDump,
+    PodInfoDump, PolicyDump, ServiceAccountDump, ServiceDump, StringMatchDump, VersionDump,
+    WorkloadDump, WorkloadStateDump,
 };
 pub use explain::{
     BackendStep, ClientStep, DestinationStep, EndpointStep, Expectation, Explanation, LimitStep,

@@ -19,6 +19,7 @@ pub mod lab;
 pub mod net;
 pub mod rate_limiter;
 pub mod runtime;
+pub mod sandwich;
 pub mod scenario;
 pub mod seed;
 pub mod tls;

@@ -78,6 +78,44 @@ const DEMANDS: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPoli
     - from: [{source: {principals: [cluster.local/ns/shop/sa/waypoint]}}]\n";
 
 #[test]
+fn clients_outside_the_mesh_meet_the_demands_of_the_canary_as_often_as_its_weight_says()
+-> Result<()> {
+    let mut mesh = EchoMesh::shop()?;
+    mesh.waypoint("shop", "next", "{}", "")?;
+    mesh.apply("policy.yaml", CLOSED)?;
+    let labels = "{istio.io/ingress-use-waypoint: 'true'}";
+    mesh.service("shop", "echo", labels, "{app: echo}")?;
+    let to = SocketAddr::new(mesh.pod("echo-v1")?.v4(), 8080);
+    let ask = Ask::get("/");
+    weigh(&mesh, "100")?;
+    mesh.soon_answers("outside", to, &ask, 403)?;
+    weigh(&mesh, "0")?;
+    mesh.soon_answers("outside", to, &ask, 200)?;
+    weigh(&mesh, "30")?;
+    let refused = |times: usize| -> Result<usize> {
+        let mut refused = 0;
+        for _ in 0..times {
+            // What holds for the first request of a connection holds for all of them.
+            let statuses = mesh.statuses("outside", to, &ask, 2)?;
+            ensure!(statuses.len() == 1, "{statuses:?}");
+            refused += usize::from(statuses.contains_key(&403));
+        }
+        Ok(refused)
+    };
+    eventually("the canary is in force", Duration::from_secs(5), || {
+        let found = refused(10)?;
+        ensure!((1..10).contains(&found), "{found} of 10");
+        Ok(())
+    })?;
+    // 90 are expected, and the standard deviation is 8. One count in 370 is further away than three of them, by chance,
+    // and two in a row are not.
+    let counts = [refused(300)?, refused(300)?];
+    let is_near = |found: &usize| (67..=113).contains(found);
+    ensure!(counts.iter().any(is_near), "{counts:?} of 300 each");
+    Ok(())
+}
+
+#[test]
 fn clients_outside_the_mesh_meet_the_demands_where_the_label_says_so() -> Result<()> {
     let mut mesh = EchoMesh::shop()?;
     mesh.apply("policy.yaml", DEMANDS)?;

@@ -86,6 +86,11 @@ impl DialError {
         }
     }
 
+    /// Whether the target's node takes no tunnel for it, as far as it can be told.
+    pub(crate) fn is_untaken(&self) -> bool {
+        matches!(self, Self::Tunnel { source, .. } if source.is_untaken())
+    }
+
     /// Why what the application wants first could not be done, where it is that.
     pub(crate) fn reason(&self) -> Option<Rc<str>> {
         match self {
@@ -151,7 +156,7 @@ impl<'a> Beginning<'a> {
     }
 }
 
-/// Begins a connection that has been made to `server`.
+/// Begins a connection that has been made.
 ///
 /// # Errors
 /// As [`origination::begin`].
@@ -162,7 +167,7 @@ pub(crate) async fn begin(
     hub: &Hub,
     far: Far,
     (opening, speaks): (&Opening, AppProtocol),
-    (client, server): (Option<SocketAddr>, SocketAddr),
+    ends: Ends<'_>,
     patience: Duration,
 ) -> Result<Far, OriginationError> {
     let raw = match far {
@@ -170,7 +175,6 @@ pub(crate) async fn begin(
         Far::Tunnel(stream) => Raw::tunnel(stream),
         begun @ Far::Secured(_) => return Ok(begun),
     };
-    let ends = Ends { client, server };
     let deadline = Instant::now() + patience;
     let opened = origination::begin(&hub.originations, raw, (opening, speaks), ends, deadline);
     Ok(match opened.await? {
@@ -238,7 +242,8 @@ pub(crate) async fn reach_with(
         let request = (request, &mut none);
         let far = reach_bare(hub, pod, workload, (target, patience), request).await?;
         let what = (beginning.opening, beginning.speaks);
-        let begun = begin(hub, far, what, (beginning.client, to), patience).await;
+        let ends = Ends::of(beginning.client, to);
+        let begun = begin(hub, far, what, ends, patience).await;
         begun.map_err(unbegun)
     });
     begun.await

@@ -39,6 +39,9 @@ pub enum Reason {
     /// Requests have to be seen, or bytes judged by what is demanded of requests.
     #[error("the pod is bound to a waypoint")]
     Layer7,
+    /// Its application is a waypoint, which learns from the node agent who calls and what.
+    #[error("the pod is handed its connections by the agent")]
+    Handed,
     /// Each is logged.
     #[error("a policy is only watched")]
     Watched,
@@ -92,6 +95,9 @@ fn proxied(
     }
     if OWN_PORTS.contains(&to.port()) {
         return Some(Reason::OwnPort);
+    }
+    if server.application_tunnel.is_some() {
+        return Some(Reason::Handed);
     }
     if server.waypoint.is_some() || snapshot.workloads_layer7.contains_key(&server.uid) {
         return Some(Reason::Layer7);

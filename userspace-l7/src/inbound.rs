@@ -20,8 +20,8 @@ use crate::connections::{Carriage, Claim, Direction, LiveConnection, Tracked, Wo
 use crate::dial::{self, DialError};
 use crate::hbone::{self, Baggage, Cause, ConnectResponse, Incoming, OpeningClaim};
 use crate::hub::{Hub, UnknownWorkload};
-use crate::model::{AppProtocol, Opening, SpiffeId, Workload};
-use crate::origination::OriginationError;
+use crate::model::{AppProtocol, Opening, ProxyProtocol, SpiffeId, Workload};
+use crate::origination::{Ends, OriginationError};
 use crate::pod::{Family, Pod};
 use crate::policy::http::HttpDenial;
 use crate::policy::{Allowed, Denial, DryRun};
@@ -34,6 +34,7 @@ use crate::waypoint;
 
 use carriage::{Fulfilment, carry, fulfil};
 use demands::{Demanded, Protocol};
+use destination::{Called, Destination};
 
 /// Time that the application has to accept. It is on this node, so no answer means a full backlog.
 const APPLICATION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -144,6 +145,16 @@ struct Caller {
     service: Option<String>,
 }
 
+/// Where a caller wants to go.
+struct Asked<'a> {
+    to: SocketAddr,
+    demands: Option<&'a Demanded>,
+    /// As what the application's connection has to begin, and what it speaks then.
+    opening: (Opening, AppProtocol),
+    /// What was called, for an application that is told.
+    called: Option<Called>,
+}
+
 /// A connection that may be carried, and its application's end.
 struct Admitted {
     workload: Arc<Workload>,
@@ -186,8 +197,12 @@ async fn open_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) -> Option<Fulfilment>
         let service = claim::from_outside(&snapshot, &workload, to, |bound| hub.choose(bound));
         let demands =
             service.map(|one| Demanded::of_outsider(&snapshot, &workload, to, (&caller, one)));
-        let opening = (Opening::default(), AppProtocol::Tcp);
-        let asked = (to, demands.as_ref(), opening);
+        let asked = Asked {
+            to,
+            demands: demands.as_ref(),
+            opening: (Opening::default(), AppProtocol::Tcp),
+            called: None,
+        };
         let admitted = admit(hub, pod, workload, &caller, asked).await?;
         Ok::<_, InboundError>((admitted, demands))
     };
@@ -273,15 +288,27 @@ async fn open_stream(
     let admitted = async {
         let workload = hub.workload(&pod.uid).await?;
         let snapshot = hub.snapshot();
-        let to = destination::of_request(&snapshot, &workload, arrived_at, &request.authority)?;
+        let authority = &request.authority;
+        let found = destination::of_request(&snapshot, &workload, arrived_at, authority)?;
+        let Destination { to, called } = found;
         let claim = request
             .service
             .as_ref()
             .map(|claim| (claim, incoming.peer().id()));
         let believed = claim.and_then(|claim| claim::believe(&snapshot, &workload, to, claim));
-        let demands = Demanded::of(&snapshot, &workload, to, (&caller, believed));
-        let opening = opening(hub, &workload, to, request.opening.as_ref()).await?;
-        let asked = (to, Some(&demands), opening);
+        let mut demands = Demanded::of(&snapshot, &workload, to, (&caller, believed));
+        let mut opening = opening(hub, &workload, to, request.opening.as_ref()).await?;
+        if called.is_some() {
+            // A header is of one connection with all that it carries.
+            demands = demands.of_bytes();
+            opening.0.proxy_protocol = Some(ProxyProtocol::V2);
+        }
+        let asked = Asked {
+            to,
+            demands: Some(&demands),
+            opening,
+            called,
+        };
         let admitted = admit(hub, pod, workload, &caller, asked).await?;
         Ok::<_, InboundError>((admitted, demands))
     };
@@ -307,8 +334,14 @@ async fn admit(
     pod: &Pod,
     workload: Arc<Workload>,
     caller: &Caller,
-    (to, demands, (opening, speaks)): (SocketAddr, Option<&Demanded>, (Opening, AppProtocol)),
+    asked: Asked<'_>,
 ) -> Result<Admitted, InboundError> {
+    let Asked {
+        to,
+        demands,
+        opening: (opening, speaks),
+        called,
+    } = asked;
     let claim = Claim {
         workload: workload.uid.clone(),
         source: caller.address.ip(),
@@ -352,7 +385,7 @@ async fn admit(
         .map_err(unreachable)?;
     let mut app = Far::Plain(app);
     if !opening.is_nothing() {
-        let ends = (Some(caller.address), to);
+        let ends = ends(caller, to, called.as_ref());
         let begun = dial::begin(hub, app, (&opening, speaks), ends, APPLICATION_TIMEOUT);
         let begun = Box::pin(begun).await;
         app = begun.map_err(|source| InboundError::Begin { to, source })?;
@@ -365,6 +398,20 @@ async fn admit(
         to,
         opening,
     })
+}
+
+/// What the application is told of a connection. Only one that is a waypoint learns who the client has proven to be: it
+/// judges by that.
+fn ends<'a>(caller: &'a Caller, to: SocketAddr, called: Option<&'a Called>) -> Ends<'a> {
+    let Some(called) = called else {
+        return Ends::of(Some(caller.address), to);
+    };
+    Ends {
+        client: Some(caller.address),
+        server: called.address,
+        identity: caller.identity.as_ref(),
+        hostname: called.hostname.as_deref(),
+    }
 }
 
 fn count(metrics: &Metrics, observed: &DryRun) {

@@ -10,6 +10,7 @@ mod connections;
 mod dial;
 pub mod direct;
 mod dormant;
+mod doubt;
 mod endpoints;
 mod envoy;
 pub mod error;

@@ -64,6 +64,6 @@ pub use traffic::{
     ServiceTraffic, Subset, TrafficPolicy, Warmup,
 };
 pub use workload::{
-    Health, Locality, Network, NetworkMode, Peer, TunnelProtocol, WaypointReference, Workload,
-    WorkloadLabels, WorkloadUid,
+    ApplicationTunnel, Health, Locality, Network, NetworkMode, Peer, TunnelProtocol,
+    WaypointReference, Workload, WorkloadLabels, WorkloadUid,
 };

@@ -29,16 +29,32 @@ pub use settings::{UnusableTls, check};
 
 use self::verify::WrongName;
 use crate::hbone::Stream;
-use crate::model::{AppProtocol, Encryption, Opening, ProxyProtocol, UpstreamTls};
+use crate::model::{AppProtocol, Encryption, Opening, ProxyProtocol, SpiffeId, UpstreamTls};
 use crate::ring::Tcp;
 
 /// Who a connection is from and to, as the application is told.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ends {
+pub(crate) struct Ends<'a> {
     /// The client; nobody where the agent itself asks.
     pub(crate) client: Option<SocketAddr>,
-    /// The application.
+    /// The application, or what was called in its stead.
     pub(crate) server: SocketAddr,
+    /// Who the client has proven to be, where the application is told.
+    pub(crate) identity: Option<&'a SpiffeId>,
+    /// The name of what was called, where the application is told.
+    pub(crate) hostname: Option<&'a str>,
+}
+
+impl Ends<'_> {
+    /// Two addresses, and nothing else.
+    pub(crate) fn of(client: Option<SocketAddr>, server: SocketAddr) -> Self {
+        Self {
+            client,
+            server,
+            identity: None,
+            hostname: None,
+        }
+    }
 }
 
 /// Why a connection could not begin as it has to. No byte of the client has been sent.
@@ -109,7 +125,7 @@ pub(crate) async fn begin(
     settings: &Settings,
     mut raw: Raw,
     (opening, speaks): (&Opening, AppProtocol),
-    ends: Ends,
+    ends: Ends<'_>,
     deadline: Instant,
 ) -> Result<Opened, OriginationError> {
     if let Some(version) = opening.proxy_protocol {
@@ -135,7 +151,7 @@ pub(crate) async fn begin(
 async fn announce(
     raw: &mut Raw,
     version: ProxyProtocol,
-    ends: Ends,
+    ends: Ends<'_>,
 ) -> Result<(), OriginationError> {
     let header = proxy_header::write(version, ends);
     let sent = raw.send(&header).await;

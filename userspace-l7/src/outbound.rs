@@ -13,6 +13,7 @@ use tracing::debug;
 
 use crate::connections::{Carriage, Direction, LiveConnection, Tracked};
 use crate::dial::{self, Beginning, DialError};
+use crate::doubt::Doubts;
 use crate::endpoints::{self, Endpoints};
 use crate::error::Retry;
 use crate::hbone::{Baggage, Cause, ConnectRequest, FirstBytes, ServiceClaim};
@@ -180,6 +181,34 @@ pub(crate) struct Reached {
     bytes: Option<BytesClaim>,
 }
 
+/// Reaches where the connection goes, for `app` if there is one yet. Where nodes do not agree on whether an endpoint is in
+/// the mesh, once they do.
+///
+/// # Errors
+/// As [`reach_now`].
+///
+/// # Cancel safety
+/// Dropping the future gives up what it has reached.
+pub(crate) async fn reach(
+    hub: &Rc<Hub>,
+    pod: &Pod,
+    (source, dialled): (SocketAddr, SocketAddr),
+    mut app: Option<(&Tcp, &mut Spoken)>,
+) -> Result<Reached, OutboundError> {
+    let mut doubts = Doubts::default();
+    loop {
+        let app = app.as_mut().map(|(app, spoken)| (*app, &mut **spoken));
+        let reached = reach_now(hub, pod, (source, dialled), app, &mut doubts).await;
+        let is_over = match &reached {
+            Ok(_) => true,
+            Err(error) => error.retry() == Retry::Never || !doubts.settle(hub).await,
+        };
+        if is_over {
+            return reached;
+        }
+    }
+}
+
 /// Tries the plan's targets in turn until one answers. What `app`, if there is one yet, has said so far may leave along
 /// with a request. As long as none of it can have arrived, a failure of one costs nothing but time.
 ///
@@ -192,11 +221,12 @@ pub(crate) struct Reached {
 ///
 /// # Cancel safety
 /// Dropping the future gives up what it has reached.
-pub(crate) async fn reach(
+async fn reach_now(
     hub: &Rc<Hub>,
     pod: &Pod,
     (source, dialled): (SocketAddr, SocketAddr),
     mut app: Option<(&Tcp, &mut Spoken)>,
+    doubts: &mut Doubts,
 ) -> Result<Reached, OutboundError> {
     let workload = hub.workload(&pod.uid).await?;
     let (plan, endpoints) = plan(hub, pod, &workload, (source, dialled))?;
@@ -256,11 +286,14 @@ pub(crate) async fn reach(
             }
             Err(error) => {
                 debug!(workload = %pod.uid, destination = %target.destination, %error, "endpoint failed");
-                let is_final = is_final(&error, &first);
-                last = error;
-                if is_final {
-                    break;
+                if is_final(&error, &first) {
+                    doubts.dismiss();
+                    return Err(error);
                 }
+                if let OutboundError::Dial(error) = &error {
+                    doubts.note(target, error);
+                }
+                last = error;
             }
         }
     }

@@ -4,6 +4,7 @@
 mod any_head;
 mod application;
 mod correctness;
+mod doubt;
 mod http;
 mod http2;
 mod judging;

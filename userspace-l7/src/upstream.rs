@@ -142,6 +142,7 @@ fn key(origin: &Origin<'_>, (endpoints, target): (&Endpoints, &Target)) -> PoolK
         pod: origin.pod.uid.clone(),
         destination: target.destination,
         workload: workload.map(|workload| workload.uid.clone()),
+        is_tunnelled: target.transport != Transport::Plain,
         service: origin.claimed.map(claimed),
         group: Some(endpoints.key.clone()),
         // A header names one client.

@@ -9,6 +9,7 @@
 mod account;
 mod affinity;
 mod after;
+mod anew;
 mod backend;
 mod client;
 mod forward;

@@ -58,12 +58,25 @@ pub struct WorkloadDump {
     pub hostname: String,
     pub node: String,
     pub native_tunnel: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub application_tunnel: Option<ApplicationTunnelDump>,
     pub authorization_policies: Vec<String>,
     pub status: String,
     pub cluster_id: String,
     pub locality: LocalityDump,
     pub services: Vec<String>,
     pub capacity: u32,
+}
+
+/// How a waypoint is handed connections for others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ApplicationTunnelDump {
+    /// `PROXY` or `NONE`.
+    pub protocol: String,
+    /// The port that takes them all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 /// A waypoint by `<namespace>/<hostname>` of its service, or by `<network>/<ip>`.

@@ -54,6 +54,7 @@ pub(crate) fn workload(namespace: &str, name: &str, addresses: &[&str]) -> Workl
         services: Vec::new(),
         labels: WorkloadLabels::default(),
         authorization_policies: Vec::new(),
+        application_tunnel: None,
         waypoint: None,
     }
 }

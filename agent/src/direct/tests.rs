@@ -45,6 +45,7 @@ fn workload(name: &str, address: &str) -> Workload {
         services: vec![],
         labels: WorkloadLabels::default(),
         authorization_policies: vec![],
+        application_tunnel: None,
         waypoint: None,
     }
 }

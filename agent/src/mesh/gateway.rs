@@ -1,10 +1,11 @@
 //! Gateways, as far as binding a service or a workload to a waypoint needs them.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 
 use serde::Deserialize;
 use serde_json::Value;
-use userspace_l7::model::ServiceAccountMatch;
+use userspace_l7::model::{ApplicationTunnel, ServiceAccountMatch};
 
 use super::field::{Faults, FieldPath, at};
 use super::meta::Meta;
@@ -13,6 +14,10 @@ use super::syntax::{is_dns_label, is_dns_name};
 
 /// Service accounts (`namespace/name`, separated by commas) of clients that are believed about `x-forwarded-for` (ours).
 const FORWARDERS: &str = "culvert.dev/trust-forwarded-for";
+
+/// On a Gateway or its class: how a waypoint of another controller is handed what comes for others (Istio): `PROXY` with a
+/// header of that protocol, `NONE` without, each with `/<port>` where one port takes all.
+const INBOUND_BINDING: &str = "ambient.istio.io/waypoint-inbound-binding";
 
 /// A Gateway.
 #[derive(Clone, Debug, PartialEq)]
@@ -170,6 +175,8 @@ pub(crate) const OUR_CLASSES: [&str; 2] = ["istio-waypoint", "culvert-waypoint"]
 const OUR_CONTROLLERS: [&str; 2] = ["istio.io/mesh-controller", "culvert.dev/mesh-controller"];
 /// A waypoint's own listener.
 const HBONE_PORT: i64 = 15008;
+/// Protocol of the listener of one that reads headers (Istio).
+const PROXY_PROTOCOL: &str = "istio.io/PROXY";
 /// Says which traffic a waypoint, or all of a class, takes.
 const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
 const REVISION: &str = "istio.io/rev";
@@ -198,6 +205,13 @@ impl Gateway {
                 let problem = format!("`{one}` is no service account: write namespace/name");
                 faults.add(at!["metadata", "annotations", FORWARDERS], problem);
             }
+        }
+        if let Some(text) = self.meta.annotations.get(INBOUND_BINDING)
+            && read_binding(text).is_none()
+        {
+            let problem =
+                format!("`{text}` is no binding: write PROXY, NONE, PROXY/<port> or NONE/<port>");
+            faults.add(at!["metadata", "annotations", INBOUND_BINDING], problem);
         }
         if self.spec.gateway_class_name.is_empty() {
             faults.add(
@@ -259,11 +273,41 @@ impl Gateway {
             .unwrap_or("service")
     }
 
-    /// Whether objects of a namespace with these labels may bind to it (Istio reads `allowedRoutes` of the
-    /// HBONE listener).
-    pub(crate) fn accepts(&self, namespace: &str, meta: Option<&Meta>) -> bool {
+    /// How its pods take connections for others, if they do not speak HBONE.
+    pub(crate) fn inbound_binding(
+        &self,
+        class: Option<&GatewayClass>,
+    ) -> Option<ApplicationTunnel> {
+        let own = self.meta.annotations.get(INBOUND_BINDING);
+        let text = own.or_else(|| class?.meta.annotations.get(INBOUND_BINDING))?;
+        read_binding(text).filter(|_| !self.is_ours())
+    }
+
+    /// The listener that takes what comes for others.
+    fn inbound_listener(&self, class: Option<&GatewayClass>) -> Option<&Listener> {
+        let bound = |one: &&Listener| match self.inbound_binding(class) {
+            None => false,
+            Some(ApplicationTunnel {
+                port: Some(port), ..
+            }) => one.port == i64::from(port.get()),
+            Some(ApplicationTunnel { has_header, .. }) => {
+                has_header && one.protocol == PROXY_PROTOCOL
+            }
+        };
+        let listeners = &self.spec.listeners;
+        let usual = || listeners.iter().find(|one| one.is_waypoints());
+        listeners.iter().find(bound).or_else(usual)
+    }
+
+    /// Whether objects of a namespace with these labels may bind to it (Istio reads `allowedRoutes` of the listener that
+    /// takes what comes for them).
+    pub(crate) fn accepts(
+        &self,
+        class: Option<&GatewayClass>,
+        (namespace, meta): (&str, Option<&Meta>),
+    ) -> bool {
         let own = &*self.meta.name.namespace == namespace;
-        let listener = self.spec.listeners.iter().find(|one| one.is_waypoints());
+        let listener = self.inbound_listener(class);
         let routes = listener.and_then(|one| one.allowed_routes.as_ref());
         let Some(allowed) = routes.and_then(|routes| routes.namespaces.as_ref()) else {
             return own;
@@ -278,6 +322,19 @@ impl Gateway {
             },
         }
     }
+}
+
+fn read_binding(text: &str) -> Option<ApplicationTunnel> {
+    let (protocol, port) = match text.split_once('/') {
+        Some((protocol, port)) => (protocol, Some(port.parse::<NonZeroU16>().ok()?)),
+        None => (text, None),
+    };
+    let has_header = match protocol {
+        "PROXY" => true,
+        "NONE" => false,
+        _ => return None,
+    };
+    Some(ApplicationTunnel { has_header, port })
 }
 
 /// `namespace/name`.

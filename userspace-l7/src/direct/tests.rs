@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::{Passage, Reason, passage, spread};
 use crate::model::{
-    Action, AuthorizationPolicy, Clause, Endpoint, Health, IpFamilies, LoadBalancer,
-    LoadBalancerMode, Locality, Match, MeshSettings, NamespacedHostname, NetworkMode, Peer,
-    PolicyKey, Rule, Scope, Service, ServicePort, Snapshot, StringMatch, TrustDomain,
+    Action, ApplicationTunnel, AuthorizationPolicy, Clause, Endpoint, Health, IpFamilies,
+    LoadBalancer, LoadBalancerMode, Locality, Match, MeshSettings, NamespacedHostname, NetworkMode,
+    Peer, PolicyKey, Rule, Scope, Service, ServicePort, Snapshot, StringMatch, TrustDomain,
     TunnelProtocol, WaypointReference, Workload, WorkloadLabels, WorkloadUid,
 };
 use crate::policy::Denial;
@@ -41,6 +41,7 @@ fn workload(name: &str, address: &str) -> Workload {
         services: vec![],
         labels: WorkloadLabels::default(),
         authorization_policies: vec![],
+        application_tunnel: None,
         waypoint: None,
     }
 }
@@ -174,11 +175,19 @@ fn what_the_kernel_cannot_judge_is_the_proxys() {
         }),
         ..server()
     };
+    let handed = Workload {
+        application_tunnel: Some(ApplicationTunnel {
+            has_header: true,
+            port: None,
+        }),
+        ..server()
+    };
     let table = [
         (plain, Reason::Uncaptured),
         (ztunnels, Reason::Uncaptured),
         (client(), Reason::Itself),
         (bound, Reason::Layer7),
+        (handed, Reason::Handed),
     ];
     for (server, reason) in table {
         goes(

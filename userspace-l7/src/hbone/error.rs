@@ -153,6 +153,15 @@ impl DialError {
     }
 }
 
+/// Whether the other end says that there is no connection.
+fn is_cut(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(
+        kind,
+        ConnectionRefused | ConnectionReset | ConnectionAborted | BrokenPipe
+    )
+}
+
 /// Why a stream could not be opened. In none of these cases can a byte of the application have arrived, but in
 /// [`OpenError::Unsure`].
 #[derive(Clone, Debug, thiserror::Error)]
@@ -247,6 +256,27 @@ impl OpenError {
             Self::Status { reason, .. } => reason.as_ref(),
             Self::Unsure(error) => error.reason(),
             _ => None,
+        }
+    }
+
+    /// Whether the server takes no tunnels: nobody is there, or whoever was leaves without an answer. That is what it looks
+    /// like where a pod is not captured, or not any more. Silence is something else, and so is an answer.
+    pub fn is_untaken(&self) -> bool {
+        match self {
+            Self::Dial(error) => match &**error {
+                DialError::Connect(error)
+                | DialError::Tls(TlsError::Receive(error) | TlsError::Send(error)) => {
+                    is_cut(error.kind())
+                }
+                DialError::Tls(error) => matches!(error, TlsError::ClosedEarly),
+            },
+            Self::Refused | Self::Lost(Lost::Closed) => true,
+            Self::Lost(Lost::Receive(kind) | Lost::Send(kind)) => is_cut(*kind),
+            Self::Status { .. }
+            | Self::Reset(_)
+            | Self::Lost(_)
+            | Self::Unsure(_)
+            | Self::Closing => false,
         }
     }
 
@@ -366,5 +396,36 @@ mod tests {
             Retry::Never,
             "tunnels are being closed",
         );
+    }
+
+    #[test]
+    fn only_the_end_of_a_tunnel_says_that_none_is_taken() {
+        let tls = |error: TlsError| OpenError::Dial(Rc::new(error.into()));
+        for untaken in [
+            dial(io::ErrorKind::ConnectionRefused),
+            dial(io::ErrorKind::ConnectionReset),
+            tls(TlsError::ClosedEarly),
+            tls(TlsError::Receive(io::ErrorKind::ConnectionReset.into())),
+            OpenError::Refused,
+            Lost::Closed.into(),
+            Lost::Receive(io::ErrorKind::ConnectionReset).into(),
+        ] {
+            assert!(untaken.is_untaken(), "{untaken}");
+        }
+        for other in [
+            dial(io::ErrorKind::TimedOut),
+            dial(io::ErrorKind::HostUnreachable),
+            tls(TlsError::NotHttp2),
+            tls(TlsError::Timeout),
+            status(503),
+            status(401),
+            Lost::Silent.into(),
+            OpenError::Reset(ErrorCode::CONNECT_ERROR),
+            // Bytes may have been passed on.
+            OpenError::from(Lost::Closed).after_first_bytes(),
+            OpenError::Closing,
+        ] {
+            assert!(!other.is_untaken(), "{other}");
+        }
     }
 }

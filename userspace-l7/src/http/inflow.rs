@@ -14,7 +14,8 @@ use crate::telemetry::{MessageCount, OpenRequest, RequestProtocol};
 /// A request's body from its client.
 #[derive(Debug)]
 pub(crate) struct Inflow {
-    incoming: Incoming,
+    /// Nothing where there is no body.
+    incoming: Option<Incoming>,
     meter: Option<Meter>,
     /// Read already, and still to be passed on.
     ahead: VecDeque<Frame<Bytes>>,
@@ -40,7 +41,15 @@ impl Inflow {
     /// A body that nobody counts.
     pub(crate) fn new(incoming: Incoming) -> Self {
         Self {
-            incoming,
+            incoming: Some(incoming),
+            ..Self::empty()
+        }
+    }
+
+    /// No body.
+    pub(crate) fn empty() -> Self {
+        Self {
+            incoming: None,
             meter: None,
             ahead: VecDeque::new(),
             has_ended: false,
@@ -104,7 +113,10 @@ impl Inflow {
         if self.has_ended {
             return Poll::Ready(None);
         }
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        let Some(incoming) = &mut self.incoming else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(Pin::new(incoming).poll_frame(cx));
         if let (Some(meter), Some(Ok(frame))) = (&mut self.meter, &frame)
             && let Some(bytes) = frame.data_ref()
         {
@@ -118,7 +130,8 @@ impl Inflow {
     }
 
     fn is_read(&self) -> bool {
-        self.has_ended || self.incoming.is_end_stream()
+        let incoming = self.incoming.as_ref();
+        self.has_ended || incoming.is_none_or(Incoming::is_end_stream)
     }
 
     /// Whether nothing more will come.
@@ -129,7 +142,8 @@ impl Inflow {
     pub(super) fn size_hint(&self) -> SizeHint {
         let ahead = self.ahead.iter().map(data_len).sum::<usize>() as u64;
         let mut hint = SizeHint::new();
-        let rest = self.incoming.size_hint();
+        let incoming = self.incoming.as_ref();
+        let rest = incoming.map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint);
         if let Some(upper) = rest.upper() {
             hint.set_upper(upper + ahead);
         }

@@ -42,6 +42,8 @@ pub(crate) struct PoolKey {
     pub(crate) destination: SocketAddr,
     /// The workload there, whose address may come to be another's.
     pub(crate) workload: Option<WorkloadUid>,
+    /// Whether it is a tunnel's, whose other end judges requests, or in the clear: workloads enter the mesh and leave it.
+    pub(crate) is_tunnelled: bool,
     /// The service and port that the tunnel was asked for in the name of, and through which of its waypoints.
     pub(crate) service: Option<(NamespacedHostname, u16, Side)>,
     /// Whose traffic policy they are under.

@@ -85,6 +85,14 @@ impl Demanded {
         }
     }
 
+    /// The same for a connection that is to be carried as bytes, whatever it speaks.
+    pub(super) fn of_bytes(self) -> Self {
+        Self {
+            protocol: Protocol::Bytes,
+            ..self
+        }
+    }
+
     pub(super) fn protocol(&self) -> Protocol {
         self.protocol
     }

@@ -24,7 +24,7 @@ use crate::http::{
 use crate::hub::Hub;
 use crate::judgement::{self, Call, Demanded, Judged};
 use crate::model::{BackendTarget, Opening, PortRoutes, Side, Snapshot, SpiffeId, Workload};
-use crate::origination::OriginationError;
+use crate::origination::{Ends, OriginationError};
 use crate::pod::{Family, Pod};
 use crate::policy::{ext_authz, selects};
 use crate::relay::{Far, Pass};
@@ -105,6 +105,7 @@ impl Exchange {
             pod: self.pod.uid.clone(),
             destination: self.to,
             workload: None,
+            is_tunnelled: self.beyond.is_some(),
             service: None,
             group: None,
             client: Some(self.client),
@@ -338,7 +339,7 @@ impl Exchange {
     /// Begins a connection to the application as its policy wants.
     async fn begin(&self, far: Far, version: Version) -> Result<Far, OriginationError> {
         let what = (&self.opening, version.into());
-        let ends = (Some(self.client), self.to);
+        let ends = Ends::of(Some(self.client), self.to);
         dial::begin(&self.hub, far, what, ends, APPLICATION_TIMEOUT).await
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -115,6 +116,16 @@ pub struct WaypointReference {
     pub is_foreign: bool,
 }
 
+/// How an application that is a waypoint is handed connections that are for others: it listens for them as for its own,
+/// and the node agent terminates HBONE before it (Istio: the "application tunnel").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ApplicationTunnel {
+    /// Whether each begins with a header of the PROXY protocol, which says who calls and what.
+    pub has_header: bool,
+    /// The port that takes them; without one, the port that was called.
+    pub port: Option<NonZeroU16>,
+}
+
 /// One thing that runs: a Pod, a WorkloadEntry or an inline endpoint of a ServiceEntry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -166,6 +177,8 @@ pub struct Workload {
     pub authorization_policies: Vec<PolicyKey>,
     /// Workload waypoint, if it is bound to one.
     pub waypoint: Option<WaypointReference>,
+    /// How it takes connections for others, if it is a waypoint that does not speak HBONE.
+    pub application_tunnel: Option<ApplicationTunnel>,
 }
 
 impl Workload {

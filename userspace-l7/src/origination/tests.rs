@@ -147,10 +147,8 @@ async fn open(
         .into();
     let patience = Duration::from_secs(20);
     let tcp = Tcp::connect(socket, to, patience).await.unwrap();
-    let ends = Ends {
-        client: Some("10.0.0.1:4000".parse().unwrap()),
-        server: "10.0.0.2:443".parse().unwrap(),
-    };
+    let client = Some("10.0.0.1:4000".parse().unwrap());
+    let ends = Ends::of(client, "10.0.0.2:443".parse().unwrap());
     let deadline = Instant::now() + patience;
     let what = (opening, speaks);
     begin(&Settings::default(), Raw::tcp(tcp), what, ends, deadline).await

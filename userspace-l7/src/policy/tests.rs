@@ -63,6 +63,7 @@ fn workload() -> Workload {
         services: vec![],
         labels: WorkloadLabels::default(),
         authorization_policies: vec![],
+        application_tunnel: None,
         waypoint: None,
     }
 }

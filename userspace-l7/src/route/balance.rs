@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{Choose, MAX_ATTEMPTS, Target, locality, workload_target};
+use super::{Choose, HBONE_PORT, MAX_ATTEMPTS, Target, locality, workload_target};
 use crate::model::{
     Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancerMode, Nearness, RoutingScope, Service,
     Snapshot, Workload,
@@ -112,7 +112,11 @@ fn usable<'s>(
     let may_be = healthy || service.load_balancer.health == HealthPolicy::AllowAll;
     let workload = snapshot.workloads.get(&endpoint.workload);
     let workload = workload.filter(|workload| may_be && workload.capacity > 0);
-    let port = endpoint.target_port(service, towards.address.port());
+    let wanted = towards.address.port();
+    // A waypoint behind an application tunnel does not declare the port: the node agent listens there, not the waypoint.
+    let tunnelled = workload.filter(|one| wanted == HBONE_PORT && one.application_tunnel.is_some());
+    let port = endpoint.target_port(service, wanted);
+    let port = port.or_else(|| tunnelled.map(|_| HBONE_PORT));
     let found = workload.zip(port).into_iter();
     let dialled = towards.address.ip();
     let families = service.ip_families;

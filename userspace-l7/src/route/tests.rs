@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use super::{HBONE_PORT, Refusal, Target, Transport, plan};
 use crate::model::{
-    Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode, Locality,
-    MeshSettings, NamespacedHostname, NetworkMode, Peer, RoutingScope, Service, ServiceLayer7,
-    ServicePort, Snapshot, TrustDomain, TunnelProtocol, WaypointKey, WaypointReference, Workload,
-    WorkloadLabels, WorkloadUid,
+    ApplicationTunnel, Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode,
+    Locality, MeshSettings, NamespacedHostname, NetworkMode, Peer, RoutingScope, Service,
+    ServiceLayer7, ServicePort, Snapshot, TrustDomain, TunnelProtocol, WaypointKey,
+    WaypointReference, Workload, WorkloadLabels, WorkloadUid,
 };
 
 pub(super) fn workload(name: &str, address: &str) -> Workload {
@@ -44,6 +44,7 @@ pub(super) fn workload(name: &str, address: &str) -> Workload {
         services: vec![],
         labels: WorkloadLabels::default(),
         authorization_policies: vec![],
+        application_tunnel: None,
         waypoint: None,
     }
 }
@@ -267,6 +268,27 @@ fn what_a_foreign_waypoint_fronts_is_reached_through_it() {
     );
     let shown: Vec<_> = plan.unwrap().targets.iter().map(show).collect();
     assert_eq!(shown, ["hbone 10.0.0.5:8080 via 10.0.0.5:15008"]);
+}
+
+#[test]
+fn a_waypoint_behind_an_application_tunnel_need_not_declare_the_tunnels_port() {
+    let mut mesh = fronted(true, &["w1", "w2"]);
+    let undeclared = service("w", "10.96.0.9");
+    mesh.0
+        .services
+        .insert(undeclared.key.clone(), Arc::new(undeclared));
+    assert_eq!(mesh.plan("10.96.0.1:80"), Err(Refusal::NoHealthyUpstream));
+    let tunnelled = Workload {
+        application_tunnel: Some(ApplicationTunnel {
+            has_header: true,
+            port: None,
+        }),
+        ..workload("w2", "10.0.0.9")
+    };
+    let mesh = mesh.with(tunnelled);
+    for dialled in ["10.96.0.1:80", "10.0.0.5:99"] {
+        mesh.check(dialled, &[&format!("hbone {dialled} via 10.0.0.9:15008")]);
+    }
 }
 
 #[test]

@@ -46,6 +46,7 @@ pub(super) fn workload(name: &str, region: &str) -> Arc<Workload> {
         services: Vec::new(),
         labels: WorkloadLabels::default(),
         authorization_policies: Vec::new(),
+        application_tunnel: None,
         waypoint: None,
     })
 }

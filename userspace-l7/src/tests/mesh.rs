@@ -155,6 +155,7 @@ impl Mesh {
             services: vec![],
             labels: WorkloadLabels::default(),
             authorization_policies: vec![],
+            application_tunnel: None,
             waypoint: None,
         };
         let identity = self.authority.identity(&workload.identity().to_string());
@@ -165,22 +166,49 @@ impl Mesh {
 
     /// Adds a server pod; returns where its application has to listen.
     pub(super) fn server(&self, name: &str) -> SocketAddr {
-        let workload = self.workload(name);
-        let address = workload.addresses[0];
-        let hbone = SocketAddr::new(address, crate::route::HBONE_PORT);
-        self.accept(hbone, name, |hub, pod, tcp| async move {
-            inbound::serve_hbone(&hub, &pod, tcp).await;
-        });
-        SocketAddr::new(address, TARGET)
+        let at = self.announced(name);
+        self.capture(at.ip(), name);
+        at
     }
 
     /// Adds a server pod that is not captured; returns where its application has to listen.
     pub(super) fn outsider(&self, name: &str) -> SocketAddr {
-        let mut workload = self.workload(name);
-        workload.protocol = TunnelProtocol::Tcp;
-        let address = workload.addresses[0];
-        self.change(|snapshot| insert(snapshot, workload));
-        SocketAddr::new(address, TARGET)
+        let at = self.announced(name);
+        self.release(name);
+        at
+    }
+
+    /// Adds a server pod that is captured by what the mesh says, and by nobody; returns where its application has to
+    /// listen.
+    pub(super) fn announced(&self, name: &str) -> SocketAddr {
+        SocketAddr::new(self.workload(name).addresses[0], TARGET)
+    }
+
+    /// Takes tunnels for a pod, whatever the mesh says.
+    pub(super) fn capture(&self, address: IpAddr, name: &str) {
+        let hbone = SocketAddr::new(address, crate::route::HBONE_PORT);
+        self.accept(hbone, name, |hub, pod, tcp| async move {
+            inbound::serve_hbone(&hub, &pod, tcp).await;
+        });
+    }
+
+    /// Takes tunnels for a pod that was released, and has the mesh say so.
+    pub(super) fn recapture(&self, address: IpAddr, name: &str) {
+        self.capture(address, name);
+        self.announce(name, TunnelProtocol::Hbone);
+    }
+
+    /// Has the mesh say that a pod is not captured.
+    pub(super) fn release(&self, name: &str) {
+        self.announce(name, TunnelProtocol::Tcp);
+    }
+
+    fn announce(&self, name: &str, protocol: TunnelProtocol) {
+        self.change(|snapshot| {
+            let mut workload = Workload::clone(snapshot.workloads.get(&uid(name)).unwrap());
+            workload.protocol = protocol;
+            insert(snapshot, workload);
+        });
     }
 
     /// Adds a service in front of pods, without layer 7; returns its virtual address.

@@ -46,6 +46,7 @@ fn candidate(number: u8) -> Candidate {
         services: vec![],
         labels: WorkloadLabels::default(),
         authorization_policies: vec![],
+        application_tunnel: None,
         waypoint: None,
     };
     Candidate {

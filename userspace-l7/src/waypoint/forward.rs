@@ -6,6 +6,8 @@ use ::http::{Method, Request, StatusCode, request};
 use hyper::body::Body as _;
 use tracing::debug;
 
+use crate::dial::DialError;
+use crate::doubt::Doubts;
 use crate::endpoints::Endpoints;
 use crate::http::{self, Answered, Body, Failure, Inflow, Malformed, Recording, Refusal, Version};
 use crate::model::{RetryPolicy, Service};
@@ -22,6 +24,9 @@ use super::judging::Heads;
 /// Reused connections that may turn out to be closed before one is made anew.
 const STALE: u32 = 2;
 
+/// A request, and what is kept of its body as it passes.
+type Sent<'a> = (Request<Body>, Option<&'a Recording>);
+
 /// Where a request goes.
 pub(super) struct Destination<'a> {
     pub(super) service: &'a Arc<Service>,
@@ -29,6 +34,49 @@ pub(super) struct Destination<'a> {
     pub(super) version: Version,
     pub(super) retry: &'a RetryPolicy,
     pub(super) endpoints: &'a Endpoints,
+}
+
+/// Why a request has no response.
+pub(super) enum Unanswered {
+    /// It has failed.
+    Refused(Refusal),
+    /// Nobody took it, and the mesh may be about to say why.
+    Untaken(Box<Untaken>),
+}
+
+/// A request of which nothing has come to an application.
+pub(super) struct Untaken {
+    pub(super) request: Request<Body>,
+    /// Whether its head is the one for nodes that judge requests.
+    pub(super) is_judged_there: bool,
+    /// What it is refused with if nothing changes.
+    pub(super) refusal: Refusal,
+    /// Whether it was tried as often as its policy wants.
+    pub(super) is_exhausted: bool,
+}
+
+impl Untaken {
+    /// What becomes of it without another attempt.
+    fn given_up(self, account: &mut Account, doubts: &Doubts) -> Unanswered {
+        if doubts.are_any() && self.refusal == Refusal::ConnectFailure {
+            return Unanswered::Untaken(Box::new(self));
+        }
+        Unanswered::Refused(self.refuse(account))
+    }
+
+    /// What it is refused with.
+    pub(super) fn refuse(self, account: &mut Account) -> Refusal {
+        if self.is_exhausted {
+            account.flag(RequestFlag::RetriesExhausted);
+        }
+        self.refusal
+    }
+}
+
+impl From<Refusal> for Unanswered {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 /// An attempt without a response.
@@ -39,6 +87,8 @@ struct Failed {
     request: Option<Request<Body>>,
     /// Whether a connection that had waited was found closed.
     is_stale: bool,
+    /// Why there was no connection.
+    unreached: Option<DialError>,
 }
 
 /// What another attempt is made of.
@@ -62,13 +112,14 @@ impl Again {
     }
 }
 
-/// Sends a request until there is a response that the policy keeps, or no attempt is left.
+/// Sends a request until there is a response that the policy keeps, or no attempt is left. Endpoints that take no tunnels
+/// are noted in `doubts`.
 pub(super) async fn forward(
     client: &Client,
     to: &Destination<'_>,
-    ((mut request, recording), variants): ((Request<Body>, Option<Recording>), Option<&Heads>),
-    account: &mut Account,
-) -> Result<Answered, Refusal> {
+    ((mut request, recording), variants): (Sent<'_>, Option<&Heads>),
+    (account, doubts): (&mut Account, &mut Doubts),
+) -> Result<Answered, Unanswered> {
     let (mut retries, mut stale) = (0, 0);
     loop {
         let target = pick(retries, &to.endpoints.targets, to.retry);
@@ -78,7 +129,7 @@ pub(super) async fn forward(
         }
         let attended = to.endpoints.group.attend(target.destination);
         account.asks(target, (&to.service.key, to.port), attended);
-        let again = remember(&request, recording.as_ref(), to);
+        let again = remember(&request, recording, to);
         let failed = match attempt(client, target, to, request, stale).await {
             Ok(answered) => {
                 let (status, headers) = (answered.response.status(), answered.response.headers());
@@ -110,9 +161,11 @@ pub(super) async fn forward(
         {
             to.endpoints.ended(target.destination, outcome);
         }
+        let unreached = failed.unreached.iter();
+        unreached.for_each(|error| doubts.note(target, error));
         let next = failed.request.or_else(|| again.and_then(Again::request));
         let Some(next) = next else {
-            return Err(failed.refusal);
+            return Err(failed.refusal.into());
         };
         if is_stale {
             // The race that every reused connection has: no fault of the endpoint, so no attempt lost.
@@ -125,10 +178,13 @@ pub(super) async fn forward(
             retries += 1;
             pause(client, to.retry, retries).await;
         } else {
-            if retries > 0 {
-                account.flag(RequestFlag::RetriesExhausted);
-            }
-            return Err(failed.refusal);
+            let untaken = Untaken {
+                request: next,
+                is_judged_there: client.is_judged_at(target),
+                refusal: failed.refusal,
+                is_exhausted: retries > 0,
+            };
+            return Err(untaken.given_up(account, doubts));
         }
         request = next;
     }
@@ -221,6 +277,7 @@ async fn attempt(
         refusal: Refusal::Timeout,
         request: None,
         is_stale: false,
+        unreached: None,
     }))
 }
 
@@ -248,6 +305,10 @@ async fn attempt_once(
                 refusal: refusal(&error),
                 request: Some(request),
                 is_stale: false,
+                unreached: match error {
+                    NoConnection::Dial(error) => Some(error),
+                    _ => None,
+                },
             });
         }
     };
@@ -289,6 +350,7 @@ async fn attempt_once(
         },
         request: failed.request.map(|request| *request),
         is_stale,
+        unreached: None,
     })
 }
 
@@ -302,6 +364,7 @@ fn unanswered(refusal: Refusal) -> Failed {
         refusal,
         request: None,
         is_stale: false,
+        unreached: None,
     }
 }
 

@@ -199,9 +199,8 @@ fn plan(
     rule: Option<&HttpRule>,
     targets: &mut SmallVec<[Target; MAX_ATTEMPTS]>,
 ) -> Plan {
-    let demands = client.layer7(snapshot).map(|layer7| &*layer7.demands);
     let is_judged = |target: &Target| client.is_judged_at(target);
-    let plan = decide(demands.is_some_and(asks), targets, &is_judged);
+    let plan = decide(asks_about(client, snapshot), targets, &is_judged);
     let mirrors = rule.map_or(&[][..], |rule| &rule.mirrors);
     let is_copied_past = mirrors.iter().any(|mirror| match &mirror.target {
         BackendTarget::Service { service, .. } => {
@@ -233,6 +232,12 @@ fn decide(
         target: unjudged.cloned(),
         there: targets.iter().any(is_judged),
     }
+}
+
+/// Whether somebody may have to be asked about a client's requests.
+pub(super) fn asks_about(client: &Client, snapshot: &Snapshot) -> bool {
+    let layer7 = client.layer7(snapshot);
+    layer7.is_some_and(|layer7| asks(&layer7.demands))
 }
 
 /// Whether somebody may have to be asked about requests.

@@ -26,6 +26,7 @@ use crate::telemetry::{RequestFlag, RequestFlow};
 use super::account::Account;
 use super::affinity::Affinity;
 use super::after::After;
+use super::anew::Way;
 use super::backend::Backend;
 use super::client::Client;
 use super::forward::{self, Destination};
@@ -143,7 +144,7 @@ impl Exchange<'_> {
         let (client, snapshot) = (self.client, &self.snapshot);
         let judged = (filters.as_ref(), &mut endpoints.targets);
         let judged = judging::judge(client, snapshot, judged, (parts, &mut body));
-        let (mut heads, changes) = judged.await?;
+        let (mut heads, mut changes) = judged.await?;
         account.admitted(endpoints.admit_request().ok_or(Refusal::Overflow)?);
         let default_retry = RetryPolicy::default();
         let to = Destination {
@@ -163,10 +164,11 @@ impl Exchange<'_> {
         heads.address(filters.as_ref(), (version, authority));
         let deadline = limit.map(|limit| self.arrived + limit);
         let (parts, variants) = heads.split();
-        let request = (Request::from_parts(parts, body), recording);
+        let way = Way::new(client, &backend, filters.as_ref(), recording.as_ref());
         let answered = {
-            let sent = (request, variants.as_ref());
-            let forwarded = pin!(forward::forward(self.client, &to, sent, account));
+            let sent = (Request::from_parts(parts, body), variants.as_ref());
+            let regard = (&mut affinity, &mut changes);
+            let forwarded = pin!(way.forward(&to, sent, regard, account));
             within(deadline, forwarded).await
         };
         let answered =

@@ -3,7 +3,7 @@
 use super::source::SourceFile;
 
 /// Layers of the proxy library. A module may name only modules of lower layers, never one of its own.
-const PROXY_LAYERS: [&[&str]; 18] = [
+const PROXY_LAYERS: [&[&str]; 19] = [
     &["model", "error", "time", "envoy", "dormant"],
     &["policy", "route", "telemetry"],
     &["ring", "key_sets", "traffic", "direct"],
@@ -15,6 +15,7 @@ const PROXY_LAYERS: [&[&str]; 18] = [
     &["hub"],
     &["endpoints"],
     &["dial"],
+    &["doubt"],
     &["upstream"],
     &["asking"],
     &["judgement"],

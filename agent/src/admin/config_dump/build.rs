@@ -3,22 +3,25 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use data_encoding::BASE64;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::json;
 use userspace_l7::model::{
-    Action, AuthorizationPolicy, Clause, Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancer,
-    LoadBalancerMode, Match, Network, NetworkMode, RoutingScope, Rule, Scope, Service,
-    ServiceAccountMatch, Snapshot, StringMatch, TunnelProtocol, WaypointReference, Workload,
+    Action, ApplicationTunnel, AuthorizationPolicy, Clause, Endpoint, Health, HealthPolicy,
+    IpFamilies, LoadBalancer, LoadBalancerMode, Match, Network, NetworkMode, RoutingScope, Rule,
+    Scope, Service, ServiceAccountMatch, Snapshot, StringMatch, TunnelProtocol, WaypointReference,
+    Workload,
 };
 use userspace_l7::telemetry::Reporter;
 
 use super::{
-    AddressedWaypoint, CertificateDump, CertificateEntryDump, ConnectionDump, ConnectionsDump,
-    EndpointDump, LoadBalancerDump, LocalityDump, MatchDump, PodInfoDump, PolicyDump,
-    ServiceAccountDump, ServiceDump, StringMatchDump, VersionDump, WorkloadDump, WorkloadStateDump,
+    AddressedWaypoint, ApplicationTunnelDump, CertificateDump, CertificateEntryDump,
+    ConnectionDump, ConnectionsDump, EndpointDump, LoadBalancerDump, LocalityDump, MatchDump,
+    PodInfoDump, PolicyDump, ServiceAccountDump, ServiceDump, StringMatchDump, VersionDump,
+    WorkloadDump, WorkloadStateDump,
 };
 use crate::admin::{
     Carriage, CertificateEntry, CertificateState, CertificateStatus, LiveConnection, PodState,
@@ -169,6 +172,7 @@ fn workload(workload: &Workload) -> WorkloadDump {
         node: workload.node.to_string(),
         // True only of workloads that terminate HBONE themselves; on captured pods the agent does.
         native_tunnel: false,
+        application_tunnel: workload.application_tunnel.map(application_tunnel),
         authorization_policies: workload
             .authorization_policies
             .iter()
@@ -183,6 +187,14 @@ fn workload(workload: &Workload) -> WorkloadDump {
         },
         services: workload.services.iter().map(ToString::to_string).collect(),
         capacity: workload.capacity,
+    }
+}
+
+fn application_tunnel(tunnel: ApplicationTunnel) -> ApplicationTunnelDump {
+    let protocol = if tunnel.has_header { "PROXY" } else { "NONE" };
+    ApplicationTunnelDump {
+        protocol: protocol.to_owned(),
+        port: tunnel.port.map(NonZeroU16::get),
     }
 }
 

@@ -12,7 +12,7 @@ use super::entries::hosts_without_address;
 use super::routes::Route;
 use super::store::{Member, Owner};
 use super::targets::Target;
-use super::waypoint::wish;
+use super::waypoint::{instance_of, wish};
 use super::{Compiler, vips};
 use crate::mesh::authorization::AuthorizationPolicy;
 use crate::mesh::endpoint_slice::EndpointSlice;
@@ -404,7 +404,7 @@ impl Compiler {
         self.mark_gateway(name, marks);
     }
 
-    /// Marks everything that asks for a waypoint.
+    /// Marks everything that asks for a waypoint, and its pods.
     pub(super) fn mark_gateway(&self, name: &ObjectName, marks: &mut Marks) {
         marks.layer7_targets.insert(Target::Gateway(name.clone()));
         let asks = |meta: &Meta| {
@@ -424,7 +424,9 @@ impl Compiler {
         marks
             .owners
             .extend(entries.map(|one| Owner::Entry(one.meta.name.clone())));
-        let pods = self.store.pods.iter().filter(|one| asks(&one.meta));
+        let is_of_it = |meta: &Meta| instance_of(meta).as_ref() == Some(name);
+        let pods = self.store.pods.iter();
+        let pods = pods.filter(|one| asks(&one.meta) || is_of_it(&one.meta));
         marks.pods.extend(pods.map(|one| one.meta.name.clone()));
         let entries = self
             .store

@@ -6,23 +6,22 @@ mod wish;
 
 use std::sync::Arc;
 
-use userspace_l7::model::{NamespacedHostname, WaypointReference};
+use userspace_l7::model::{ApplicationTunnel, NamespacedHostname, WaypointReference};
 
 pub(super) use self::bound::Bound;
 use self::wish::CanaryWish;
 pub(super) use self::wish::{USE_WAYPOINT, Wish, wish};
 use super::Compiler;
 use crate::mesh::external::ServiceEntry;
-use crate::mesh::gateway::Gateway;
+use crate::mesh::gateway::{Gateway, GatewayClass};
 use crate::mesh::meta::{Meta, ObjectName};
 use crate::mesh::service::Service;
 
 const INGRESS: &str = "istio.io/ingress-use-waypoint";
+/// On the pods of a Gateway, with its name.
+const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// Labels of what was generated for a Gateway: never bound to one itself.
-const GENERATED: [&str; 2] = [
-    "gateway.istio.io/managed",
-    "gateway.networking.k8s.io/gateway-name",
-];
+const GENERATED: [&str; 2] = ["gateway.istio.io/managed", GATEWAY_NAME];
 /// A waypoint's port is not read from its listener (Istio: always this).
 const HBONE_PORT: u16 = 15008;
 
@@ -160,11 +159,20 @@ impl Compiler {
         ready.ok_or_else(|| not_ready(name, found.is_some()))
     }
 
-    fn takes(&self, gateway: &Gateway, traffic: Traffic) -> bool {
+    fn class_of(&self, gateway: &Gateway) -> Option<&GatewayClass> {
         let class = gateway.spec.gateway_class_name.as_str();
-        let class = self.store.classes.get(class);
-        let served = gateway.traffic(class.map(|class| &**class));
+        self.store.classes.get(class).map(|class| &**class)
+    }
+
+    fn takes(&self, gateway: &Gateway, traffic: Traffic) -> bool {
+        let served = gateway.traffic(self.class_of(gateway));
         served == "all" || served == traffic.word()
+    }
+
+    /// How a pod takes connections for others: as the Gateway wants that it is an instance of.
+    pub(super) fn application_tunnel(&self, meta: &Meta) -> Option<ApplicationTunnel> {
+        let gateway = self.store.gateways.get(&instance_of(meta)?)?;
+        gateway.inbound_binding(self.class_of(gateway))
     }
 
     /// Whether a waypoint takes an object's traffic, and its namespace.
@@ -184,7 +192,8 @@ impl Compiler {
         }
         let space = &meta.name.namespace;
         let namespace = self.store.namespaces.get(space);
-        if !gateway.accepts(space, namespace.map(|meta| &**meta)) {
+        let asks = (&**space, namespace.map(|meta| &**meta));
+        if !gateway.accepts(self.class_of(gateway), asks) {
             return Err(Refusal {
                 reason: "AttachmentDenied",
                 message: format!(
@@ -268,6 +277,14 @@ impl Compiler {
             is_foreign: !gateway.is_ours(),
         }
     }
+}
+
+/// The Gateway that a pod is an instance of.
+pub(super) fn instance_of(meta: &Meta) -> Option<ObjectName> {
+    Some(ObjectName {
+        namespace: Arc::clone(&meta.name.namespace),
+        name: Arc::clone(meta.labels.shared(GATEWAY_NAME)?),
+    })
 }
 
 fn forbidden(gateway: &ObjectName) -> Refusal {

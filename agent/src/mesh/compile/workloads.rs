@@ -119,6 +119,7 @@ impl Compiler {
             services: self.services_of_pod(pod),
             authorization_policies: self.policies_selecting(&name.namespace, labels),
             waypoint: bound.ok().flatten().map(|one| one.reference),
+            application_tunnel: self.application_tunnel(&pod.meta),
         })
     }
 
@@ -405,6 +406,7 @@ impl Compiler {
             services: Vec::new(),
             authorization_policies: Vec::new(),
             waypoint: None,
+            application_tunnel: None,
         }
     }
 

@@ -184,12 +184,23 @@ pub(super) struct Workload {
     pub(super) hostname: String,
     #[prost(btree_map = "string, message", tag = "22")]
     pub(super) services: BTreeMap<String, PortList>,
+    #[prost(message, optional, tag = "23")]
+    pub(super) application_tunnel: Option<ApplicationTunnel>,
     #[prost(message, optional, tag = "24")]
     pub(super) locality: Option<Locality>,
     #[prost(int32, tag = "25")]
     pub(super) network_mode: i32,
     #[prost(message, optional, tag = "27")]
     pub(super) capacity: Option<UInt32Value>,
+}
+
+/// `istio.workload.ApplicationTunnel`.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(super) struct ApplicationTunnel {
+    #[prost(int32, tag = "1")]
+    pub(super) protocol: i32,
+    #[prost(uint32, tag = "2")]
+    pub(super) port: u32,
 }
 
 /// `google.protobuf.UInt32Value`.

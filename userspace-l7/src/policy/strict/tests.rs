@@ -44,6 +44,7 @@ pub(in crate::policy) fn workload(namespace: &str, name: &str, address: &str) ->
         services: vec![],
         labels: WorkloadLabels::default(),
         authorization_policies: vec![],
+        application_tunnel: None,
         waypoint: None,
     }
 }

@@ -108,14 +108,8 @@ impl Original {
         })
     }
 
-    /// The request as it was, and the filters that made of it what arrived: those of the rule that takes it, on a way to
-    /// a backend or mirror that `serves`. Nothing if what arrived is something else.
-    pub fn restore<'t>(
-        &self,
-        arrived: &Parts,
-        table: &'t HttpRouteTable,
-        serves: &dyn Fn(&BackendTarget) -> bool,
-    ) -> Option<(Parts, Filters<'t>)> {
+    /// The request as it was, if this is true of what arrived.
+    pub fn before(&self, arrived: &Parts) -> Parts {
         let mut original = arrived.clone();
         original.uri = self.target.clone().into();
         drop(original.headers.remove(HOST));
@@ -128,6 +122,18 @@ impl Original {
                 let _more = original.headers.append(name, value.clone());
             }
         }
+        original
+    }
+
+    /// The request as it was, and the filters that made of it what arrived: those of the rule that takes it, on a way to
+    /// a backend or mirror that `serves`. Nothing if what arrived is something else.
+    pub fn restore<'t>(
+        &self,
+        arrived: &Parts,
+        table: &'t HttpRouteTable,
+        serves: &dyn Fn(&BackendTarget) -> bool,
+    ) -> Option<(Parts, Filters<'t>)> {
+        let original = self.before(arrived);
         let entry =
             select(table, &RequestHead::of(&original)).filter(|entry| entry.rule.is_usable)?;
         let HttpAction::Forward(backends) = &entry.rule.action else {

@@ -53,6 +53,7 @@ fn workload(name: &str, address: &str, waypoint: Option<&str>) -> Arc<Workload> 
         services: vec![],
         labels: WorkloadLabels::default(),
         authorization_policies: vec![],
+        application_tunnel: None,
         waypoint: waypoint.map(reference),
     })
 }

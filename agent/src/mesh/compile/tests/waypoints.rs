@@ -145,6 +145,91 @@ fn waypoints_are_bound_to_none() {
     );
 }
 
+/// A Gateway of another controller's, and its class, each with these annotations; a pod of it, and a service that asks
+/// for it from another namespace.
+fn others(class: &str, own: &str, more: &str) -> String {
+    let pod = pod_yaml(
+        "a/p",
+        "n1",
+        "10.0.0.1",
+        "gateway.networking.k8s.io/gateway-name: w",
+        "",
+    );
+    let gateway_api = "---\napiVersion: gateway.networking.k8s.io/v1\nkind:";
+    format!(
+        "{pod}{gateway_api} GatewayClass\nmetadata: {{name: other, annotations: {{{class}}}}}\nspec: {{controllerName: \
+         x.y/z}}\n{gateway_api} Gateway\nmetadata: {{name: w, namespace: a, annotations: {{{own}}}}}\nspec: \
+         {{gatewayClassName: other, listeners: [{{name: h, port: 15008, protocol: HBONE}}, {{name: p, port: 15088, \
+         protocol: istio.io/PROXY{more}}}]}}\nstatus: {{addresses: [{{type: Hostname, value: \
+         w.a.svc.cluster.local}}]}}\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: b, labels: \
+         {{istio.io/use-waypoint: w, istio.io/use-waypoint-namespace: a}}}}\nspec: {{}}\n"
+    )
+}
+
+#[test]
+fn pods_of_another_controllers_waypoint_are_handed_connections_as_it_binds_them() {
+    let bind = |text: &str| format!("ambient.istio.io/waypoint-inbound-binding: {text}");
+    let (proxy, port) = (bind("PROXY"), bind("PROXY/15088"));
+    let none = bind("NONE/80");
+    for (class, own, expected) in [
+        ("", "", None),
+        ("", proxy.as_str(), Some((true, None))),
+        ("", &port, Some((true, Some(15088)))),
+        ("", &none, Some((false, Some(80)))),
+        (&port, "", Some((true, Some(15088)))),
+        (&port, &none, Some((false, Some(80)))),
+        (&bind("PROXY/0"), "", None),
+        (&bind("TLS"), "", None),
+    ] {
+        let snapshot = compile(&others(class, own, ""));
+        let found = pod(&snapshot, "a/p").application_tunnel;
+        let found = found.map(|one| (one.has_header, one.port.map(std::num::NonZeroU16::get)));
+        assert_eq!(found, expected, "{class} {own}");
+    }
+    // Whoever is ours is handed nothing.
+    let ours = others("", &port, "").replace(
+        "gatewayClassName: other",
+        "gatewayClassName: istio-waypoint",
+    );
+    assert_eq!(pod(&compile(&ours), "a/p").application_tunnel, None);
+}
+
+#[test]
+fn a_binding_that_changes_is_that_of_the_pods_that_there_are() {
+    let tunnel = |compiler: &super::Compiler| {
+        let found = pod(&compiler.snapshot(), "a/p").application_tunnel;
+        found.and_then(|one| one.port.map(std::num::NonZeroU16::get))
+    };
+    let bind = |port: u16| format!("ambient.istio.io/waypoint-inbound-binding: PROXY/{port}");
+    let mut compiler = compiler(&others("", "", ""));
+    for (class, own, expected) in [
+        (String::new(), bind(1), Some(1)),
+        (bind(2), String::new(), Some(2)),
+        (bind(3), String::new(), Some(3)),
+        (String::new(), String::new(), None),
+    ] {
+        compiler.apply(super::upserts(&others(&class, &own, "")));
+        assert_eq!(tunnel(&compiler), expected, "{class} {own}");
+    }
+}
+
+#[test]
+fn the_listener_of_the_binding_says_who_is_admitted() {
+    let all = ", allowedRoutes: {namespaces: {from: All}}";
+    let bind = |text: &str| format!("ambient.istio.io/waypoint-inbound-binding: {text}");
+    for (own, is_bound) in [
+        (String::new(), false),
+        (bind("PROXY"), true),
+        (bind("PROXY/15088"), true),
+        (bind("PROXY/15008"), false),
+        (bind("NONE"), false),
+    ] {
+        let snapshot = compile(&others("", &own, all));
+        let found = &service(&snapshot, "b/s.b.svc.cluster.local").waypoint;
+        assert_eq!(found.is_some(), is_bound, "{own}");
+    }
+}
+
 #[test]
 fn a_binding_that_fails_is_noticed_until_it_holds() {
     let mut compiler = compiler(&objects(USE));

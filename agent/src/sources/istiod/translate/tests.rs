@@ -1,5 +1,7 @@
 //! Messages and what they come to, in tables.
 
+use std::num::NonZeroU16;
+
 use userspace_l7::model::{
     Action, Clause, Health, IpFamilies, LoadBalancerMode, Match, NetworkMode, Peer, RoutingScope,
     Rule, Scope, Service, ServiceAccountMatch, StringMatch, TunnelProtocol, Workload,
@@ -93,6 +95,10 @@ fn full() -> wire::Workload {
             subzone: "s".to_owned(),
         }),
         capacity: Some(wire::UInt32Value { value: 0 }),
+        application_tunnel: Some(wire::ApplicationTunnel {
+            protocol: 1,
+            port: 15088,
+        }),
         ..bare()
     }
 }
@@ -117,6 +123,11 @@ fn a_workload_is_read_field_by_field() {
         (TunnelProtocol::Hbone, Peer::Ztunnel)
     );
     assert_eq!(one.network_mode, NetworkMode::HostNetwork);
+    let tunnel = one.application_tunnel.unwrap();
+    assert_eq!(
+        (tunnel.has_header, tunnel.port),
+        (true, NonZeroU16::new(15088))
+    );
     assert_eq!(one.health, Health::Unhealthy);
     assert_eq!(
         (one.capacity, &*one.cluster, &*one.workload_type),

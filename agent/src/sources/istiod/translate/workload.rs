@@ -1,12 +1,13 @@
 //! `istio.workload.Workload` → workloads, with the services that they serve.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 use userspace_l7::model::{
-    Health, Locality, NamespacedHostname, NetworkMode, Peer, TrustDomain, TunnelProtocol, Workload,
-    WorkloadLabels, WorkloadUid,
+    ApplicationTunnel, Health, Locality, NamespacedHostname, NetworkMode, Peer, TrustDomain,
+    TunnelProtocol, Workload, WorkloadLabels, WorkloadUid,
 };
 
 use super::{Defaults, Refused, hostname, ip, or, policy_key, port, required, waypoint};
@@ -65,6 +66,7 @@ pub(super) fn translate(one: wire::Workload, defaults: &Defaults) -> Result<Anno
             .map(|key| policy_key(key))
             .collect::<Result<_, _>>()?,
         waypoint: waypoint(one.waypoint)?,
+        application_tunnel: one.application_tunnel.map(tunnel).transpose()?,
     };
     let workload = Arc::new(workload);
     let announced = AnnouncedWorkload { workload, ports };
@@ -80,6 +82,23 @@ fn protocol(number: i32) -> Result<TunnelProtocol, Refused> {
             "is reached by tunnel protocol {other}, which is unknown"
         ))),
     }
+}
+
+fn tunnel(one: wire::ApplicationTunnel) -> Result<ApplicationTunnel, Refused> {
+    let has_header = match one.protocol {
+        0 => false,
+        1 => true,
+        other => {
+            return Err(Refused::new(format!(
+                "has an application tunnel of protocol {other}, which is unknown"
+            )));
+        }
+    };
+    Ok(ApplicationTunnel {
+        has_header,
+        // 0 stands for the port that was called.
+        port: NonZeroU16::new(port(one.port)?),
+    })
 }
 
 fn network_mode(number: i32) -> Result<NetworkMode, Refused> {
