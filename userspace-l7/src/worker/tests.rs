@@ -4,6 +4,7 @@ use std::future::pending;
 
 use super::*;
 use crate::model::{MeshSettings, TrustDomain};
+use crate::names::Nameless;
 
 fn served(desk: &Rc<Desk>, netns: u64) -> Served {
     Served {
@@ -26,7 +27,7 @@ fn connections_go_on_when_their_pod_is_attached_again_and_end_with_it() {
         let hub = Hub::new(
             Arc::new(snapshot),
             Arc::default(),
-            Arc::default(),
+            (Arc::default(), Arc::new(Nameless)),
             Arc::default(),
             Arc::new(Metrics::new()),
         );
