@@ -244,8 +244,7 @@ pub(crate) async fn reach(
 ) -> Result<Reached, OutboundError> {
     let workload = hub.workload(&pod.uid).await?;
     let said = || app.as_ref().and_then(|(_, spoken)| spoken.name());
-    let chosen = choose(hub, pod, &workload, (source, dialled), said).await?;
-    let ((plan, side), endpoints) = chosen;
+    let ((plan, side), endpoints) = choose(hub, pod, &workload, (source, dialled), said).await?;
     let admitted = endpoints.as_ref().map(admit).transpose()?;
     let mut last = OutboundError::Refused(Refusal::NoHealthyUpstream);
     for target in &plan.targets {
@@ -286,10 +285,7 @@ pub(crate) async fn reach(
             Ok((far, at)) => {
                 let target = target.at(at);
                 let attended = endpoints.map(|found| found.group.attend(at));
-                let bytes = bytes.map(|bytes| BytesClaim {
-                    destination: at,
-                    ..bytes
-                });
+                let bytes = bytes.map(|bytes| bytes.towards(at));
                 return Ok(Reached {
                     ends: (source, dialled),
                     workload,

@@ -245,12 +245,7 @@ impl ServiceEntry {
 
     /// What the annotation asks for, or the word that nobody knows.
     pub(crate) fn connect_strategy(&self) -> Result<ConnectStrategy, &str> {
-        match self
-            .meta
-            .annotations
-            .get(CONNECT_STRATEGY)
-            .map_or("", |word| word)
-        {
+        match self.meta.annotations.get(CONNECT_STRATEGY).unwrap_or("") {
             "" | "DEFAULT" => Ok(ConnectStrategy::InTurn),
             "RACE_FIRST_TCP_CONNECT" => Ok(ConnectStrategy::Race),
             other => Err(other),

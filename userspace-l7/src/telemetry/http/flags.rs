@@ -184,7 +184,7 @@ mod tests {
             .fold(RequestFlags::NONE, |flags, flag| flags | flag);
         assert_eq!(
             everything.to_string(),
-            "UH,UT,LR,UF,UC,UO,NR,DI,FI,RL,UAEX,RLSE,DC,URX,SI,DPE,UPE,NC"
+            "UH,UT,LR,UF,UC,UO,NR,DI,FI,RL,UAEX,RLSE,DC,URX,SI,DPE,UPE,NC,DF"
         );
     }
 }

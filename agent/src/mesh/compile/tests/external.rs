@@ -298,6 +298,8 @@ fn names_of_a_wildcard_are_its_waypoints_to_look_up() {
     assert!(notice.starts_with("port 443 has no effect"), "{notice}");
 }
 
+const RACE: &str = "RACE_FIRST_TCP_CONNECT";
+
 #[test]
 fn connections_race_where_a_waypoint_makes_them() {
     let entry = |word: &str, resolution: &str| {
@@ -307,7 +309,6 @@ fn connections_race_where_a_waypoint_makes_them() {
             &format!("metadata: {{annotations: {{istio.io/connect-strategy: '{word}'}}, "),
         )
     };
-    const RACE: &str = "RACE_FIRST_TCP_CONNECT";
     for (word, resolution, is_bound, is_raced, notice) in [
         (RACE, "DNS", true, true, None),
         (RACE, "DNS_ROUND_ROBIN", true, true, None),
