@@ -201,18 +201,19 @@ impl Agent {
         let (identities, keeper) = identities(args, &snapshot)?;
         let channel = enrolment::channel();
         let key_sets = Arc::<KeySets>::default();
+        let (dns_pods, dns, names) = dns::channel(snapshot.subscribe(), dns_metrics(&mut registry));
         let settings = worker::Settings {
             backend,
             snapshot: Arc::clone(&snapshot.borrow()),
             identities,
             key_sets: Arc::clone(&key_sets),
+            names: Arc::new(names),
             traffic: Arc::default(),
             metrics: Arc::clone(&metrics),
             listener_lost: listener_lost(&channel.0),
         };
         let workers = start_workers(proxy, &settings)?;
         let asking = Asking::new(args, &snapshot, &key_sets, spans, &mut registry)?;
-        let (dns_pods, dns) = dns::channel(snapshot.subscribe(), dns_metrics(&mut registry));
         let (direct, direct_thread) = direct_path(&capture, &snapshot, metrics, &mut registry)?;
         let parts = (Box::new(dns_pods), direct.clone());
         let enrolment = enrolment(args, capture, &workers, parts, channel)?;

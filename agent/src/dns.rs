@@ -7,6 +7,7 @@
 //! ```
 //! Capture brings the queries here and knows what they were meant for; this module opens no socket itself.
 
+pub mod asked;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod metrics;

@@ -1,10 +1,13 @@
 //! L6: reaching one target from a local pod: from the pod's own namespace and address, so that the network's
 //! policies see the pod and the server's node sees its client.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -184,7 +187,8 @@ pub(crate) async fn begin(
     })
 }
 
-/// Reaches a target, which has so much time to answer: `request` is what a tunnel is asked for.
+/// Reaches a target, which has so much time to answer: `request` is what a tunnel is asked for. Tells which of the target's
+/// addresses it is that answers.
 ///
 /// # Errors
 /// [`DialError`].
@@ -197,7 +201,7 @@ pub(crate) async fn reach(
     workload: &Workload,
     target: (&Target, Duration),
     (request, beginning): (impl FnOnce() -> ConnectRequest, Option<Beginning<'_>>),
-) -> Result<Far, DialError> {
+) -> Result<(Far, SocketAddr), DialError> {
     let mut none = FirstBytes::new(&[]);
     let request = (request, &mut none);
     reach_with(hub, pod, workload, target, (request, beginning)).await
@@ -219,7 +223,7 @@ pub(crate) async fn reach_with(
         (impl FnOnce() -> ConnectRequest, &mut FirstBytes<'_>),
         Option<Beginning<'_>>,
     ),
-) -> Result<Far, DialError> {
+) -> Result<(Far, SocketAddr), DialError> {
     let to = target.destination;
     let unbegun = |source| DialError::Begin { to, source };
     let beginning = match beginning {
@@ -240,11 +244,11 @@ pub(crate) async fn reach_with(
     let begun = Box::pin(async move {
         let mut none = FirstBytes::new(&[]);
         let request = (request, &mut none);
-        let far = reach_bare(hub, pod, workload, (target, patience), request).await?;
+        let (far, at) = reach_bare(hub, pod, workload, (target, patience), request).await?;
         let what = (beginning.opening, beginning.speaks);
-        let ends = Ends::of(beginning.client, to);
+        let ends = Ends::of(beginning.client, at);
         let begun = begin(hub, far, what, ends, patience).await;
-        begun.map_err(unbegun)
+        Ok((begun.map_err(unbegun)?, at))
     });
     begun.await
 }
@@ -255,27 +259,75 @@ async fn reach_bare(
     workload: &Workload,
     (target, patience): (&Target, Duration),
     (request, first): (impl FnOnce() -> ConnectRequest, &mut FirstBytes<'_>),
-) -> Result<Far, DialError> {
+) -> Result<(Far, SocketAddr), DialError> {
     match &target.transport {
-        Transport::Plain => connect(pod, target.destination, patience)
-            .await
-            .map(Far::Plain),
+        Transport::Plain => {
+            let (tcp, at) = if target.rivals.is_empty() {
+                connect(pod, target.destination, patience).await?
+            } else {
+                race(pod, target, patience).await?
+            };
+            Ok((Far::Plain(tcp), at))
+        }
         Transport::Hbone { tunnel, expected } => {
             let to = (*tunnel, &expected[..], patience);
-            open_tunnel(hub, pod, workload, to, (&request(), first))
-                .await
-                .map(Far::Tunnel)
+            let opened = open_tunnel(hub, pod, workload, to, (&request(), first)).await?;
+            Ok((Far::Tunnel(opened), target.destination))
         }
     }
 }
 
-async fn connect(pod: &Pod, to: SocketAddr, patience: Duration) -> Result<Tcp, DialError> {
+/// Dials all addresses of a target at once; the first connection that stands is the one, and the others are given up.
+/// Unlike RFC 8305 §5 says, no attempt waits for another: that is what Istio's racing connect strategy means.
+///
+/// # Errors
+/// How the last of them failed, if all have.
+///
+/// # Cancel safety
+/// Dropping the future gives all attempts up.
+async fn race(
+    pod: &Pod,
+    target: &Target,
+    patience: Duration,
+) -> Result<(Tcp, SocketAddr), DialError> {
+    let attempts = target.addresses();
+    let attempts = attempts.map(|to| Box::pin(connect(pod, to, patience)));
+    first(attempts.collect()).await
+}
+
+/// What the first of several attempts comes to that succeeds; the last failure, if none does. There has to be one.
+async fn first<T, E>(
+    mut attempts: Vec<Pin<Box<impl Future<Output = Result<T, E>>>>>,
+) -> Result<T, E> {
+    poll_fn(move |cx| {
+        let mut place = 0;
+        while let Some(attempt) = attempts.get_mut(place) {
+            match attempt.as_mut().poll(cx) {
+                Poll::Pending => place += 1,
+                Poll::Ready(Ok(won)) => return Poll::Ready(Ok(won)),
+                Poll::Ready(Err(_lost)) if attempts.len() > 1 => {
+                    drop(attempts.swap_remove(place));
+                }
+                Poll::Ready(Err(last)) => return Poll::Ready(Err(last)),
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+async fn connect(
+    pod: &Pod,
+    to: SocketAddr,
+    patience: Duration,
+) -> Result<(Tcp, SocketAddr), DialError> {
     let failed = |source| DialError::Connect {
         to,
         source: Rc::new(source),
     };
     let socket = pod.sockets.outbound(Family::of(to)).map_err(failed)?;
-    Tcp::connect(socket, to, patience).await.map_err(failed)
+    let connected = Tcp::connect(socket, to, patience).await;
+    Ok((connected.map_err(failed)?, to))
 }
 
 /// Opens a stream through a pooled tunnel.
@@ -323,4 +375,45 @@ async fn dial(
     tls::connect(tcp, &identity, &expected, deadline)
         .await
         .map_err(hbone::DialError::Tls)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::first;
+
+    /// An attempt that has ended, or never does.
+    async fn attempt(ends: Option<Result<u8, &'static str>>) -> Result<u8, &'static str> {
+        match ends {
+            Some(ended) => ended,
+            None => pending().await,
+        }
+    }
+
+    #[track_caller]
+    fn check(attempts: &[Option<Result<u8, &'static str>>], expected: Option<Result<u8, &str>>) {
+        let all = attempts.iter().map(|ends| Box::pin(attempt(*ends)));
+        let racing = pin!(first(all.collect()));
+        let polled = racing.poll(&mut Context::from_waker(Waker::noop()));
+        let ended = match polled {
+            Poll::Ready(ended) => Some(ended),
+            Poll::Pending => None,
+        };
+        assert_eq!(ended, expected, "{attempts:?}");
+    }
+
+    #[test]
+    fn the_first_that_stands_wins_and_only_all_failures_are_one() {
+        let (silent, refused, won) = (None, Some(Err("refused")), Some(Ok(1)));
+        check(&[silent, won], won);
+        check(&[refused, silent, won], won);
+        check(&[won, Some(Ok(2))], won);
+        check(&[refused, silent], None);
+        check(&[silent, silent], None);
+        check(&[refused, Some(Err("late"))], Some(Err("late")));
+        check(&[refused], refused);
+    }
 }

@@ -11,7 +11,9 @@ use tracing::info;
 
 use crate::hub::Hub;
 use crate::model::{Snapshot, TrafficPolicy, Workload};
+use crate::names::{self, Unresolved};
 use crate::route::breaker::Permit;
+use crate::route::named::{self, Name};
 use crate::route::outlier::Outcome;
 use crate::route::{self, MAX_ATTEMPTS, Refusal, Target, Towards};
 use crate::traffic::{Group, GroupKey, Wish};
@@ -25,6 +27,16 @@ pub(crate) struct Endpoints {
     pub(crate) group: Arc<Group>,
     /// How many there are to choose from.
     all: usize,
+    /// The name that leads to them, where it is the client who says it.
+    asked: Option<Asked>,
+}
+
+/// What a client asks a wildcard for.
+struct Asked {
+    name: Name,
+    /// Of whatever the name leads to.
+    port: u16,
+    is_raced: bool,
 }
 
 /// What a DestinationRule says of them.
@@ -54,6 +66,7 @@ pub(crate) fn choose(
             key,
             group,
             all: 1,
+            asked: None,
         });
     }
     let nearness = policy.nearness.as_ref();
@@ -64,11 +77,14 @@ pub(crate) fn choose(
     let (key, group) = group(hub, towards);
     let chosen = group.choose(&policy, &candidates, wish, &mut |bound| hub.choose(bound));
     let chosen = chosen.iter().filter_map(|place| candidates.get(*place));
-    let targets: SmallVec<_> = chosen
+    let mut targets: SmallVec<_> = chosen
         .map(|candidate| candidate.target(towards.service))
         .collect();
     if targets.is_empty() {
         return Err(Refusal::NoHealthyUpstream);
+    }
+    if towards.service.load_balancer.is_raced {
+        route::race(&mut targets, &candidates);
     }
     Ok(Endpoints {
         targets,
@@ -76,6 +92,45 @@ pub(crate) fn choose(
         key,
         group,
         all: candidates.len(),
+        asked: None,
+    })
+}
+
+/// Those of a wildcard, before its client's name is looked up: nobody does that for a client who may not go there. Until
+/// then the one target is what was dialled, by which a policy judges; there is nothing to connect to.
+///
+/// # Errors
+/// [`Refusal::NoSuchPort`].
+pub(crate) fn by_name(
+    hub: &Hub,
+    towards: &Towards<'_>,
+    policy: Arc<TrafficPolicy>,
+    name: Name,
+) -> Result<Endpoints, Refusal> {
+    let Towards {
+        service, address, ..
+    } = towards;
+    let port = service.ports.get(&address.port());
+    let port = port.ok_or(Refusal::NoSuchPort(address.port()))?.target_port;
+    let policy = match policy.opening.in_name_of(name.as_str()) {
+        None => policy,
+        Some(opening) => Arc::new(TrafficPolicy {
+            opening,
+            ..TrafficPolicy::clone(&policy)
+        }),
+    };
+    let (key, group) = group(hub, towards);
+    Ok(Endpoints {
+        targets: [Target::outside(*address)].into_iter().collect(),
+        policy,
+        key,
+        group,
+        all: 1,
+        asked: Some(Asked {
+            name,
+            port,
+            is_raced: service.load_balancer.is_raced,
+        }),
     })
 }
 
@@ -91,6 +146,45 @@ fn group(hub: &Hub, towards: &Towards<'_>) -> (GroupKey, Arc<Group>) {
 }
 
 impl Endpoints {
+    /// Whether they are to be looked up.
+    pub(crate) fn is_asked_for(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// Finds out what a client's name leads clients of its namespace to; what was chosen otherwise stays.
+    ///
+    /// # Errors
+    /// [`Unresolved`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future takes the question back.
+    pub(crate) async fn look_up(&mut self, hub: &Hub, namespace: &str) -> Result<(), Unresolved> {
+        let Some(Asked {
+            name,
+            port,
+            is_raced,
+        }) = &self.asked
+        else {
+            return Ok(());
+        };
+        let found = names::look_up(&*hub.names, name).await;
+        let found = found.map_err(|source| Unresolved::NoAddress {
+            name: name.clone(),
+            source,
+        })?;
+        let places = named::places(&hub.snapshot(), namespace, &found, *is_raced);
+        let mut places = places.map_err(|(address, why)| Unresolved::Forbidden {
+            name: name.clone(),
+            address,
+            why,
+        })?;
+        // Each gets its turn to be the first, as if each client had looked the name up by itself.
+        let turn = hub.choose(u32::try_from(places.len()).unwrap_or(u32::MAX));
+        places.rotate_left(turn as usize);
+        self.targets = named::targets(&places, *port, *is_raced);
+        Ok(())
+    }
+
     /// One request more, if the policy has room for it.
     pub(crate) fn admit_request(&self) -> Option<Permit> {
         let requests = &self.group.in_use.requests;
@@ -99,6 +193,10 @@ impl Endpoints {
 
     /// Notes how an attempt ended, for the endpoint to be left alone if too many end badly.
     pub(crate) fn ended(&self, endpoint: SocketAddr, outcome: Outcome) {
+        // What clients' names lead to may be any number of addresses, of which none is chosen rather than another.
+        if self.asked.is_some() {
+            return;
+        }
         if self.group.ended(&self.policy, self.all, endpoint, outcome) {
             info!(%endpoint, "an endpoint failed too often and is left alone");
         }

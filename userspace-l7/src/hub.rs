@@ -16,6 +16,7 @@ use crate::hbone::Pool;
 use crate::http;
 use crate::key_sets::{KeySets, Keys};
 use crate::model::{NamespacedHostname, Side, Snapshot, Workload, WorkloadUid};
+use crate::names::Names;
 use crate::origination;
 use crate::telemetry::{Metrics, RateLimit};
 use crate::tls::{Identities, Identity};
@@ -46,6 +47,8 @@ pub(crate) struct Hub {
     pub(crate) silences: RateLimit,
     /// Keys of tokens.
     pub(crate) keys: Keys,
+    /// Who knows where the hosts are that clients name.
+    pub(crate) names: Arc<dyn Names>,
     /// The node's, not this worker's: locked against the others.
     pub(crate) traffic: Arc<Traffic>,
     identities: Arc<Identities>,
@@ -58,7 +61,7 @@ impl Hub {
     pub(crate) fn new(
         snapshot: Arc<Snapshot>,
         identities: Arc<Identities>,
-        key_sets: Arc<KeySets>,
+        (key_sets, names): (Arc<KeySets>, Arc<dyn Names>),
         traffic: Arc<Traffic>,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -71,6 +74,7 @@ impl Hub {
             mirrored: Arc::new(Semaphore::new(MIRRORED)),
             silences: RateLimit::per_second(SILENCES_LOGGED_PER_SECOND),
             keys: Keys::new(key_sets),
+            names,
             traffic,
             identities,
             snapshot: watch::Sender::new(snapshot),

@@ -25,6 +25,7 @@ mod io;
 mod judgement;
 pub mod key_sets;
 pub mod model;
+pub mod names;
 pub mod origination;
 mod outbound;
 pub mod pod;

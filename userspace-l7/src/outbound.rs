@@ -7,8 +7,10 @@ use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::StatusCode;
+use tokio::time::Instant;
 use tracing::debug;
 
 use crate::connections::{Carriage, Direction, LiveConnection, Tracked};
@@ -18,21 +20,27 @@ use crate::endpoints::{self, Endpoints};
 use crate::error::Retry;
 use crate::hbone::{Baggage, Cause, ConnectRequest, FirstBytes, ServiceClaim};
 use crate::hub::{Hub, UnknownWorkload};
-use crate::model::{AppProtocol, Balance, HashKey, Peer, Side, Workload};
+use crate::model::{AppProtocol, Balance, HashKey, LoadBalancerMode, Peer, Side, Workload};
+use crate::names::Unresolved;
 use crate::pod::Pod;
 use crate::policy::http::HttpDenial;
 use crate::policy::{BytesClaim, CalledPort, Denial};
 use crate::relay::{self, Application, Ending, Far, Local, Pass};
 use crate::ring::{RecvBuf, Tcp};
 use crate::route::breaker::Permit;
+use crate::route::named::Name;
 use crate::route::outlier::Outcome;
 use crate::route::{self, Meaning, Plan, Refusal, Target, Transport, spread};
 use crate::telemetry::{Flow, Reporter, ResponseFlags, Security};
+use crate::tls::{self, Hello};
 use crate::traffic::{Attended, Wish};
 use crate::waypoint::{self, Welcome};
 
 /// DNS over TCP (RFC 1035 §4.2.2).
 pub(crate) const DNS_PORT: u16 = 53;
+
+/// Time that a client has to say whom it wants, where only that tells where it is to go.
+const HELLO_TIME: Duration = Duration::from_secs(5);
 
 /// Why no endpoint took a connection.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +59,8 @@ pub(crate) enum OutboundError {
     Outdated,
     #[error(transparent)]
     Demanded(#[from] Demanded),
+    #[error(transparent)]
+    Unresolved(#[from] Unresolved),
 }
 
 /// The service that was called does not let this client in, and nobody but this node would say so.
@@ -66,7 +76,7 @@ impl OutboundError {
                 ResponseFlags::None
             }
             Self::Demanded(_) => ResponseFlags::Deny,
-            Self::Late => ResponseFlags::Connect,
+            Self::Late | Self::Unresolved(_) => ResponseFlags::Connect,
             Self::Dial(error) => error.flags(),
         }
     }
@@ -80,7 +90,8 @@ impl OutboundError {
             | Self::Overflow
             | Self::Late
             | Self::Outdated
-            | Self::Demanded(_) => None,
+            | Self::Demanded(_)
+            | Self::Unresolved(_) => None,
             Self::Dial(error) => error.cause(),
         }
     }
@@ -91,7 +102,8 @@ impl OutboundError {
             | Self::UnknownSource(_)
             | Self::Overflow
             | Self::Outdated
-            | Self::Demanded(_) => Retry::Never,
+            | Self::Demanded(_)
+            | Self::Unresolved(_) => Retry::Never,
             Self::Late => Retry::Safe,
             Self::Dial(error) => error.retry(),
         }
@@ -129,6 +141,7 @@ pub(crate) async fn open(
             Welcome::Opaque(app, early) => (app, early),
         };
         let mut spoken = Spoken(early);
+        spoken.hear_name(hub, pod, dialled, &opaque).await;
         match reach(hub, pod, (source, dialled), Some((&opaque, &mut spoken))).await {
             Ok(reached) => return Some(carry(hub, pod, (opaque, spoken.0), reached)),
             // What is known may have layer 7, and is to be welcomed as that.
@@ -150,6 +163,37 @@ pub(crate) async fn open(
 pub(crate) struct Spoken(RecvBuf);
 
 impl Spoken {
+    /// Waits for the name that the application says in TLS, where nothing else tells which host it means. A client that
+    /// says none in time names nobody.
+    async fn hear_name(&mut self, hub: &Hub, pod: &Pod, dialled: SocketAddr, app: &Tcp) {
+        let workload = hub.workload(&pod.uid).await;
+        if workload.is_ok_and(|workload| waypoint::is_named_in_tls(hub, &workload, dialled)) {
+            // On the heap, for most connections name nobody and their tasks have no room to give.
+            Box::pin(self.hear_hello(app)).await;
+        }
+    }
+
+    async fn hear_hello(&mut self, app: &Tcp) {
+        let until = Instant::now() + HELLO_TIME;
+        while tls::hello(&self.0) == Hello::Undecided {
+            let Ok(Ok(more)) = tokio::time::timeout_at(until, app.recv()).await else {
+                return;
+            };
+            if more.is_empty() {
+                return;
+            }
+            self.0 = RecvBuf::from([&self.0[..], &more[..]].concat());
+        }
+    }
+
+    /// The server that the application names in TLS.
+    fn name(&self) -> Option<String> {
+        match tls::hello(&self.0) {
+            Hello::Named(name) => Some(name),
+            Hello::Nameless | Hello::Undecided => None,
+        }
+    }
+
     /// What may leave along with the request to a target: the application has often spoken by the time that its
     /// connection is accepted. Only our own agents are known to make nothing of bytes of a tunnel that they refuse.
     fn to(&mut self, app: &Tcp, target: &Target) -> &[u8] {
@@ -229,10 +273,8 @@ async fn reach_now(
     doubts: &mut Doubts,
 ) -> Result<Reached, OutboundError> {
     let workload = hub.workload(&pod.uid).await?;
-    let (plan, endpoints) = plan(hub, pod, &workload, (source, dialled))?;
-    let called = plan.service.as_ref();
-    let side = called.map(|service| hub.side(&service.key));
-    let side = side.unwrap_or_default();
+    let said = || app.as_ref().and_then(|(_, spoken)| spoken.name());
+    let ((plan, side), endpoints) = choose(hub, pod, &workload, (source, dialled), said).await?;
     let admitted = endpoints.as_ref().map(admit).transpose()?;
     let mut last = OutboundError::Refused(Refusal::NoHealthyUpstream);
     for target in &plan.targets {
@@ -270,9 +312,10 @@ async fn reach_now(
             endpoints.ended(target.destination, outcome);
         }
         match answered {
-            Ok(far) => {
-                let target = target.clone();
-                let attended = endpoints.map(|found| found.group.attend(target.destination));
+            Ok((far, at)) => {
+                let target = target.at(at);
+                let attended = endpoints.map(|found| found.group.attend(at));
+                let bytes = bytes.map(|bytes| bytes.towards(at));
                 return Ok(Reached {
                     ends: (source, dialled),
                     workload,
@@ -298,6 +341,29 @@ async fn reach_now(
         }
     }
     Err(last)
+}
+
+/// Where a connection goes, through which of the service's waypoints, and whose choice that is. A name is looked up only
+/// for a client that what it calls lets in.
+async fn choose(
+    hub: &Hub,
+    pod: &Pod,
+    workload: &Workload,
+    ends: (SocketAddr, SocketAddr),
+    said: impl FnOnce() -> Option<String>,
+) -> Result<((Plan, Side), Option<Endpoints>), OutboundError> {
+    let (mut plan, mut endpoints) = plan(hub, pod, workload, ends, said)?;
+    let called = plan.service.as_ref();
+    let side = called.map(|service| hub.side(&service.key));
+    let side = side.unwrap_or_default();
+    if let Some(found) = endpoints.as_mut().filter(|one| one.is_asked_for()) {
+        for target in &plan.targets {
+            let _met = claim(hub, workload, (&plan, side), target, ends)?;
+        }
+        Box::pin(found.look_up(hub, &workload.namespace)).await?;
+        plan.targets = found.targets.clone();
+    }
+    Ok(((plan, side), endpoints))
 }
 
 /// What a connection of bytes has to meet at this node, and meets now: what the service demands that was called, where no
@@ -377,13 +443,14 @@ async fn becomes_known(hub: &Hub, client: &Workload, address: IpAddr) {
 }
 
 /// Where the connection goes. Endpoints of services that are bound to a waypoint are chosen by their traffic
-/// policy, as the waypoint would.
+/// policy, as the waypoint would; those of a wildcard by the name that the client has `said`.
 fn plan(
     hub: &Hub,
     pod: &Pod,
     workload: &Workload,
     (source, dialled): (SocketAddr, SocketAddr),
-) -> Result<(Plan, Option<Endpoints>), Refusal> {
+    said: impl FnOnce() -> Option<String>,
+) -> Result<(Plan, Option<Endpoints>), OutboundError> {
     let snapshot = hub.snapshot();
     let mut choose = |bound| hub.choose(bound);
     let (service, towards) = match route::meaning(&snapshot, workload, dialled, &mut choose)? {
@@ -400,6 +467,14 @@ fn plan(
         return Ok((Plan { service, targets }, None));
     }
     let policy = endpoints::policy(&snapshot, &towards);
+    if towards.service.load_balancer.mode == LoadBalancerMode::ByName {
+        let wildcard = &towards.service.key.hostname;
+        let name = said().and_then(|said| Name::asked_for(wildcard, &said));
+        let name = name.ok_or_else(|| Unresolved::Unnamed(Arc::clone(wildcard)))?;
+        let endpoints = endpoints::by_name(hub, &towards, policy, name)?;
+        let targets = endpoints.targets.clone();
+        return Ok((Plan { service, targets }, Some(endpoints)));
+    }
     let hash = match &policy.balance {
         // All that a connection without requests could be told apart by.
         Balance::ConsistentHash {
@@ -418,7 +493,7 @@ fn plan(
 }
 
 /// What a connection's making says of the endpoint; `None`: nothing, as we could not even ask.
-fn outcome(answered: &Result<Far, OutboundError>) -> Option<Outcome> {
+fn outcome<A>(answered: &Result<A, OutboundError>) -> Option<Outcome> {
     match answered {
         Ok(_) => Some(Outcome::Status(StatusCode::OK)),
         Err(OutboundError::Dial(DialError::NoIdentity(_))) => None,
@@ -429,8 +504,8 @@ fn outcome(answered: &Result<Far, OutboundError>) -> Option<Outcome> {
 /// A target that answers within the policy's time.
 async fn in_time(
     endpoints: Option<&Endpoints>,
-    reached: Pin<&mut impl Future<Output = Result<Far, DialError>>>,
-) -> Result<Far, OutboundError> {
+    reached: Pin<&mut impl Future<Output = Result<(Far, SocketAddr), DialError>>>,
+) -> Result<(Far, SocketAddr), OutboundError> {
     match endpoints.and_then(|endpoints| endpoints.policy.connect_timeout) {
         None => Ok(reached.await?),
         Some(limit) => {

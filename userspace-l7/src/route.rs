@@ -6,6 +6,7 @@ pub mod breaker;
 mod foreign;
 pub mod http;
 pub(crate) mod locality;
+pub mod named;
 pub mod outlier;
 pub mod rate_limit;
 pub mod spread;
@@ -33,11 +34,16 @@ pub const MAX_ATTEMPTS: usize = 3;
 /// Uniform choice below a bound greater than 0.
 pub type Choose<'a> = dyn FnMut(u32) -> u32 + 'a;
 
+/// Addresses of one name that are dialled at once, at most.
+pub const RACERS: usize = 8;
+
 /// One way to carry a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The workload and port that the client's bytes are for.
     pub destination: SocketAddr,
+    /// Other addresses of the same, which are dialled at the same time: the first that answers is the one.
+    pub rivals: Vec<SocketAddr>,
     /// How they get there.
     pub transport: Transport,
     /// The workload, if the mesh knows it.
@@ -45,6 +51,32 @@ pub struct Target {
 }
 
 impl Target {
+    /// An address that is no workload's.
+    pub fn outside(destination: SocketAddr) -> Self {
+        Self {
+            destination,
+            rivals: Vec::new(),
+            transport: Transport::Plain,
+            workload: None,
+        }
+    }
+
+    /// Where it may be reached: nothing says which of them it will be.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        std::iter::once(self.destination).chain(self.rivals.iter().copied())
+    }
+
+    /// The same, reached at one of its addresses.
+    #[must_use]
+    pub fn at(&self, address: SocketAddr) -> Self {
+        Self {
+            destination: address,
+            rivals: Vec::new(),
+            transport: self.transport.clone(),
+            workload: self.workload.clone(),
+        }
+    }
+
     /// Whether the target's node judges requests: another Culvert agent does.
     pub fn is_judged_there(&self) -> bool {
         let is_ours = |workload: &Arc<Workload>| workload.peer == Peer::Culvert;
@@ -242,22 +274,36 @@ pub fn passed_through(towards: &Towards<'_>) -> Option<Target> {
     let ip = address.ip().to_canonical();
     let is_described = service.load_balancer.mode == LoadBalancerMode::Passthrough
         && (service.vips.contains(&ip) || service.cidr_vips.iter().any(|net| net.contains(&ip)));
-    is_described.then(|| outside(SocketAddr::new(ip, address.port())))
+    is_described.then(|| Target::outside(SocketAddr::new(ip, address.port())))
+}
+
+/// Has the addresses race that a target's name leads to, among those that could be chosen. Tunnels do not race: their
+/// end is one workload.
+pub fn race(targets: &mut SmallVec<[Target; MAX_ATTEMPTS]>, candidates: &[Candidate]) {
+    let mut taken = Vec::<SocketAddr>::new();
+    targets.retain(|target| {
+        if target.transport != Transport::Plain {
+            return true;
+        }
+        if taken.contains(&target.destination) {
+            return false;
+        }
+        taken.push(target.destination);
+        let is_same = |one: &&Candidate| {
+            let uid = target.workload.as_ref().map(|workload| &workload.uid);
+            uid == Some(&one.workload.uid) && !taken.contains(&one.address)
+        };
+        let rivals = candidates.iter().filter(is_same).take(RACERS - 1);
+        target.rivals = rivals.map(|one| one.address).collect();
+        taken.extend(&target.rivals);
+        true
+    });
 }
 
 fn pass_through(dialled: SocketAddr, service: Option<&Arc<Service>>) -> Plan {
     Plan {
         service: service.map(Arc::clone),
-        targets: [outside(dialled)].into_iter().collect(),
-    }
-}
-
-/// An address that is no workload's.
-fn outside(destination: SocketAddr) -> Target {
-    Target {
-        destination,
-        transport: Transport::Plain,
-        workload: None,
+        targets: [Target::outside(dialled)].into_iter().collect(),
     }
 }
 
@@ -282,6 +328,7 @@ fn workload_target(
     };
     Target {
         destination,
+        rivals: Vec::new(),
         transport,
         workload: Some(Arc::clone(workload)),
     }

@@ -15,6 +15,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod handshake;
+mod hello;
 mod identity;
 mod record;
 mod session;
@@ -24,6 +25,7 @@ mod verify;
 
 pub use error::{Role, TlsError};
 pub use handshake::{Established, Handshake, Progress};
+pub(crate) use hello::{Hello, hello};
 pub use identity::{Identities, Identity, IdentityError};
 pub use record::{MAX_PLAINTEXT, Opened, Opener, RecordError, SealError, Sealer, TrafficKeyError};
 pub use session::{Session, accept, connect};

@@ -6,6 +6,8 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::dial::{self, Beginning};
 use crate::endpoints::Endpoints;
 use crate::hbone::{Baggage, ConnectRequest, ServiceClaim};
@@ -51,6 +53,8 @@ pub(crate) enum NoConnection {
 pub(crate) struct Taken {
     pub(crate) lease: Lease,
     pub(crate) is_reused: bool,
+    /// Which of the target's addresses it goes to.
+    pub(crate) at: SocketAddr,
 }
 
 /// A connection for one request: one that waits, unless it has to be fresh, or a new one.
@@ -60,42 +64,46 @@ pub(crate) async fn take(
     version: Version,
     fresh: bool,
 ) -> Result<Taken, NoConnection> {
-    let pool = &origin.hub.requests;
-    let key = Rc::new(key(origin, (endpoints, target)));
-    let waiting = if fresh {
-        None
-    } else {
-        pool.take(&key, version, keeping(&endpoints.policy))
-    };
-    if let Some(lease) = waiting {
-        return Ok(Taken {
-            lease,
-            is_reused: true,
-        });
+    let keys = keys(origin, (endpoints, target));
+    if !fresh && let Some(taken) = waiting(origin, endpoints, &keys, version) {
+        return Ok(taken);
     }
     // On the heap: most requests find one that waits, and need not carry the room for making one.
-    Box::pin(make(origin, (endpoints, target), &key, version)).await
+    Box::pin(make(origin, (endpoints, target), &keys, version)).await
+}
+
+/// A connection that waits at one of a target's addresses.
+fn waiting(
+    origin: &Origin<'_>,
+    endpoints: &Endpoints,
+    keys: &[Rc<PoolKey>],
+    version: Version,
+) -> Option<Taken> {
+    let pool = &origin.hub.requests;
+    keys.iter().find_map(|key| {
+        let lease = pool.take(key, version, keeping(&endpoints.policy))?;
+        Some(Taken {
+            lease,
+            is_reused: true,
+            at: key.destination,
+        })
+    })
 }
 
 /// A new connection, or one that comes back while the policy has no room for a new one.
 async fn make(
     origin: &Origin<'_>,
     (endpoints, target): (&Endpoints, &Target),
-    key: &Rc<PoolKey>,
+    keys: &[Rc<PoolKey>],
     version: Version,
 ) -> Result<Taken, NoConnection> {
     let pending = &endpoints.group.in_use.pending;
     let _pending = pending
         .admit(endpoints.policy.limits.pending_requests)
         .ok_or(NoConnection::Overflow)?;
-    let place = match room(origin, (endpoints, target), key, version).await {
+    let place = match room(origin, (endpoints, target), keys, version).await {
         Room::Fresh(place) => place,
-        Room::Waiting(lease) => {
-            return Ok(Taken {
-                lease,
-                is_reused: true,
-            });
-        }
+        Room::Waiting(taken) => return Ok(taken),
     };
     let request = || {
         let service = &origin.service.key;
@@ -115,32 +123,43 @@ async fn make(
     let beginning = Beginning::of(endpoints, version.into(), origin.source);
     let request = (request, Some(beginning));
     let reached = dial::reach(hub, pod, workload, target_in_time, request);
-    let far = match limit {
+    let (far, at) = match limit {
         None => reached.await?,
         Some(limit) => tokio::time::timeout(limit, reached)
             .await
             .map_err(|_elapsed| NoConnection::Late)??,
     };
     let wire = wire(far);
-    let flow = origin.hub.metrics.open(flow(origin, target));
+    let flow = origin.hub.metrics.open(flow(origin, target, at));
     let wire = wire.accounted(Rc::new(flow), Peer::Server).holding(place);
     let sender = http::connect(wire, version).await?;
+    let key = Rc::new(key(origin, (endpoints, target), at));
+    let pool = &origin.hub.requests;
     Ok(Taken {
-        lease: origin
-            .hub
-            .requests
-            .adopt(key, sender, keeping(&endpoints.policy)),
+        lease: pool.adopt(&key, sender, keeping(&endpoints.policy)),
         is_reused: false,
+        at,
     })
 }
 
-fn key(origin: &Origin<'_>, (endpoints, target): (&Endpoints, &Target)) -> PoolKey {
+/// What connections to a target are kept under, one for each of its addresses.
+fn keys(
+    origin: &Origin<'_>,
+    (endpoints, target): (&Endpoints, &Target),
+) -> SmallVec<[Rc<PoolKey>; 1]> {
+    let addresses = target.addresses();
+    addresses
+        .map(|at| Rc::new(key(origin, (endpoints, target), at)))
+        .collect()
+}
+
+fn key(origin: &Origin<'_>, (endpoints, target): (&Endpoints, &Target), at: SocketAddr) -> PoolKey {
     let workload = target.workload.as_ref();
     let claimed = |(port, side)| (origin.service.key.clone(), port, side);
     let opening = &endpoints.policy.opening;
     PoolKey {
         pod: origin.pod.uid.clone(),
-        destination: target.destination,
+        destination: at,
         workload: workload.map(|workload| workload.uid.clone()),
         is_tunnelled: target.transport != Transport::Plain,
         service: origin.claimed.map(claimed),
@@ -165,14 +184,14 @@ enum Room {
     /// The right to make one.
     Fresh(Place),
     /// One that another request gave back meanwhile.
-    Waiting(Lease),
+    Waiting(Taken),
 }
 
 /// Waits until the policy has room for one more connection, or one that there is waits for a request.
 async fn room(
     origin: &Origin<'_>,
     (endpoints, target): (&Endpoints, &Target),
-    key: &Rc<PoolKey>,
+    keys: &[Rc<PoolKey>],
     version: Version,
 ) -> Room {
     let Endpoints { group, policy, .. } = endpoints;
@@ -185,8 +204,8 @@ async fn room(
         if let Some(place) = group.admit_connection(policy, &origin.pod.uid, target.destination) {
             return Room::Fresh(place);
         }
-        if let Some(lease) = origin.hub.requests.take(key, version, keeping(policy)) {
-            return Room::Waiting(lease);
+        if let Some(taken) = waiting(origin, endpoints, keys, version) {
+            return Room::Waiting(taken);
         }
         tokio::select! {
             () = waits => {}
@@ -205,9 +224,9 @@ fn keeping(policy: &TrafficPolicy) -> Keeping {
     }
 }
 
-fn flow(origin: &Origin<'_>, target: &Target) -> Flow {
+fn flow(origin: &Origin<'_>, target: &Target, at: SocketAddr) -> Flow {
     let (next_hop, authenticated) = match &target.transport {
-        Transport::Plain => (target.destination, false),
+        Transport::Plain => (at, false),
         Transport::Hbone { tunnel, .. } => (*tunnel, true),
     };
     let server = target.workload.as_ref().map(|workload| workload.identity());

@@ -31,7 +31,7 @@ use tracing::debug;
 use crate::connections::{Carriage, Direction, LiveConnection};
 use crate::http::{self, Handover, Version, Wire};
 use crate::hub::Hub;
-use crate::model::{AppProtocol, Service, Workload};
+use crate::model::{AppProtocol, LoadBalancerMode, Service, Workload};
 use crate::pod::Pod;
 use crate::ring::{RecvBuf, Tcp};
 use crate::telemetry::{RequestClient, Security};
@@ -93,11 +93,26 @@ pub(crate) async fn welcome(
     Welcome::Served
 }
 
-/// Whether [`welcome`] has to see what the application sends before anybody can be reached for it: requests get their
-/// answer by status, and which endpoint they go to is in them.
+/// Whether what the application sends has to be seen before anybody can be reached for it: requests get their answer by
+/// status, and which endpoint they go to is in them; and of a wildcard only the client says which host it means.
 pub(crate) async fn has_to_read(hub: &Hub, pod: &Pod, dialled: SocketAddr) -> bool {
     let workload = hub.workload(&pod.uid).await;
-    workload.is_ok_and(|workload| addressed(hub, &workload, dialled).is_some())
+    workload.is_ok_and(|workload| {
+        addressed(hub, &workload, dialled).is_some() || is_named_in_tls(hub, &workload, dialled)
+    })
+}
+
+/// Whether an address stands for a wildcard whose port may speak TLS: the host is named there.
+pub(crate) fn is_named_in_tls(hub: &Hub, workload: &Workload, dialled: SocketAddr) -> bool {
+    let snapshot = hub.snapshot();
+    let service = snapshot.service_at(dialled.ip(), &workload.namespace);
+    let protocol = service.and_then(|service| {
+        let layer7 = snapshot.services_layer7.get(&service.key)?;
+        let is_wildcard = service.load_balancer.mode == LoadBalancerMode::ByName;
+        let port = layer7.ports.get(&dialled.port()).filter(|_| is_wildcard)?;
+        Some(port.protocol)
+    });
+    matches!(protocol, Some(AppProtocol::Tls | AppProtocol::Detect))
 }
 
 /// The service with layer 7 that an address stands for, and what its port speaks; `None` where bytes are all

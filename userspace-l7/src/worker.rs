@@ -19,6 +19,7 @@ use crate::hub::Hub;
 use crate::inbound;
 use crate::key_sets::KeySets;
 use crate::model::{Snapshot, WorkloadUid};
+use crate::names::Names;
 use crate::pod::{Course, Follower, Openings, Phase, Pod, PodSockets, TakeDns, until_ended};
 use crate::ring::{self, Backend, Listener, Tcp};
 use crate::telemetry::{ChangeUnderWay, Metrics};
@@ -36,6 +37,8 @@ pub struct Settings {
     pub identities: Arc<Identities>,
     /// Keys of tokens, kept current by the agent.
     pub key_sets: Arc<KeySets>,
+    /// Looks up names that clients ask for.
+    pub names: Arc<dyn Names>,
     /// What traffic policies remember, for all workers together.
     pub traffic: Arc<Traffic>,
     /// Counters.
@@ -168,12 +171,14 @@ async fn run(
         snapshot,
         identities,
         key_sets,
+        names,
         traffic,
         metrics,
         listener_lost,
         ..
     } = settings;
-    let hub = Rc::new(Hub::new(snapshot, identities, key_sets, traffic, metrics));
+    let known = (key_sets, names);
+    let hub = Rc::new(Hub::new(snapshot, identities, known, traffic, metrics));
     let desk = Desk::new(Rc::clone(&hub));
     if let Some(openings) = openings {
         spawn(Rc::clone(&desk).attend(openings));

@@ -13,6 +13,7 @@ use userspace_l7::model::{Snapshot, WorkloadUid};
 use userspace_l7::pod::TakeDns;
 
 use crate::capture::{DnsSockets, Family, Sockets};
+use crate::dns::asked::{self, AskedNames, NameDesk};
 use crate::dns::{Dns, DnsMetrics, PodDns, PodNetwork, Transport};
 use crate::enrolment::DnsPods;
 
@@ -36,22 +37,23 @@ pub(super) struct Requests(mpsc::UnboundedSender<Request>);
 pub(super) struct Pods {
     requests: mpsc::UnboundedReceiver<Request>,
     dns: Dns,
+    names: NameDesk,
 }
 
-/// A proxy that answers from `snapshot`, and the way to tell it about pods.
+/// A proxy that answers from `snapshot`, the way to tell it about pods, and the one to ask for names that clients say.
 pub(super) fn channel(
     snapshot: watch::Receiver<Arc<Snapshot>>,
     metrics: DnsMetrics,
-) -> (Requests, Pods) {
+) -> (Requests, Pods, AskedNames) {
     let (sender, requests) = mpsc::unbounded_channel();
     let source = Arc::new(move || Arc::clone(&snapshot.borrow()));
-    (
-        Requests(sender),
-        Pods {
-            requests,
-            dns: Dns::new(source, metrics),
-        },
-    )
+    let (asked, names) = asked::channel();
+    let pods = Pods {
+        requests,
+        dns: Dns::new(source, metrics),
+        names,
+    };
+    (Requests(sender), pods, asked)
 }
 
 impl DnsPods for Requests {
@@ -93,6 +95,10 @@ impl Pods {
     pub(super) async fn run(mut self) {
         let mut served = HashMap::<WorkloadUid, AbortHandle>::new();
         let mut tasks = JoinSet::new();
+        drop(tasks.spawn(async move {
+            self.names.serve().await;
+            Ok(())
+        }));
         loop {
             tokio::select! {
                 request = self.requests.recv() => match request {

@@ -28,13 +28,15 @@ const ROUTE_CONTROLLER: &str = "istio.io/gateway-controller";
 const POLICY_CONTROLLER: &str = "culvert.dev/policy-controller";
 
 const BOUND: Claim = Claim::Conditions(&["istio.io/WaypointBound"]);
+const ENTRY: Claim = Claim::Conditions(&["istio.io/WaypointBound", "istio.io/WaypointMissing"]);
 const POLICY: Claim = Claim::Conditions(&["ZtunnelAccepted", "WaypointAccepted"]);
 
 /// What is ours of an object; `None`: nothing. `beside_istiod`: a control plane of Istio's is there, which speaks about all
 /// that is Istio's.
 pub(super) fn claim(kind: &Kind, name: &str, held: &Held, beside_istiod: bool) -> Option<Claim> {
     let (claim, is_istios) = match kind {
-        Kind::Service | Kind::ServiceEntry | Kind::WorkloadEntry => (BOUND, true),
+        Kind::Service | Kind::WorkloadEntry => (BOUND, true),
+        Kind::ServiceEntry => (ENTRY, true),
         Kind::AuthorizationPolicy
         | Kind::PeerAuthentication
         | Kind::RequestAuthentication

@@ -10,6 +10,9 @@ use tokio::time::timeout;
 
 use super::{PodNetwork, Transport, wire};
 
+/// Where resolvers listen (RFC 1035 §4.2).
+pub(super) const PORT: u16 = 53;
+
 /// As long as stub resolvers wait before they ask again.
 const TIMEOUT: Duration = Duration::from_secs(5);
 

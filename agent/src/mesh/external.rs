@@ -98,6 +98,18 @@ pub enum Resolution {
     DynamicDns,
 }
 
+/// The annotation that says how one of several addresses of a name is found that answers.
+pub(crate) const CONNECT_STRATEGY: &str = "istio.io/connect-strategy";
+
+/// What that annotation says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConnectStrategy {
+    /// They are tried one after the other.
+    InTurn,
+    /// They are dialled at once, for the first that answers.
+    Race,
+}
+
 /// A WorkloadEntry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkloadEntry {
@@ -195,6 +207,9 @@ impl ServiceEntry {
             }
             endpoint.check(&place, named, faults);
         }
+        if spec.resolution == Resolution::DynamicDns {
+            self.check_dynamic(faults);
+        }
         let wildcard = spec.hosts.iter().any(|host| host.contains('*'));
         if named
             && wildcard
@@ -203,6 +218,37 @@ impl ServiceEntry {
         {
             let rule = "a wildcard host cannot be resolved: list endpoints or use resolution NONE";
             faults.add(at!["spec", "resolution"], rule);
+        }
+    }
+
+    /// The names come from clients: there is nothing to write down for them.
+    fn check_dynamic(&self, faults: &mut Faults) {
+        let spec = &self.spec;
+        for (index, host) in spec.hosts.iter().enumerate() {
+            if !host.contains('*') {
+                let rule = "resolution DYNAMIC_DNS is for wildcards: use DNS";
+                faults.add(at!["spec", "hosts", index], format!("`{host}`: {rule}"));
+            }
+        }
+        if spec.location != Location::MeshExternal {
+            let rule = "resolution DYNAMIC_DNS is for hosts outside the mesh: use MESH_EXTERNAL";
+            faults.add(at!["spec", "location"], rule);
+        }
+        let rule = "resolution DYNAMIC_DNS has no endpoints, clients say which host they mean: remove this";
+        if !spec.endpoints.is_empty() {
+            faults.add(at!["spec", "endpoints"], rule);
+        }
+        if spec.workload_selector.is_some() {
+            faults.add(at!["spec", "workloadSelector"], rule);
+        }
+    }
+
+    /// What the annotation asks for, or the word that nobody knows.
+    pub(crate) fn connect_strategy(&self) -> Result<ConnectStrategy, &str> {
+        match self.meta.annotations.get(CONNECT_STRATEGY).unwrap_or("") {
+            "" | "DEFAULT" => Ok(ConnectStrategy::InTurn),
+            "RACE_FIRST_TCP_CONNECT" => Ok(ConnectStrategy::Race),
+            other => Err(other),
         }
     }
 

@@ -188,13 +188,6 @@ mod tests {
             &istio("security", "PeerAuthentication", "{mtls: {mode: STRICT}}"),
             &[],
         );
-        let entry = |host: &str, resolution: &str| {
-            let ports = "ports: [{number: 80, name: http}]";
-            let spec = format!("{{hosts: ['{host}'], {ports}, resolution: {resolution}}}");
-            istio("networking", "ServiceEntry", &spec)
-        };
-        check(&entry("*.a.example", "DYNAMIC_DNS"), &["spec.resolution"]);
-        check(&entry("b.a.example", "DNS"), &[]);
     }
 
     #[test]

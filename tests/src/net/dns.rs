@@ -88,6 +88,48 @@ pub fn answer(query: &[u8], address: IpAddr) -> Option<Vec<u8>> {
     Some(message)
 }
 
+/// Answers a query by what a name leads to, addresses of the kind that is asked for for a minute; a name that leads nowhere
+/// does not exist. `None` if it is no query.
+pub fn answer_by(query: &[u8], leads_to: impl Fn(&str) -> Vec<IpAddr>) -> Option<Vec<u8>> {
+    let end = skip_name(query, 12).ok()? + 4;
+    let kind = *query.get(end - 3)?;
+    let found = leads_to(&name(query)?);
+    if found.is_empty() {
+        return deny(query);
+    }
+    let mut message = query.get(..end)?.to_vec();
+    message[2] = 0x81;
+    message[3] = 0x80;
+    let records = found.iter().map(|address| match address {
+        IpAddr::V4(v4) => (Kind::A as u8, v4.octets().to_vec()),
+        IpAddr::V6(v6) => (Kind::Aaaa as u8, v6.octets().to_vec()),
+    });
+    let records: Vec<_> = records.filter(|(of, _)| *of == kind).collect();
+    let count = u8::try_from(records.len()).ok()?;
+    message[4..12].copy_from_slice(&[0, 1, 0, count, 0, 0, 0, 0]);
+    for (of, data) in records {
+        let length = u8::try_from(data.len()).ok()?;
+        message.extend([0xc0, 12, 0, of, 0, 1, 0, 0, 0, 60, 0, length]);
+        message.extend(data);
+    }
+    Some(message)
+}
+
+/// The name that a query is about, in lower case.
+pub fn name(query: &[u8]) -> Option<String> {
+    let mut labels = Vec::new();
+    let mut at = 12;
+    loop {
+        let length = usize::from(*query.get(at)?);
+        if length == 0 {
+            return Some(labels.join("."));
+        }
+        let label = query.get(at + 1..at + 1 + length)?;
+        labels.push(String::from_utf8_lossy(label).to_ascii_lowercase());
+        at += 1 + length;
+    }
+}
+
 /// Answers a query with "no such name", as a cluster's resolver does for most of a search list; `None` if it is no
 /// query.
 pub fn deny(query: &[u8]) -> Option<Vec<u8>> {

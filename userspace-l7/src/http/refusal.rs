@@ -33,6 +33,8 @@ pub(crate) enum Refusal {
     ConnectFailure,
     /// No connection to an endpoint could begin as its policy wants (TLS, PROXY protocol), and why.
     Unbegun(Rc<str>),
+    /// The name that the client asks a wildcard for leads nowhere that it may go, and why.
+    Unresolved(Rc<str>),
     /// The server ended the connection without a response.
     UpstreamReset,
     /// What the server sent is no HTTP.
@@ -149,6 +151,13 @@ impl Refusal {
                 "upstream_reset_before_response_started{connection_failure}",
                 "upstream connect error or disconnect/reset before headers. reset reason: connection failure, transport failure reason: ",
             ),
+            Self::Unresolved(_) => told(
+                StatusCode::SERVICE_UNAVAILABLE,
+                GrpcCode::Unavailable,
+                Some(RequestFlag::DnsResolutionFailure),
+                "dns_resolution_failure",
+                "DNS resolution failure",
+            ),
             Self::UpstreamReset => told(
                 StatusCode::SERVICE_UNAVAILABLE,
                 GrpcCode::Unavailable,
@@ -264,6 +273,7 @@ impl Refusal {
             Self::Unbegun(why) => Cow::Owned(format!(
                 "upstream_reset_before_response_started{{connection_failure|{why}}}"
             )),
+            Self::Unresolved(why) => Cow::Owned(format!("dns_resolution_failure{{{why}}}")),
             other => Cow::Borrowed(other.telling().details),
         }
     }

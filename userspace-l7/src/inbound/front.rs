@@ -253,7 +253,7 @@ impl Front<'_> {
                 .map(|one| Beginning::of(one, AppProtocol::Tcp, Some(self.caller.address)));
             let request = (request, beginning);
             match dial::reach(self.hub, self.pod, &self.own, (target, patience), request).await {
-                Ok(far) => return Ok((target.clone(), far)),
+                Ok((far, at)) => return Ok((target.at(at), far)),
                 Err(error) => {
                     let is_final = error.retry() == Retry::Never;
                     last = InboundError::Dial(error);

@@ -333,7 +333,9 @@ impl Exchange {
                 .forwarded(Some(self.client), None)
         };
         let target = (target, dial::patience(None));
-        dial::reach(&self.hub, &self.pod, &self.own, target, (request, None)).await
+        let request = (request, None);
+        let reached = dial::reach(&self.hub, &self.pod, &self.own, target, request).await;
+        reached.map(|(far, _at)| far)
     }
 
     /// Begins a connection to the application as its policy wants.

@@ -19,6 +19,21 @@ impl Opening {
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
+
+    /// The same towards the host that a client asked a wildcard for, where that is what the server has to prove; `None`
+    /// where it makes no difference.
+    pub fn in_name_of(&self, host: &str) -> Option<Self> {
+        let Encryption::Tls(tls) = &self.encryption else {
+            return None;
+        };
+        tls.server_name.is_empty().then(|| Self {
+            proxy_protocol: self.proxy_protocol,
+            encryption: Encryption::Tls(Arc::new(UpstreamTls {
+                server_name: host.into(),
+                ..UpstreamTls::clone(tls)
+            })),
+        })
+    }
 }
 
 /// A version of HAProxy's PROXY protocol.
@@ -47,7 +62,8 @@ pub enum Encryption {
 /// TLS with a server of the application's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamTls {
-    /// The server's name: asked for (SNI) and, where `names` is empty, to be proven.
+    /// The server's name: asked for (SNI) and, where `names` is empty, to be proven. Empty: the one that a client asks a
+    /// wildcard for.
     pub server_name: Arc<str>,
     /// Of these names one has to be proven: DNS names, IP addresses, URIs.
     pub names: Vec<Arc<str>>,

@@ -67,6 +67,8 @@ pub enum LoadBalancerMode {
     Failover,
     /// No choice: the address that was dialled (ServiceEntry `resolution: NONE`).
     Passthrough,
+    /// No endpoints: what the name leads to that a client says (ServiceEntry `resolution: DYNAMIC_DNS`).
+    ByName,
 }
 
 /// Which endpoints take part.
@@ -88,6 +90,8 @@ pub struct LoadBalancer {
     pub scopes: SmallVec<[RoutingScope; 4]>,
     /// Whether unready endpoints take part.
     pub health: HealthPolicy,
+    /// Whether all addresses of a name are dialled at once, for the first that answers.
+    pub is_raced: bool,
 }
 
 /// Address families that a service is served in.

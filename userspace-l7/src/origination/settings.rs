@@ -44,7 +44,9 @@ pub enum UnusableTls {
 /// # Errors
 /// [`UnusableTls`] names what cannot be used.
 pub fn check(tls: &UpstreamTls) -> Result<(), UnusableTls> {
-    server_name(&tls.server_name)?;
+    if !tls.server_name.is_empty() {
+        server_name(&tls.server_name)?;
+    }
     // The system's authorities are looked at when a server has to prove itself by them.
     if tls.authorities != Authorities::System || tls.credential.is_some() {
         build(tls, &RootCertStore::empty().into())?;

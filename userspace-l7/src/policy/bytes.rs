@@ -44,6 +44,14 @@ pub struct BytesClaim {
 }
 
 impl BytesClaim {
+    /// The same for another address of its destination.
+    pub(crate) fn towards(self, destination: SocketAddr) -> Self {
+        Self {
+            destination,
+            ..self
+        }
+    }
+
     /// Judges the claim as the mesh is now.
     ///
     /// # Errors

@@ -87,6 +87,8 @@ fn within_scopes(
     match service.load_balancer.mode {
         LoadBalancerMode::Failover if is_overruled => usable.collect(),
         LoadBalancerMode::Any | LoadBalancerMode::Passthrough => usable.collect(),
+        // Whatever somebody wrote down for it.
+        LoadBalancerMode::ByName => Vec::new(),
         LoadBalancerMode::Strict => usable
             .filter(|found| matched(scopes, source, &found.workload) == scopes.len())
             .collect(),
@@ -119,9 +121,9 @@ fn usable<'s>(
     let port = port.or_else(|| tunnelled.map(|_| HBONE_PORT));
     let found = workload.zip(port).into_iter();
     let dialled = towards.address.ip();
-    let families = service.ip_families;
+    let (families, is_raced) = (service.ip_families, service.load_balancer.is_raced);
     found.flat_map(move |(workload, port)| {
-        let places = places(snapshot, workload, families, dialled);
+        let places = places(snapshot, workload, (families, is_raced), dialled);
         places.into_iter().map(move |address| Candidate {
             workload: Arc::clone(workload),
             address: SocketAddr::new(address, port),
@@ -133,11 +135,11 @@ fn usable<'s>(
 
 /// Where a workload is reached for a service. Of its own addresses one: of the family that the client used if there is
 /// one, else of any that the service is served in. Of those that its hostname stands for all of one family: IPv4 if there
-/// is one, as most nodes have no other way out of their cluster.
+/// is one, as most nodes have no other way out of their cluster. Of both where they race: that finds out.
 fn places(
     snapshot: &Snapshot,
     workload: &Workload,
-    families: IpFamilies,
+    (families, is_raced): (IpFamilies, bool),
     dialled: IpAddr,
 ) -> SmallVec<[IpAddr; 1]> {
     let served = |address: &&IpAddr| match families {
@@ -148,7 +150,7 @@ fn places(
     let all = || snapshot.addresses_of(workload).iter().filter(served);
     if workload.addresses.is_empty() {
         let has_v4 = all().any(IpAddr::is_ipv4);
-        let wanted = all().filter(|address| address.is_ipv4() == has_v4);
+        let wanted = all().filter(|address| is_raced || address.is_ipv4() == has_v4);
         return wanted.copied().collect();
     }
     let same_family = |address: &&IpAddr| address.is_ipv4() == dialled.is_ipv4();

@@ -51,6 +51,7 @@ pub(super) fn plan(
     let names = &waypoint.subject_alt_names;
     let targets = chosen.into_iter().map(|candidate| Target {
         destination: dialled,
+        rivals: Vec::new(),
         transport: Transport::Hbone {
             tunnel: candidate.address,
             expected: std::iter::once(candidate.workload.identity())

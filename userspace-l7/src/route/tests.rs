@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::{HBONE_PORT, Refusal, Target, Transport, plan};
+use super::{HBONE_PORT, RACERS, Refusal, Target, Towards, Transport, candidates, plan, race};
 use crate::model::{
     ApplicationTunnel, Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode,
     Locality, MeshSettings, NamespacedHostname, NetworkMode, Peer, RoutingScope, Service,
@@ -429,7 +429,7 @@ fn scopes_keep_traffic_close() {
         service.load_balancer = LoadBalancer {
             mode,
             scopes: scopes.into(),
-            health: HealthPolicy::OnlyHealthy,
+            ..LoadBalancer::default()
         };
         Mesh::new()
             .with(workload("a", "10.0.0.5"))
@@ -507,6 +507,57 @@ fn an_endpoint_with_a_name_is_all_the_places_that_the_name_stands_for() {
     places.sort();
     assert_eq!(places, ["tcp 198.51.100.1:8080", "tcp 198.51.100.2:8080"]);
     assert_eq!(look_up(&["2001:db8::1"]), ["tcp [2001:db8::1]:8080"]);
+}
+
+#[test]
+fn addresses_of_one_name_race_as_one_target() {
+    let named = |name: &str| Workload {
+        hostname: format!("{name}.example.com").into(),
+        protocol: TunnelProtocol::Tcp,
+        ..workload(name, "")
+    };
+    let mut raced = service("s", "10.96.0.1");
+    raced.load_balancer.is_raced = true;
+    let mut mesh = Mesh::new()
+        .with(named("a"))
+        .with(named("b"))
+        .with(workload("pod", "10.0.0.5"))
+        .serving(raced.clone(), &["a", "b", "pod"]);
+    let read = |text: &&str| text.parse().unwrap();
+    let many: Vec<String> = (1..=20).map(|host| format!("192.0.2.{host}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let places = [
+        ("a.example.com", &["198.51.100.1", "2001:db8::1"][..]),
+        ("b.example.com", &many[..]),
+    ];
+    let places = places.map(|(name, all)| (name.into(), all.iter().map(read).collect()));
+    mesh.0.looked_up = Arc::new(places.into());
+    let towards = Towards {
+        service: &raced,
+        subset: None,
+        address: SocketAddr::from(([10, 96, 0, 1], 80)),
+    };
+    let all = candidates(&mesh.0, &workload("c", "10.0.0.9"), &towards, None);
+    assert_eq!(all.len(), 2 + 20 + 1, "both families take part");
+    let mut targets = all.iter().map(|one| one.target(&raced)).collect();
+    race(&mut targets, &all);
+    let raced_by: Vec<_> = targets
+        .iter()
+        .map(|target| {
+            (
+                target.workload.as_ref().unwrap().name.to_string(),
+                target.addresses().count(),
+            )
+        })
+        .collect();
+    let of = |name: &str| -> Vec<usize> {
+        let all = raced_by.iter().filter(|(of, _)| of == name);
+        all.map(|(_, addresses)| *addresses).collect()
+    };
+    // All addresses of a name are one target's, as long as they are few; a tunnel has none but its own.
+    assert_eq!(of("a"), [2]);
+    assert_eq!(of("pod"), [1]);
+    assert_eq!(of("b"), [RACERS, RACERS, 4]);
 }
 
 #[test]

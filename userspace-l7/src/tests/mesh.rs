@@ -24,6 +24,7 @@ use crate::model::{
     SpiffeId, TrustDomain, TunnelProtocol, WaypointKey, WeightedBackend, Workload, WorkloadLabels,
     WorkloadUid,
 };
+use crate::names::Nameless;
 use crate::pod::{Answer, Family, Opening, Pod, PodSockets};
 use crate::ring::Tcp;
 use crate::telemetry::Metrics;
@@ -96,7 +97,7 @@ impl Mesh {
         let hub = Rc::new(Hub::new(
             Arc::new(snapshot.clone()),
             Arc::clone(&identities),
-            Arc::default(),
+            (Arc::default(), Arc::new(Nameless)),
             Arc::default(),
             Arc::new(Metrics::new()),
         ));

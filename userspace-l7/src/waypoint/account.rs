@@ -142,6 +142,13 @@ impl Account {
         });
     }
 
+    /// Of the endpoint's addresses it is this one that was reached.
+    pub(super) fn reached(&mut self, host: SocketAddr) {
+        if let Some(asked) = &mut self.asked {
+            asked.host = host;
+        }
+    }
+
     /// A response came, this long after the request did.
     pub(super) fn answered(&mut self, status: StatusCode, headers: &HeaderMap, time: Duration) {
         self.status = Some(status);

@@ -13,7 +13,7 @@ use crate::model::{
 use crate::route::http::Filters;
 
 use super::affinity::Affinity;
-use super::client::{Client, version_towards};
+use super::client::{Client, name_asked_for, version_towards};
 
 /// A rule's backend, or the service that was dialled.
 pub(super) struct Backend<'s> {
@@ -33,6 +33,10 @@ impl Backend<'_> {
     ) -> Result<Endpoints, Refusal> {
         let towards = client.towards(self.service, self.port, self.subset());
         let policy = endpoints::policy(snapshot, &towards);
+        if let Some(name) = name_asked_for(self.service, parts)? {
+            let found = endpoints::by_name(&client.hub, &towards, policy, name);
+            return found.map_err(|_no_port| Refusal::NoHealthyUpstream);
+        }
         let wish = affinity.wish(client, &policy, parts);
         let regard = (policy, wish);
         endpoints::choose(&client.hub, snapshot, &client.workload, &towards, regard)

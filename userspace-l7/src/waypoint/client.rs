@@ -4,11 +4,17 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ::http::request;
+
 use crate::asking::Asker;
-use crate::http::Version;
+use crate::http::{Refusal, Version};
 use crate::hub::Hub;
-use crate::model::{PortLayer7, Service, ServiceLayer7, Side, Snapshot, SpiffeId, Workload};
+use crate::model::{
+    LoadBalancerMode, PortLayer7, RequestHead, Service, ServiceLayer7, Side, Snapshot, SpiffeId,
+    Workload,
+};
 use crate::pod::Pod;
+use crate::route::named::Name;
 use crate::route::{Target, Towards};
 use crate::telemetry::RequestClient;
 use crate::upstream::{self, Origin};
@@ -111,6 +117,22 @@ impl Client {
     pub(super) fn port<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s Arc<PortLayer7>> {
         self.layer7(snapshot)?.ports.get(&self.dialled.port())
     }
+}
+
+/// The name that a request asks a wildcard for; nothing where its service is none.
+///
+/// # Errors
+/// [`Refusal::NoRoute`]: the wildcard does not stand for it.
+pub(super) fn name_asked_for(
+    service: &Service,
+    parts: &request::Parts,
+) -> Result<Option<Name>, Refusal> {
+    if service.load_balancer.mode != LoadBalancerMode::ByName {
+        return Ok(None);
+    }
+    let authority = RequestHead::of(parts).authority;
+    let name = Name::asked_for(&service.key.hostname, authority);
+    name.map(Some).ok_or(Refusal::NoRoute)
 }
 
 /// What is spoken to a service: what its port declares, else what the client speaks.

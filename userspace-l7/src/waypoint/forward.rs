@@ -1,5 +1,6 @@
 //! One request to one of a backend's endpoints, as often as its retry policy wants.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ::http::{Method, Request, StatusCode, request};
@@ -131,10 +132,11 @@ pub(super) async fn forward(
         account.asks(target, (&to.service.key, to.port), attended);
         let again = remember(&request, recording, to);
         let failed = match attempt(client, target, to, request, stale).await {
-            Ok(answered) => {
+            Ok((answered, at)) => {
+                account.reached(at);
                 let (status, headers) = (answered.response.status(), answered.response.headers());
-                to.endpoints
-                    .ended(target.destination, Outcome::of_response(status, headers));
+                let outcome = Outcome::of_response(status, headers);
+                to.endpoints.ended(at, outcome);
                 let wanted =
                     retry::is_worth_another(to.retry, &Attempt::Response { status, headers });
                 match again
@@ -266,7 +268,7 @@ async fn attempt(
     to: &Destination<'_>,
     request: Request<Body>,
     stale: u32,
-) -> Result<Answered, Failed> {
+) -> Result<(Answered, SocketAddr), Failed> {
     let Some(limit) = to.retry.per_try_timeout else {
         return attempt_once(client, target, to, request, stale).await;
     };
@@ -281,13 +283,14 @@ async fn attempt(
     }))
 }
 
+/// An answer, and which of the target's addresses it is from.
 async fn attempt_once(
     client: &Client,
     target: &Target,
     to: &Destination<'_>,
     request: Request<Body>,
     stale: u32,
-) -> Result<Answered, Failed> {
+) -> Result<(Answered, SocketAddr), Failed> {
     let is_repeatable = is_repeatable(request.method()) && request.body().is_end_stream();
     let taken = match upstream::take(
         &client.origin(),
@@ -317,7 +320,7 @@ async fn attempt_once(
             let told = http::take_told(answered.response.headers_mut());
             return match told.filter(|_| target.is_judged_there()) {
                 Some(refusal) => Err(unanswered(refusal)),
-                None => Ok(answered),
+                None => Ok((answered, taken.at)),
             };
         }
         Err(failed) => failed,

@@ -267,15 +267,10 @@ mod tests {
     use smallvec::SmallVec;
 
     use super::{MAX_ATTEMPTS, Plan, Target, decide};
-    use crate::route::Transport;
 
     /// Ports of targets, of which those above 1000 are judged where they are.
     fn targets(ports: &[u16]) -> SmallVec<[Target; MAX_ATTEMPTS]> {
-        let target = |port: &u16| Target {
-            destination: SocketAddr::from(([10, 0, 0, 1], *port)),
-            transport: Transport::Plain,
-            workload: None,
-        };
+        let target = |port: &u16| Target::outside(SocketAddr::from(([10, 0, 0, 1], *port)));
         ports.iter().map(target).collect()
     }
 

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::header::{HeaderName, HeaderValue, LOCATION, ORIGIN, SERVER};
 use ::http::{Request, Response, request};
@@ -28,7 +29,7 @@ use super::affinity::Affinity;
 use super::after::After;
 use super::anew::Way;
 use super::backend::Backend;
-use super::client::Client;
+use super::client::{Client, name_asked_for};
 use super::forward::{self, Destination};
 use super::judging::{self, Heads};
 use super::limits::{self, Standing};
@@ -145,7 +146,7 @@ impl Exchange<'_> {
         let judged = (filters.as_ref(), &mut endpoints.targets);
         let judged = judging::judge(client, snapshot, judged, (parts, &mut body));
         let (mut heads, mut changes) = judged.await?;
-        account.admitted(endpoints.admit_request().ok_or(Refusal::Overflow)?);
+        self.admit(&mut endpoints, limit, account).await?;
         let default_retry = RetryPolicy::default();
         let to = Destination {
             service: backend.service,
@@ -230,6 +231,26 @@ impl Exchange<'_> {
         Ok((backend, endpoints))
     }
 
+    /// Has a request's endpoints found where only its name tells them, and takes up room there.
+    async fn admit(
+        &self,
+        endpoints: &mut Endpoints,
+        limit: Option<Duration>,
+        account: &mut Account,
+    ) -> Result<(), Refusal> {
+        if endpoints.is_asked_for() {
+            let looking = endpoints.look_up(&self.client.hub, self.client.namespace());
+            // On the heap: most requests have no name to look up.
+            let mut looking = Box::pin(async {
+                let found = looking.await;
+                found.map_err(|why| Refusal::Unresolved(why.to_string().into()))
+            });
+            within(limit.map(|limit| self.arrived + limit), looking.as_mut()).await?;
+        }
+        account.admitted(endpoints.admit_request().ok_or(Refusal::Overflow)?);
+        Ok(())
+    }
+
     /// Gives a request what tells it apart and says how it came.
     fn identify(&self, parts: &mut request::Parts, account: &Account) {
         let headers = &mut parts.headers;
@@ -250,6 +271,7 @@ impl Exchange<'_> {
 
     /// The entry of the port's routes that the request matches.
     fn select(&self, parts: &request::Parts) -> Result<Matched<'_>, Refusal> {
+        let _name = name_asked_for(&self.client.service, parts)?;
         let Some(port) = self.client.port(&self.snapshot) else {
             return Ok(None);
         };

@@ -4,6 +4,7 @@ use std::future::pending;
 
 use super::*;
 use crate::model::{MeshSettings, TrustDomain};
+use crate::names::Nameless;
 
 fn served(desk: &Rc<Desk>, netns: u64) -> Served {
     Served {
@@ -23,10 +24,11 @@ fn hub() -> Rc<Hub> {
     });
     let metrics = Arc::new(Metrics::new());
     let snapshot = Arc::new(snapshot);
+    let keys_and_names = (Arc::default(), Arc::new(Nameless) as _);
     let hub = Hub::new(
         snapshot,
         Arc::default(),
-        Arc::default(),
+        keys_and_names,
         Arc::default(),
         metrics,
     );

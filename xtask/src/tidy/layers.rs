@@ -6,7 +6,7 @@ use super::source::SourceFile;
 const PROXY_LAYERS: [&[&str]; 19] = [
     &["model", "error", "time", "envoy", "dormant"],
     &["policy", "route", "telemetry"],
-    &["ring", "key_sets", "traffic", "direct"],
+    &["ring", "key_sets", "names", "traffic", "direct"],
     &["io"],
     &["tls"],
     &["hbone", "pod", "connections"],

@@ -284,6 +284,8 @@ fn load_balancer(balancer: &LoadBalancer) -> LoadBalancerDump {
             LoadBalancerMode::Strict => "Strict",
             LoadBalancerMode::Failover => "Failover",
             LoadBalancerMode::Passthrough => "Passthrough",
+            // None of ztunnel's own: Istio leaves such an entry to its waypoint.
+            LoadBalancerMode::ByName => "DynamicDns",
         }
         .to_owned(),
         routing_preferences: balancer

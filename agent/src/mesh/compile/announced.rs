@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 use userspace_l7::model::{
-    AuthorizationPolicy, Endpoint, NamespacedHostname, Peer, PolicyKey, Scope, Service,
-    TunnelProtocol, Workload, WorkloadUid,
+    AuthorizationPolicy, Endpoint, LoadBalancerMode, NamespacedHostname, Peer, PolicyKey, Scope,
+    Service, TunnelProtocol, Workload, WorkloadUid,
 };
 
 use super::Compiler;
@@ -225,6 +225,11 @@ fn with_declaration(announced: &Service, compiled: &Service) -> Service {
         waypoint: compiled.waypoint.clone(),
         ..announced.clone()
     };
+    // How a waypoint finds whom to connect to is its own business, and not announced.
+    service.load_balancer.is_raced = compiled.load_balancer.is_raced;
+    if compiled.load_balancer.mode == LoadBalancerMode::ByName {
+        service.load_balancer.mode = LoadBalancerMode::ByName;
+    }
     for (number, port) in &mut service.ports {
         if let Some(declared) = compiled.ports.get(number) {
             port.name = Arc::clone(&declared.name);

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 use userspace_l7::model::{
-    Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode, NamespacedHostname,
-    Service, ServicePort, Workload, WorkloadUid,
+    AppProtocol, Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode,
+    NamespacedHostname, Service, ServicePort, Workload, WorkloadUid,
 };
 
 use super::services::{Output, scopes};
 use super::store::{Member, Owner};
 use super::waypoint::Bound;
 use super::{Compiler, Notices};
-use crate::mesh::external::{Resolution, ServiceEntry, WorkloadEntrySpec};
+use crate::mesh::external::{
+    CONNECT_STRATEGY, ConnectStrategy, Resolution, ServiceEntry, WorkloadEntrySpec,
+};
 use crate::mesh::meta::{Interner, Labels, ObjectName};
 use crate::mesh::object::Kind;
 use crate::mesh::service::{DISTRIBUTION, Distribution};
@@ -29,13 +31,16 @@ pub(super) fn host_keys(entry: &ServiceEntry) -> impl Iterator<Item = Namespaced
     })
 }
 
-/// Hosts of a ServiceEntry that an address has to be found for.
+/// Hosts of a ServiceEntry that an address has to be found for. A wildcard's stands for every name that it covers, if these
+/// are looked up behind it.
 pub(super) fn hosts_without_address(entry: &ServiceEntry) -> impl Iterator<Item = Arc<str>> {
-    let automatic = entry.spec.addresses.is_empty() && entry.spec.resolution != Resolution::None;
+    let resolution = entry.spec.resolution;
+    let automatic = entry.spec.addresses.is_empty() && resolution != Resolution::None;
+    let is_named = move |host: &str| resolution == Resolution::DynamicDns || !host.contains('*');
     let hosts = entry.spec.hosts.iter().filter(move |_| automatic);
     let hosts = hosts.map(|host| host.to_ascii_lowercase());
     hosts
-        .filter(|host| !host.contains('*') && !entry.given.iter().any(|(own, _)| own == host))
+        .filter(move |host| is_named(host) && !entry.given.iter().any(|(own, _)| own == host))
         .map(Arc::from)
 }
 
@@ -50,6 +55,10 @@ impl Compiler {
             (Kind::ServiceEntry, name),
             notices,
         );
+        let is_raced = is_raced(entry, reference.is_some(), notices);
+        if !may_be_dialled(entry, reference.is_some(), notices) {
+            return Output::default();
+        }
         let keys: Vec<_> = host_keys(entry).collect();
         let workloads = self.inline_workloads(entry, &keys);
         let selected = self.selected_by_entry(entry);
@@ -67,7 +76,10 @@ impl Compiler {
                 vips,
                 cidr_vips,
                 ports: entry_ports(entry),
-                load_balancer: self.entry_balancer(entry),
+                load_balancer: LoadBalancer {
+                    is_raced,
+                    ..self.entry_balancer(entry)
+                },
                 ip_families: IpFamilies::Automatic,
                 subject_alt_names: entry
                     .spec
@@ -96,8 +108,14 @@ impl Compiler {
         if entry.spec.resolution == Resolution::None {
             return LoadBalancer {
                 mode: LoadBalancerMode::Passthrough,
-                scopes: SmallVec::new(),
                 health: HealthPolicy::AllowAll,
+                ..LoadBalancer::default()
+            };
+        }
+        if entry.spec.resolution == Resolution::DynamicDns {
+            return LoadBalancer {
+                mode: LoadBalancerMode::ByName,
+                ..LoadBalancer::default()
             };
         }
         let namespace = self.store.namespaces.get(&entry.meta.name.namespace);
@@ -110,7 +128,7 @@ impl Compiler {
         LoadBalancer {
             mode,
             scopes,
-            health: HealthPolicy::OnlyHealthy,
+            ..LoadBalancer::default()
         }
     }
 
@@ -248,6 +266,53 @@ impl Compiler {
         };
         members.filter_map(endpoint).collect()
     }
+}
+
+/// Whether the addresses of a name are dialled at once, which is a waypoint's work.
+fn is_raced(entry: &ServiceEntry, is_bound: bool, notices: &mut Notices) -> bool {
+    let mut warn = |why: &str| {
+        let message = format!("annotation {CONNECT_STRATEGY} has no effect: {why}");
+        notices.warn(Kind::ServiceEntry, &entry.meta.name, message);
+    };
+    let has_names = !matches!(entry.spec.resolution, Resolution::None | Resolution::Static);
+    match entry.connect_strategy() {
+        Ok(ConnectStrategy::InTurn) => return false,
+        Ok(ConnectStrategy::Race) if !has_names => {
+            warn("it is about the addresses of a name, which resolution DNS looks up");
+        }
+        Ok(ConnectStrategy::Race) if !is_bound => {
+            warn("it takes a waypoint to race connections: label it istio.io/use-waypoint");
+        }
+        Ok(ConnectStrategy::Race) => return true,
+        Err(word) => warn(&format!(
+            "`{}` is no strategy that is known here: write RACE_FIRST_TCP_CONNECT or remove it",
+            word.escape_debug()
+        )),
+    }
+    false
+}
+
+/// Whether an entry can have any effect. Names that clients say are heard, and looked up, by a waypoint only.
+fn may_be_dialled(entry: &ServiceEntry, is_bound: bool, notices: &mut Notices) -> bool {
+    if entry.spec.resolution != Resolution::DynamicDns {
+        return true;
+    }
+    let name = &entry.meta.name;
+    if !is_bound {
+        let message = "has no effect: resolution DYNAMIC_DNS takes a waypoint, which looks names up: label it istio.io/use-waypoint";
+        notices.warn(Kind::ServiceEntry, name, message.to_owned());
+        return false;
+    }
+    for (number, port) in entry_ports(entry) {
+        let protocol = AppProtocol::of_port(number, &port.name, &port.app_protocol);
+        if protocol == AppProtocol::Tcp {
+            let message = format!(
+                "port {number} has no effect: only HTTP and TLS say which host of a wildcard is meant"
+            );
+            notices.warn(Kind::ServiceEntry, name, message);
+        }
+    }
+    true
 }
 
 fn entry_ports(entry: &ServiceEntry) -> BTreeMap<u16, ServicePort> {

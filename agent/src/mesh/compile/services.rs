@@ -115,6 +115,7 @@ impl Compiler {
             mode,
             scopes,
             health,
+            is_raced: false,
         }
     }
 

@@ -69,8 +69,6 @@ pub(super) const ROWS: &[Row] = rows! {
         "the match holds for nobody within the mesh";
     BackendTlsPolicy "spec.options",
         "no option is known here";
-    ServiceEntry "spec.resolution" if |_, how| how == "DYNAMIC_DNS",
-        "names that a wildcard stands for are not looked up: list the hosts, with resolution DNS";
     MeshConfig "data.mesh.extensionProviders[].envoyExtAuthzGrpc.clearRouteCache",
         "the route is chosen at the client's node, before the authorizer is asked: route by what clients send";
     MeshConfig "data.mesh.extensionProviders[].envoyExtAuthzHttp.clearRouteCache",

@@ -390,6 +390,21 @@ fn bad_values_of_entries() {
     );
     spec(
         ENTRY,
+        "  hosts: ['*.b', a.b]\n  resolution: DYNAMIC_DNS\n",
+        "5:18: spec.hosts[1] `a.b`: resolution DYNAMIC_DNS is for wildcards: use DNS",
+    );
+    spec(
+        ENTRY,
+        "  hosts: ['*.b']\n  resolution: DYNAMIC_DNS\n  location: MESH_INTERNAL\n",
+        "7:3: spec.location resolution DYNAMIC_DNS is for hosts outside the mesh: use MESH_EXTERNAL",
+    );
+    spec(
+        ENTRY,
+        "  hosts: ['*.b']\n  resolution: DYNAMIC_DNS\n  endpoints: [{address: a.b}]\n",
+        "7:3: spec.endpoints resolution DYNAMIC_DNS has no endpoints, clients say which host they mean: remove this",
+    );
+    spec(
+        ENTRY,
         "  hosts: [a.b]\n  exportTo: [other]\n",
         "6:14: spec.exportTo[0] `other`: use `*` for the mesh or `.` for its own namespace",
     );

@@ -43,10 +43,12 @@ pub enum RequestFlag {
     UpstreamProtocolError,
     /// `NC`: the backend does not exist. 500 or 503.
     NoCluster,
+    /// `DF`: the name that the client asked for leads nowhere. 503.
+    DnsResolutionFailure,
 }
 
 impl RequestFlag {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 19] = [
         Self::NoHealthyUpstream,
         Self::UpstreamTimeout,
         Self::LocalReset,
@@ -65,6 +67,7 @@ impl RequestFlag {
         Self::DownstreamProtocolError,
         Self::UpstreamProtocolError,
         Self::NoCluster,
+        Self::DnsResolutionFailure,
     ];
 
     /// The short form, as logs and labels have it.
@@ -88,6 +91,7 @@ impl RequestFlag {
             Self::DownstreamProtocolError => "DPE",
             Self::UpstreamProtocolError => "UPE",
             Self::NoCluster => "NC",
+            Self::DnsResolutionFailure => "DF",
         }
     }
 
@@ -180,7 +184,7 @@ mod tests {
             .fold(RequestFlags::NONE, |flags, flag| flags | flag);
         assert_eq!(
             everything.to_string(),
-            "UH,UT,LR,UF,UC,UO,NR,DI,FI,RL,UAEX,RLSE,DC,URX,SI,DPE,UPE,NC"
+            "UH,UT,LR,UF,UC,UO,NR,DI,FI,RL,UAEX,RLSE,DC,URX,SI,DPE,UPE,NC,DF"
         );
     }
 }

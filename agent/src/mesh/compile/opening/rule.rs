@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use userspace_l7::model::{Authorities, Encryption, Opening, ProxyProtocol, Service, UpstreamTls};
+use userspace_l7::model::{
+    Authorities, Encryption, LoadBalancerMode, Opening, ProxyProtocol, Service, UpstreamTls,
+};
 
 use super::{Unusable, encryption, material};
 use crate::mesh::compile::{Compiler, Notices};
@@ -95,6 +97,10 @@ impl Rules<'_> {
     fn server_name(&self, tls: &ClientTls) -> Result<Arc<str>, Unusable> {
         if !tls.sni.is_empty() {
             return Ok(tls.sni.as_str().into());
+        }
+        if self.service.load_balancer.mode == LoadBalancerMode::ByName {
+            // The one that the client asks for.
+            return Ok("".into());
         }
         let host = &self.service.key.hostname;
         if host.starts_with('*') {

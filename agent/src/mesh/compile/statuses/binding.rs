@@ -1,13 +1,16 @@
-//! `istio.io/WaypointBound`: whether an object has the waypoint that it asks for.
+//! `istio.io/WaypointBound`: whether an object has the waypoint that it asks for. `istio.io/WaypointMissing`: whether it
+//! needs one.
 
 use super::conditioned;
 use crate::mesh::compile::Compiler;
 use crate::mesh::compile::waypoint::{Binding, Refusal, Traffic};
+use crate::mesh::external::{ConnectStrategy, Resolution, ServiceEntry};
 use crate::mesh::meta::Meta;
 use crate::mesh::object::Kind;
 use crate::mesh::status::{Condition, ObjectStatus, fails, holds};
 
 const WAYPOINT_BOUND: &str = "istio.io/WaypointBound";
+const WAYPOINT_MISSING: &str = "istio.io/WaypointMissing";
 
 impl Compiler {
     /// Pods have no such condition in Istio; Namespaces have none there either, but a wrong name on one that holds no
@@ -19,8 +22,15 @@ impl Compiler {
             say(&Kind::Service, &service.meta, bound, all);
         }
         for entry in self.store.service_entries.iter() {
-            let bound = bound_condition(self.entry_waypoint(entry), self.ingress(&entry.meta));
-            say(&Kind::ServiceEntry, &entry.meta, bound, all);
+            let found = self.entry_waypoint(entry);
+            let missing = missing_condition(entry, matches!(found, Ok(Some(_))));
+            let bound = bound_condition(found, self.ingress(&entry.meta));
+            say(
+                &Kind::ServiceEntry,
+                &entry.meta,
+                bound.into_iter().chain(missing),
+                all,
+            );
         }
         for entry in self.store.workload_entries.iter() {
             let bound = self.waypoint(&entry.meta, Traffic::Workload);
@@ -44,8 +54,33 @@ impl Compiler {
     }
 }
 
-fn say(kind: &Kind, meta: &Meta, bound: Option<Condition>, all: &mut Vec<ObjectStatus>) {
-    all.extend(bound.map(|bound| conditioned(kind, meta, vec![bound])));
+fn say(
+    kind: &Kind,
+    meta: &Meta,
+    conditions: impl IntoIterator<Item = Condition>,
+    all: &mut Vec<ObjectStatus>,
+) {
+    let conditions: Vec<_> = conditions.into_iter().collect();
+    if !conditions.is_empty() {
+        all.push(conditioned(kind, meta, conditions));
+    }
+}
+
+/// What an entry asks for that only a waypoint does, while it has none.
+fn missing_condition(entry: &ServiceEntry, is_bound: bool) -> Option<Condition> {
+    let (reason, message) = match entry.connect_strategy() {
+        _ if is_bound => return None,
+        _ if entry.spec.resolution == Resolution::DynamicDns => (
+            "NoWaypointForWildcardService",
+            "ServiceEntry will not apply until it is bound to a valid waypoint.",
+        ),
+        Ok(ConnectStrategy::Race) => (
+            "NoWaypointForRacingConnectStrategy",
+            "The connect strategy will not apply until the ServiceEntry is bound to a valid waypoint.",
+        ),
+        _ => return None,
+    };
+    Some(holds(WAYPOINT_MISSING, reason, message))
 }
 
 /// Nothing where nothing is asked for. `ingress`: what `istio.io/ingress-use-waypoint` says.

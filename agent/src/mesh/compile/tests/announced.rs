@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use smallvec::smallvec;
 use userspace_l7::model::{
-    Action, AuthorizationPolicy, Health, IpFamilies, LoadBalancer, NamespacedHostname, Peer,
-    PolicyKey, Rule, Scope, Service, ServicePort, Snapshot, TunnelProtocol, Workload,
-    WorkloadLabels, WorkloadUid,
+    Action, AuthorizationPolicy, Health, IpFamilies, LoadBalancer, LoadBalancerMode,
+    NamespacedHostname, Peer, PolicyKey, Rule, Scope, Service, ServicePort, Snapshot,
+    TunnelProtocol, Workload, WorkloadLabels, WorkloadUid,
 };
 
 use super::{AMBIENT, Compiler, compile, endpoints, options, pod, pod_yaml, service, upserts};
@@ -283,4 +283,27 @@ fn announcements_say_nothing_where_the_objects_are_all_there_is() {
         policy("p", Scope::Global),
     ]);
     assert!(is_empty(&compiler.snapshot()));
+}
+
+#[test]
+fn how_a_waypoint_connects_is_said_by_the_entry() {
+    let Announcement::Service(_, Some(told)) = told_service() else {
+        panic!("no service")
+    };
+    let key = NamespacedHostname {
+        namespace: "a".into(),
+        hostname: "*.wild.example".into(),
+    };
+    let told = Service {
+        key: key.clone(),
+        canonical: false,
+        ..Service::clone(&told)
+    };
+    let mut compiler = awaiting(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: a}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: a, labels: {istio.io/use-waypoint: w}, annotations: {istio.io/connect-strategy: RACE_FIRST_TCP_CONNECT}}\nspec: {hosts: ['*.wild.example'], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DYNAMIC_DNS}\n",
+    );
+    compiler.announce([Announcement::Service(key, Some(Arc::new(told)))]);
+    let found = service(&compiler.snapshot(), "a/*.wild.example");
+    assert_eq!(found.load_balancer.mode, LoadBalancerMode::ByName);
+    assert!(found.load_balancer.is_raced);
 }

@@ -244,3 +244,93 @@ fn a_service_comes_before_an_entry_of_its_name() {
         assert!(service(&compile(&yaml), "a/s.a.svc.cluster.local").canonical);
     }
 }
+
+/// A waypoint, and the entry bound to it.
+fn bound(entry: &str) -> String {
+    let bound = entry.replace(
+        "metadata: {",
+        "metadata: {labels: {istio.io/use-waypoint: w}, ",
+    );
+    format!(
+        "{bound}---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: w, namespace: a}}\nspec: {{gatewayClassName: istio-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]}}\n"
+    )
+}
+
+fn notices(yaml: &str) -> Vec<String> {
+    let compiler = compiler(yaml);
+    let all = compiler.notices();
+    all.map(|notice| notice.message.clone()).collect()
+}
+
+#[test]
+fn names_of_a_wildcard_are_its_waypoints_to_look_up() {
+    let spec = format!("hosts: ['*.Wild.example'], {PORTS}, resolution: DYNAMIC_DNS");
+    let snapshot = compile(&bound(&entry(&spec)));
+    let found = service(&snapshot, "a/*.wild.example");
+    assert_eq!(found.load_balancer.mode, LoadBalancerMode::ByName);
+    assert_eq!(found.ports[&443].target_port, 8443);
+    let [v4, v6] = found.vips.as_slice() else {
+        panic!("{:?}", found.vips)
+    };
+    assert!(v4.to_string().starts_with("240.240.") && v6.to_string().starts_with("2001:2:"));
+    assert!(endpoints(&snapshot, "a/*.wild.example").is_empty());
+    assert!(snapshot.services_layer7.contains_key(&found.key));
+    let compiler = compiler(&bound(&entry(&spec)));
+    assert!(compiler.hostnames().is_empty(), "clients say the names");
+    assert_eq!(compiler.notices().count(), 0);
+    // Whoever writes an address down has it.
+    let spec = format!("{spec}, addresses: [10.5.0.1]");
+    let found = service(&compile(&bound(&entry(&spec))), "a/*.wild.example");
+    assert_eq!(
+        found.vips.as_slice(),
+        ["10.5.0.1".parse::<IpAddr>().unwrap()]
+    );
+    // Without a waypoint there is no such service.
+    assert!(compile(&entry(&spec)).services.is_empty());
+    let [notice] = &notices(&entry(&spec))[..] else {
+        panic!("not one notice")
+    };
+    assert!(notice.contains("takes a waypoint"), "{notice}");
+    let silent = spec.replace("name: tls, protocol: TLS", "name: tcp, protocol: TCP");
+    let [notice] = &notices(&bound(&entry(&silent)))[..] else {
+        panic!("not one notice")
+    };
+    assert!(notice.starts_with("port 443 has no effect"), "{notice}");
+}
+
+const RACE: &str = "RACE_FIRST_TCP_CONNECT";
+
+#[test]
+fn connections_race_where_a_waypoint_makes_them() {
+    let entry = |word: &str, resolution: &str| {
+        let spec = format!("hosts: [a.example.com], {PORTS}, resolution: {resolution}");
+        entry(&spec).replace(
+            "metadata: {",
+            &format!("metadata: {{annotations: {{istio.io/connect-strategy: '{word}'}}, "),
+        )
+    };
+    for (word, resolution, is_bound, is_raced, notice) in [
+        (RACE, "DNS", true, true, None),
+        (RACE, "DNS_ROUND_ROBIN", true, true, None),
+        ("", "DNS", true, false, None),
+        ("DEFAULT", "DNS", true, false, None),
+        (RACE, "DNS", false, false, Some("takes a waypoint to race")),
+        (RACE, "NONE", true, false, Some("addresses of a name")),
+        (
+            "FASTEST",
+            "DNS",
+            true,
+            false,
+            Some("`FASTEST` is no strategy"),
+        ),
+    ] {
+        let yaml = entry(word, resolution);
+        let yaml = if is_bound { bound(&yaml) } else { yaml };
+        let found = service(&compile(&yaml), "a/a.example.com");
+        assert_eq!(found.load_balancer.is_raced, is_raced, "{yaml}");
+        let said = notices(&yaml);
+        assert_eq!(said.len(), usize::from(notice.is_some()), "{said:?}");
+        let is_as_expected = |said: &String| notice.is_some_and(|notice| said.contains(notice));
+        assert!(said.iter().all(is_as_expected), "{said:?}");
+    }
+}

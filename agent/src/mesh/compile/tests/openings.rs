@@ -210,6 +210,20 @@ fn names_and_authorities_are_istios() {
         wildcard.starts_with('!') && wildcard.contains("name it in sni"),
         "{wildcard}"
     );
+    // Where clients say which host they mean, that is the name.
+    let looked_up = entry
+        .replace("'*.w.example']", "'*.w.example'], exportTo: ['*']")
+        .replace("hosts: [e.example, ", "hosts: [")
+        .replace("resolution: STATIC", "resolution: DYNAMIC_DNS")
+        .replace(", endpoints: [{address: 10.8.0.1}]", "");
+    let wildcard = traffic(&compile(&looked_up), "*.w.example");
+    let Encryption::Tls(found) = &wildcard.policy.opening.encryption else {
+        panic!("{}", said(&wildcard.policy.opening.encryption));
+    };
+    assert_eq!(&*found.server_name, "");
+    let opening = wildcard.policy.opening.in_name_of("b.w.example").unwrap();
+    assert_eq!(said(&opening.encryption), "b.w.example");
+    assert_eq!(opening.in_name_of("c.w.example"), None, "it is named");
 }
 
 /// A rule that takes its certificates from Secret `a/c`, with these Secrets.

@@ -474,3 +474,33 @@ fn what_has_no_effect_is_said_though_nothing_is_wrong() {
         ]
     );
 }
+
+#[test]
+fn entries_say_that_they_need_a_waypoint() {
+    let entry = |metadata: &str, host: &str, resolution: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e, namespace: a, {metadata}}}\nspec: {{hosts: ['{host}'], ports: [{{number: 80, name: http, protocol: HTTP}}], resolution: {resolution}}}\n"
+        )
+    };
+    let race = "annotations: {istio.io/connect-strategy: RACE_FIRST_TCP_CONNECT}";
+    let wildcard = "istio.io/WaypointMissing True NoWaypointForWildcardService: ServiceEntry will not apply until it is bound to a valid waypoint.";
+    let racing = "istio.io/WaypointMissing True NoWaypointForRacingConnectStrategy: The connect strategy will not apply until the ServiceEntry is bound to a valid waypoint.";
+    let unready = "istio.io/WaypointBound False WaypointIsNotReady: waypoint \"a/w\" is not ready";
+    let dynamic = |metadata: &str| entry(metadata, "*.x.example", "DYNAMIC_DNS");
+    let named = |metadata: &str| entry(metadata, "x.example", "DNS");
+    let both = format!("{USE}, {race}");
+    for (yaml, expected) in [
+        (dynamic("labels: {}"), &[wildcard][..]),
+        (dynamic(race), &[wildcard]),
+        (dynamic(USE), &[unready, wildcard]),
+        (named("labels: {}"), &[]),
+        (named(race), &[racing]),
+        (named(&both), &[unready, racing]),
+    ] {
+        check(&yaml, "ServiceEntry a/e", expected);
+    }
+    for yaml in [dynamic(USE), named(&both)] {
+        let yaml = format!("{}{yaml}", gateway("a/w", ""));
+        check(&yaml, "ServiceEntry a/e", &[ATTACHED]);
+    }
+}

@@ -108,5 +108,7 @@ fn load_balancer(one: &wire::LoadBalancing) -> Result<LoadBalancer, Refused> {
         mode,
         scopes,
         health,
+        // Nothing is said of it there: it is a waypoint's business.
+        is_raced: false,
     })
 }
