@@ -402,14 +402,14 @@ async fn admit(
 
 /// What the application is told of a connection. Only one that is a waypoint learns who the client has proven to be: it
 /// judges by that.
-fn ends<'a>(caller: &'a Caller, to: SocketAddr, called: Option<&'a Called>) -> Ends<'a> {
+fn ends<'a>(client: &'a Caller, to: SocketAddr, called: Option<&'a Called>) -> Ends<'a> {
     let Some(called) = called else {
-        return Ends::of(Some(caller.address), to);
+        return Ends::of(Some(client.address), to);
     };
     Ends {
-        client: Some(caller.address),
+        client: Some(client.address),
         server: called.address,
-        identity: caller.identity.as_ref(),
+        identity: client.identity.as_ref(),
         hostname: called.hostname.as_deref(),
     }
 }

@@ -278,15 +278,8 @@ async fn reach_now(
     let admitted = endpoints.as_ref().map(admit).transpose()?;
     let mut last = OutboundError::Refused(Refusal::NoHealthyUpstream);
     for target in &plan.targets {
-        let request = || {
-            request(
-                hub,
-                &workload,
-                (&plan, side),
-                target,
-                (source, dialled.port()),
-            )
-        };
+        let ends = (source, dialled.port());
+        let request = || request(hub, &workload, (&plan, side), target, ends);
         let bytes = claim(hub, &workload, (&plan, side), target, (source, dialled))?;
         let is_strange = plan.service.is_none() && target.workload.is_none();
         let said = app.as_mut().map(|(app, spoken)| spoken.to(app, target));

@@ -149,8 +149,8 @@ impl<'a> Way<'a> {
         let changes = judging::judge_here(self.client, snapshot, Some(target), judged).await?;
         // Without the original, what was judged is what the filters have made of it, if anything.
         if let Some(filters) = self.filters.filter(|_| original.is_some()) {
-            let changed = filters.apply(&mut parts);
-            changed.map_err(|_why| Refusal::Unrewritable)?;
+            let applied = filters.apply(&mut parts);
+            applied.map_err(|_why| Refusal::Unrewritable)?;
         }
         let authority = &self.client.service.key.hostname;
         http::send(&mut parts, version, authority);
