@@ -111,7 +111,8 @@ pub(crate) fn by_name(
         service, address, ..
     } = towards;
     let port = service.ports.get(&address.port());
-    let port = port.ok_or(Refusal::NoSuchPort(address.port()))?.target_port;
+    let no_port = || Refusal::NoSuchPort(address.port());
+    let port = port.ok_or_else(no_port)?.target_port;
     let policy = match policy.opening.in_name_of(name.as_str()) {
         None => policy,
         Some(opening) => Arc::new(TrafficPolicy {

@@ -94,8 +94,8 @@ fn join(v4: Family, v6: Family) -> Answered {
 fn nameservers(text: &str) -> Vec<SocketAddr> {
     let named = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
-        let address = words.next().filter(|word| *word == "nameserver");
-        address.and(words.next())?.parse::<IpAddr>().ok()
+        let _keyword = words.next().filter(|word| *word == "nameserver")?;
+        words.next()?.parse::<IpAddr>().ok()
     });
     let mut found: Vec<_> = named
         .take(MAX_RESOLVERS)
@@ -237,6 +237,7 @@ mod tests {
         assert_eq!(read("nameservers 192.0.2.1"), ["127.0.0.1:53"]);
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "what a family is told as")]
     fn found(addresses: &[&str], holds: u32) -> Family {
         let addresses = addresses.iter().map(|text| text.parse().unwrap());
         Ok((addresses.collect(), holds))
