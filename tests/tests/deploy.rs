@@ -340,6 +340,25 @@ fn the_daemon_set_grants_the_documented_capabilities() -> Result<()> {
     Ok(())
 }
 
+/// Being ready waits for every pod and certificate: what restarts an agent (or controller) that is not would close a whole
+/// node for one tenant's pod.
+#[test]
+fn nobody_is_restarted_for_not_being_ready() -> Result<()> {
+    let (api, _lab) = server()?;
+    let base = stored(&api, &kustomized(&api, "base")?)?;
+    for name in [
+        r#""DaemonSet" "culvert-agent""#,
+        r#""Deployment" "culvert-controller""#,
+    ] {
+        let container = &base[name]["spec"]["template"]["spec"]["containers"][0];
+        ensure!(container["readinessProbe"].is_object(), "{container:#}");
+        for restarts in ["startupProbe", "livenessProbe"] {
+            ensure!(container[restarts].is_null(), "{name} has a {restarts}");
+        }
+    }
+    Ok(())
+}
+
 /// The controller's container gets nothing of the node, as the strictest level of `PodSecurity` demands.
 #[test]
 fn the_controller_runs_where_only_the_restricted_may() -> Result<()> {
