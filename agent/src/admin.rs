@@ -159,6 +159,9 @@ pub struct AgentStatus {
     pub repairs: BTreeMap<String, u64>,
     /// Pods armed since the start.
     pub pods_started: u64,
+    /// How the CNI plugin fares; absent where the agent was not told to keep it in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni_plugin: Option<PluginStatus>,
     /// Pods released since the start.
     pub pods_stopped: u64,
 }
@@ -167,6 +170,15 @@ pub struct AgentStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodStatus {
+/// How the CNI plugin fares that keeps pods from starting before they are captured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PluginStatus {
+    /// Why it is not in place, in one sentence; absent if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
     /// Workload uid.
     pub uid: String,
     /// Pod name.
