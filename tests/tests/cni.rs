@@ -223,11 +223,8 @@ fn the_plugin_stays_in_place_until_it_is_taken_out() -> Result<()> {
     installed.nodes.lab.start_agent("a")?;
     installed.nodes.lab.agent("a")?.wait_ready()?;
 
-    let stopped = installed
-        .nodes
-        .lab
-        .node("a")?
-        .culvert(&["stop", "--unenrol"])?;
+    let agent = installed.nodes.lab.agent("a")?;
+    let stopped = agent.command(&["stop", "--unenrol"])?;
     ensure!(stopped.status.success(), "{stopped:?}");
     installed.nodes.lab.take_agent("a")?.ended()?;
     let configured = installed.runtime.configured()?;
