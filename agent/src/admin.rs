@@ -1,5 +1,5 @@
-//! The agent's HTTP servers for operators: administration on loopback (15000), metrics (15020) and
-//! readiness (15021), and the log that goes with them.
+//! The agent's HTTP servers for operators: administration on loopback (15000) and, for what changes the agent, on a
+//! socket of root's, metrics (15020) and readiness (15021), and the log that goes with them.
 //!
 //! Shows what the rest of the agent knows through [`AdminState`]; keeps no state but the log level and
 //! changes nothing but what its three POST paths say.
@@ -14,6 +14,7 @@ pub mod logging;
 mod metrics;
 mod routes;
 mod server;
+mod socket;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -47,6 +48,9 @@ pub use metrics::register;
 pub use server::{
     ADMIN_PORT, AdminServer, BindError, Endpoints, METRICS_PORT, READINESS_PORT, Services,
 };
+
+/// The socket in an agent's run directory over which root changes it.
+pub const SOCKET: &str = "admin.sock";
 
 /// A future that a trait object can return.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -155,12 +159,24 @@ pub struct AgentStatus {
     /// How istiod fares that layer 4 comes from; absent where it comes from the objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub istiod: Option<IstiodStatus>,
+    /// How the CNI plugin fares; absent where the agent was not told to keep it in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni_plugin: Option<PluginStatus>,
     /// Repairs of the kernel's state since the start, by kind.
     pub repairs: BTreeMap<String, u64>,
     /// Pods armed since the start.
     pub pods_started: u64,
     /// Pods released since the start.
     pub pods_stopped: u64,
+}
+
+/// How the CNI plugin fares that keeps pods from starting before they are captured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PluginStatus {
+    /// Why it is not in place, in one sentence; absent if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// One pod of this node.

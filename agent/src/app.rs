@@ -396,6 +396,8 @@ impl Agent {
         admin::register(&mut registry, Arc::clone(&shown));
         let endpoints = Endpoints {
             admin: vec![args.admin],
+            // Everybody on the node's network reaches loopback.
+            socket: Some(args.run_dir.join(admin::SOCKET)),
             metrics: any(METRICS_PORT),
             readiness: any(READINESS_PORT),
         };

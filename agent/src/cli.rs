@@ -85,6 +85,15 @@ pub struct AdminArgs {
     pub admin: String,
 }
 
+/// Where an agent is changed.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct SocketArgs {
+    /// The run directory that the agent was started with: it is changed over the socket there, by root only. A controller
+    /// has none, and is asked at --admin.
+    #[arg(long, value_name = "DIR", default_value = "/run/culvert")]
+    pub run_dir: PathBuf,
+}
+
 /// Arguments of `culvert status`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct StatusArgs {
@@ -105,6 +114,9 @@ pub struct LogArgs {
     /// First go back to the level that the agent was started with.
     #[arg(long)]
     pub reset: bool,
+    /// Its socket.
+    #[command(flatten)]
+    pub socket: SocketArgs,
     /// The agent.
     #[command(flatten)]
     pub admin: AdminArgs,
@@ -117,6 +129,9 @@ pub struct StopArgs {
     /// captured, and their new connections are refused until an agent runs again.
     #[arg(long)]
     pub unenrol: bool,
+    /// Its socket.
+    #[command(flatten)]
+    pub socket: SocketArgs,
     /// The agent.
     #[command(flatten)]
     pub admin: AdminArgs,

@@ -111,6 +111,10 @@ impl Runtime {
             fs::create_dir_all(&part)
                 .with_context(|| format!("cannot create {}", part.display()))?;
         }
+        for plugin in ["ptp", "portmap"] {
+            fs::write(runtime.bin_dir().join(plugin), "")
+                .with_context(|| format!("cannot write {plugin}"))?;
+        }
         runtime.configure(KINDNET)?;
         Ok(runtime)
     }

@@ -237,6 +237,31 @@ fn certificates_outlive_the_authority_and_are_renewed_when_it_is_back() -> Resul
     traffic.end().all_good()
 }
 
+/// The mesh trusts nothing but what the controllers hold: a Secret that somebody deletes comes back as it was.
+#[test]
+fn a_deleted_secret_comes_back_as_it_was() -> Result<()> {
+    let mesh = Mesh::new(3600)?;
+    let roots = eventually("the roots are published", ASKED_AGAIN, || mesh.published())?;
+    let secret = |part: &str| {
+        let shown = format!("-o=jsonpath={{{part}}}");
+        let words = ["get", "secret", "culvert-ca", "-n", "culvert-system"];
+        mesh.nodes.api.kubectl(&[&words[..], &[&shown]].concat())
+    };
+    let (uid, held) = (secret(".metadata.uid")?, secret(".data")?);
+    let made = secret(".metadata.annotations")?;
+    ensure!(made.contains("made-by-controller"), "{made}");
+    let words = ["delete", "secret", "culvert-ca", "-n", "culvert-system"];
+    mesh.nodes.api.kubectl(&words)?;
+    eventually("the Secret is back", ASKED_AGAIN, || {
+        ensure!(secret(".metadata.uid")? != uid, "it was not deleted");
+        Ok(())
+    })?;
+    ensure!(secret(".data")? == held, "another authority was made");
+    ensure!(secret(".metadata.annotations")? == made, "its past is lost");
+    ensure!(mesh.published()? == roots, "other roots are published");
+    Ok(())
+}
+
 /// A root is trusted before anything is signed by it, and until nothing is any more.
 #[test]
 fn the_root_is_replaced_without_a_failed_connection() -> Result<()> {

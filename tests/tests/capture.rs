@@ -503,7 +503,7 @@ fn unenrolling_a_node_leaves_nothing_behind() -> Result<()> {
         pins.exists(),
         "links and maps are pinned, for a restart to find them"
     );
-    let output = lab.node("a")?.culvert(&["stop", "--unenrol"])?;
+    let output = agent.command(&["stop", "--unenrol"])?;
     ensure!(
         output.status.success(),
         "{}",

@@ -15,7 +15,15 @@ const PORT: u16 = 7000;
 
 /// What a successful command prints.
 fn prints(lab: &Lab, arguments: &[&str]) -> Result<String> {
-    let output = lab.node("a")?.culvert(arguments)?;
+    printed(arguments, &lab.node("a")?.culvert(arguments)?)
+}
+
+/// As [`prints`], of a command that changes the agent.
+fn changes(lab: &Lab, arguments: &[&str]) -> Result<String> {
+    printed(arguments, &lab.agent("a")?.command(arguments)?)
+}
+
+fn printed(arguments: &[&str], output: &Output) -> Result<String> {
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     let complained = String::from_utf8_lossy(&output.stderr);
     ensure!(
@@ -275,13 +283,26 @@ fn the_access_log_names_both_identities_on_both_ends() -> Result<()> {
 #[test]
 fn the_log_level_changes_at_run_time() -> Result<()> {
     let pair = Pair::new()?;
-    prints(&pair.lab, &["log", "debug"])?;
-    let shown = prints(&pair.lab, &["log"])?;
+    changes(&pair.lab, &["log", "debug"])?;
+    let shown = changes(&pair.lab, &["log"])?;
     ensure!(shown.contains("debug"), "{shown}");
-    prints(&pair.lab, &["log", "--reset"])?;
-    let shown = prints(&pair.lab, &["log"])?;
+    changes(&pair.lab, &["log", "--reset"])?;
+    let shown = changes(&pair.lab, &["log"])?;
     ensure!(!shown.contains("debug"), "{shown}");
     Ok(())
+}
+
+/// Any process on the node's network reaches the address.
+#[test]
+fn nobody_changes_the_agent_over_tcp() -> Result<()> {
+    let pair = Pair::new()?;
+    let refused = pair.lab.node("a")?.culvert(&["stop", "--unenrol"])?;
+    let why = String::from_utf8_lossy(&refused.stderr);
+    ensure!(
+        !refused.status.success() && why.contains("(403): only root changes the agent"),
+        "{why}"
+    );
+    pair.lab.agent("a")?.wait_ready()
 }
 
 #[test]

@@ -80,6 +80,26 @@ fn stored(api: &ApiServer, manifests: &str) -> Result<BTreeMap<String, Value>> {
     Ok(objects)
 }
 
+/// That the chart makes what kustomize does, but for the namespace: Helm needs that before it makes anything.
+fn same(kustomized: &BTreeMap<String, Value>, made: &BTreeMap<String, Value>) -> Result<()> {
+    let namespace = r#""Namespace" "culvert-system""#;
+    ensure!(kustomized.contains_key(namespace), "no namespace");
+    let expected: BTreeMap<_, _> = kustomized
+        .iter()
+        .filter(|(name, _)| *name != namespace)
+        .collect();
+    ensure!(
+        expected.keys().copied().eq(made.keys()),
+        "{:?}",
+        made.keys()
+    );
+    for (name, object) in expected {
+        let by_chart = &made[name];
+        ensure!(object == by_chart, "{name}: {object:#} and {by_chart:#}");
+    }
+    Ok(())
+}
+
 #[test]
 fn kustomize_and_helm_make_the_same_and_a_server_takes_it() -> Result<()> {
     let (api, _lab) = server()?;
@@ -108,14 +128,7 @@ fn kustomize_and_helm_make_the_same_and_a_server_takes_it() -> Result<()> {
             ],
         "{names:?}"
     );
-    ensure!(base.keys().eq(chart_made.keys()), "{:?}", chart_made.keys());
-    for (name, object) in &base {
-        ensure!(
-            object == &chart_made[name],
-            "{name}: {object:#} and {:#}",
-            chart_made[name]
-        );
-    }
+    same(&base, &chart_made)?;
     // What takes its place to remove it, too.
     let removal = stored(&api, &kustomized(&api, "uninstall")?)?;
     let arguments = |objects: &BTreeMap<String, Value>| {
@@ -128,6 +141,7 @@ fn kustomize_and_helm_make_the_same_and_a_server_takes_it() -> Result<()> {
         arguments(&removal)
     );
     known("uninstall", &arguments(&removal))?;
+    same(&removal, &stored(&api, &chart(&["uninstall=true"])?)?)?;
     known("agent", &arguments(&base))?;
     let controllers = &base[r#""Deployment" "culvert-controller""#]["spec"]["template"]["spec"];
     known("controller", &controllers["containers"][0]["args"])?;
@@ -142,10 +156,8 @@ fn kustomize_and_helm_make_the_same_for_an_istiod() -> Result<()> {
     let overlay = stored(&api, &kustomized(&api, "istiod")?)?;
     let base = stored(&api, &kustomized(&api, "base")?)?;
     let by_value = stored(&api, &chart(&[&format!("xds.address={istiod}")])?)?;
-    ensure!(overlay.keys().eq(by_value.keys()), "{:?}", by_value.keys());
+    same(&overlay, &by_value)?;
     for (name, object) in &overlay {
-        let made = &by_value[name];
-        ensure!(object == made, "{name}: {object:#} and {made:#}");
         let is_set = name == r#""DaemonSet" "culvert-agent""#;
         ensure!((object != &base[name]) == is_set, "{name}: {object:#}");
     }
@@ -183,13 +195,12 @@ fn values_of_the_chart_change_what_it_renders() -> Result<()> {
         "cni.startWithoutAgent={kube-system,storage}",
         "seLinuxOptions.type=spc_t",
         "extraArgs={--workers=2}",
-        "createNamespace=false",
         "controller.istiod=absent",
         "controller.replicas=3",
     ])?;
     let changed = stored(&api, &changed)?;
-    // Neither the namespace nor the authority's service.
-    ensure!(changed.len() == base.len() - 2, "{:?}", changed.keys());
+    // Not the authority's service.
+    ensure!(changed.len() == base.len() - 1, "{:?}", changed.keys());
     // Agents that hold the CA have nobody to ask, and another authority is not ours.
     let elsewhere = chart(&[
         "ca.address=https://istiod.istio-system.svc:15012",
@@ -223,7 +234,7 @@ fn values_of_the_chart_change_what_it_renders() -> Result<()> {
     let alone = ["controller.enabled=false", "caSecret=culvert-ca"];
     let alone = stored(&api, &chart(&alone)?)?;
     ensure!(
-        alone.len() == 6 && alone.keys().all(|name| !name.contains("controller")),
+        alone.len() == 5 && alone.keys().all(|name| !name.contains("controller")),
         "{:?}",
         alone.keys()
     );
@@ -337,6 +348,25 @@ fn the_daemon_set_grants_the_documented_capabilities() -> Result<()> {
         names(&container["volumeMounts"]) == names(&template["volumes"]),
         "{template:#}"
     );
+    Ok(())
+}
+
+/// Being ready waits for every pod and certificate: what restarts an agent (or controller) that is not would close a whole
+/// node for one tenant's pod.
+#[test]
+fn nobody_is_restarted_for_not_being_ready() -> Result<()> {
+    let (api, _lab) = server()?;
+    let base = stored(&api, &kustomized(&api, "base")?)?;
+    for name in [
+        r#""DaemonSet" "culvert-agent""#,
+        r#""Deployment" "culvert-controller""#,
+    ] {
+        let container = &base[name]["spec"]["template"]["spec"]["containers"][0];
+        ensure!(container["readinessProbe"].is_object(), "{container:#}");
+        for restarts in ["startupProbe", "livenessProbe"] {
+            ensure!(container[restarts].is_null(), "{name} has a {restarts}");
+        }
+    }
     Ok(())
 }
 

@@ -62,6 +62,14 @@ impl Collector for Condition {
             "The generation of the mesh snapshot in force",
             usize::try_from(status.generation).unwrap_or(usize::MAX),
         )?;
+        if let Some(plugin) = &status.cni_plugin {
+            gauge(
+                &mut encoder,
+                "culvert_cni_plugin_in_place",
+                "1 if the CNI plugin is chained to the node's network, so that no pod starts before it is captured",
+                usize::from(plugin.reason.is_none()),
+            )?;
+        }
         if let Some(cluster) = &status.cluster {
             self::cluster(&mut encoder, cluster)?;
         }

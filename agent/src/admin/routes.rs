@@ -13,7 +13,7 @@ use super::config_dump::{self, Sources};
 use super::explain::Question;
 use super::logging::LevelRequest;
 use super::server::Services;
-use super::{AdminState, layer7_dump, metrics};
+use super::{AdminState, SOCKET, layer7_dump, metrics};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
@@ -23,10 +23,13 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 
 type Answer = Response<Full<Bytes>>;
 
-/// The three servers.
+/// The servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Server {
+    /// Shows, and changes.
     Administration,
+    /// Only shows: whoever is on the node's network may ask it, and what changes the agent is asked for over its socket.
+    Showing,
     Metrics,
     Readiness,
 }
@@ -49,6 +52,10 @@ enum Page {
 
 impl Page {
     fn find(server: Server, path: &str) -> Option<Self> {
+        let server = match server {
+            Server::Showing => Server::Administration,
+            other => other,
+        };
         match (server, path) {
             (Server::Administration, "/") => Some(Self::Index),
             (Server::Administration, "/config_dump") => Some(Self::ConfigDump),
@@ -61,12 +68,24 @@ impl Page {
             (Server::Administration, "/unenrol") => Some(Self::Unenrol),
             (Server::Metrics, "/metrics" | "/stats/prometheus") => Some(Self::Metrics),
             (Server::Readiness, "/healthz/ready") => Some(Self::Ready),
-            (Server::Administration | Server::Metrics | Server::Readiness, _) => None,
+            (Server::Administration | Server::Showing | Server::Metrics | Server::Readiness, _) => {
+                None
+            }
         }
     }
 
     fn changes(self) -> bool {
-        matches!(self, Self::Logging | Self::Quit | Self::Unenrol)
+        self.command().is_some()
+    }
+
+    /// Who changes the agent over its socket.
+    fn command(self) -> Option<&'static str> {
+        match self {
+            Self::Logging => Some("culvert log"),
+            Self::Quit => Some("culvert stop"),
+            Self::Unenrol => Some("culvert stop --unenrol"),
+            _ => None,
+        }
     }
 }
 
@@ -101,6 +120,12 @@ pub(super) async fn answer(
             StatusCode::FORBIDDEN,
             "requests from web pages are refused\n",
         );
+    }
+    if let (Server::Showing, Some(command)) = (server, page.command()) {
+        let why = format!(
+            "only root changes the agent, over {SOCKET} in its run directory: use `{command}` where that is\n"
+        );
+        return text(StatusCode::FORBIDDEN, why);
     }
     match page {
         Page::Index => respond(StatusCode::OK, HTML, INDEX),
@@ -254,6 +279,7 @@ const INDEX: &str = "<!DOCTYPE html>
 <li>POST /quitquitquit: stop; pods stay captured for the next agent
 <li>POST /unenrol: release every pod, remove everything from the kernel, stop
 </ul>
+<p>An agent takes the three POST requests over admin.sock in its run directory only, from root: culvert log, culvert stop.
 <p>Metrics are on port 15020 (/metrics), readiness on port 15021 (/healthz/ready).
 </html>
 ";

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Ipv6V6Only;
 use prometheus_client::registry::Registry;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
@@ -26,6 +27,7 @@ use tracing::{debug, warn};
 use super::AdminState;
 use super::logging::LogControl;
 use super::routes;
+use super::socket::{self, Listener, Stream};
 
 /// A client that has not sent its header by then is cut off.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -60,6 +62,8 @@ pub const READINESS_PORT: u16 = 15021;
 pub struct Endpoints {
     /// Administration: loopback only.
     pub admin: Vec<SocketAddr>,
+    /// Administration for root only. Where there is one, the addresses of [`Endpoints::admin`] only show.
+    pub socket: Option<PathBuf>,
     /// Metrics.
     pub metrics: Vec<SocketAddr>,
     /// Readiness.
@@ -83,6 +87,7 @@ impl Default for Endpoints {
         };
         Self {
             admin: loopback(ADMIN_PORT),
+            socket: None,
             metrics: every(METRICS_PORT),
             readiness: every(READINESS_PORT),
         }
@@ -121,6 +126,14 @@ pub enum BindError {
         /// `administration`, `metrics` or `readiness`.
         purpose: &'static str,
     },
+    /// The socket for root.
+    #[error("cannot listen for commands at {}", path.display())]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// Administration changes the agent, so it is never offered to the network.
     #[error("the administration address {address} is not on loopback")]
     NotLoopback {
@@ -132,6 +145,7 @@ pub enum BindError {
 /// The bound servers.
 #[derive(Debug)]
 pub struct AdminServer {
+    socket: Option<UnixListener>,
     admin: Vec<TcpListener>,
     metrics: Vec<TcpListener>,
     readiness: Vec<TcpListener>,
@@ -141,14 +155,22 @@ impl AdminServer {
     /// Binds every server in the calling thread's network namespace. Called within a tokio runtime.
     ///
     /// # Errors
-    /// [`BindError`] if an address is taken, a server is left with none, or administration is not on
-    /// loopback.
+    /// [`BindError`] if an address is taken, a server is left with none, administration is not on loopback, or its
+    /// socket cannot be had.
     pub fn bind(endpoints: &Endpoints) -> Result<Self, BindError> {
         if let Some(address) = endpoints.admin.iter().find(|at| !at.ip().is_loopback()) {
             return Err(BindError::NotLoopback { address: *address });
         }
+        let at = |path: &PathBuf| {
+            socket::listen(path).map_err(|source| BindError::Socket {
+                path: path.clone(),
+                source,
+            })
+        };
         Ok(Self {
+            // The addresses first: whoever has them is an agent that has the socket, too.
             admin: bind_all("administration", &endpoints.admin)?,
+            socket: endpoints.socket.as_ref().map(at).transpose()?,
             metrics: bind_all("metrics", &endpoints.metrics)?,
             readiness: bind_all("readiness", &endpoints.readiness)?,
         })
@@ -162,7 +184,9 @@ impl AdminServer {
         let of = |listeners: &[TcpListener]| -> io::Result<Vec<SocketAddr>> {
             listeners.iter().map(TcpListener::local_addr).collect()
         };
+        let path = |socket: &UnixListener| Some(socket.local_addr().ok()?.as_pathname()?.into());
         Ok(Endpoints {
+            socket: self.socket.as_ref().and_then(path),
             admin: of(&self.admin)?,
             metrics: of(&self.metrics)?,
             readiness: of(&self.readiness)?,
@@ -173,10 +197,19 @@ impl AdminServer {
     pub async fn run(self, services: Services, stop: impl Future<Output = ()> + Send) {
         let (stopping, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
+        let admin = match self.socket {
+            Some(_) => routes::Server::Showing,
+            None => routes::Server::Administration,
+        };
+        let tcp = |listeners: Vec<TcpListener>| -> Vec<_> {
+            listeners.into_iter().map(Listener::Tcp).collect()
+        };
+        let socket = self.socket.into_iter().map(Listener::Socket).collect();
         for (listeners, server) in [
-            (self.admin, routes::Server::Administration),
-            (self.metrics, routes::Server::Metrics),
-            (self.readiness, routes::Server::Readiness),
+            (socket, routes::Server::Administration),
+            (tcp(self.admin), admin),
+            (tcp(self.metrics), routes::Server::Metrics),
+            (tcp(self.readiness), routes::Server::Readiness),
         ] {
             for listener in listeners {
                 tasks.spawn(accept(listener, server, services.clone(), stopped.clone()));
@@ -252,7 +285,7 @@ fn is_missing(error: &io::Error) -> bool {
 }
 
 async fn accept(
-    listener: TcpListener,
+    listener: Listener,
     server: routes::Server,
     services: Services,
     mut stopped: watch::Receiver<bool>,
@@ -288,19 +321,18 @@ async fn accept(
 }
 
 async fn next(
-    listener: &TcpListener,
+    listener: &Listener,
     places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> io::Result<(Box<dyn Stream>, tokio::sync::OwnedSemaphorePermit)> {
     let place = Arc::clone(places)
         .acquire_owned()
         .await
         .map_err(io::Error::other)?;
-    let (stream, _peer) = listener.accept().await?;
-    Ok((stream, place))
+    Ok((listener.accept().await?, place))
 }
 
 async fn connection(
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     server: routes::Server,
     services: Services,
     mut stop: watch::Receiver<bool>,

@@ -125,6 +125,8 @@ async fn serve(
     admin::register(&mut registry, Arc::clone(&shown));
     let server = AdminServer::bind(&Endpoints {
         admin: vec![state.args.admin],
+        // Loopback is its own pod's.
+        socket: None,
         metrics: any(METRICS_PORT),
         readiness: any(READINESS_PORT),
     })?;

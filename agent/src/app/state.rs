@@ -15,7 +15,7 @@ use userspace_l7::worker::{self, Direction, Worker};
 use crate::admin::{
     AdminState, AgentStatus, BoxFuture, Carriage, CertificateEntry, CertificateState,
     CertificateStatus, ClusterStatus, ClusterTrouble, IstiodStatus, KeySetStatus, LiveConnection,
-    ManifestProblem, Released,
+    ManifestProblem, PluginStatus, Released,
 };
 use crate::cni::Keeper;
 use crate::config::{AgentArgs, Authority};
@@ -107,6 +107,11 @@ impl State {
         self.stop.notified().await;
     }
 
+    /// Why the CNI plugin is not in place, if it should be.
+    fn complaint(&self) -> Option<String> {
+        self.plugin.as_ref()?.complaint()
+    }
+
     fn pending(&self) -> Vec<String> {
         let mut pending = enrolment::read(&self.ledger).pending();
         if let Some(source) = &*self.seen.source.borrow() {
@@ -124,6 +129,10 @@ impl State {
                 .iter()
                 .filter(missing)
                 .map(|svid| format!("certificate of {}", svid.id)),
+        );
+        pending.extend(
+            self.complaint()
+                .map(|reason| format!("the CNI plugin: {reason}")),
         );
         if self.workers.iter().any(Worker::is_finished) {
             pending.push("a worker thread, which has failed".to_owned());
@@ -175,6 +184,9 @@ impl AdminState for State {
             key_sets: self.seen.keys.borrow().iter().map(key_set).collect(),
             cluster: self.seen.source.borrow().as_deref().map(cluster),
             istiod: self.seen.istiod.borrow().as_deref().map(istiod),
+            cni_plugin: self.plugin.as_ref().map(|plugin| PluginStatus {
+                reason: plugin.complaint(),
+            }),
             repairs: ledger.repairs,
             pods_started: ledger.started,
             pods_stopped: ledger.stopped,

@@ -1,6 +1,9 @@
-//! Asking the agent: HTTP/1.1 on its admin address.
+//! Asking the agent: HTTP/1.1 on its admin address, and on its socket for what changes it.
 
+use std::fmt;
 use std::future::Future;
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,11 +12,12 @@ use hyper::header::HOST;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{AdminArgs, CliError, ExplainArgs, LogArgs, StopArgs};
-use crate::admin::{AgentStatus, Explanation, Layer7Dump, Released};
+use super::{AdminArgs, CliError, ExplainArgs, LogArgs, SocketArgs, StopArgs};
+use crate::admin::{AgentStatus, Explanation, Layer7Dump, Released, SOCKET};
 use crate::mesh::status::ObjectStatus;
 
 /// Enough for the dump of a large mesh, and for releasing a node's pods.
@@ -22,9 +26,59 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often to look whether the agent is gone.
 const POLL: Duration = Duration::from_millis(50);
 
+/// Where an agent is asked.
+enum At {
+    Address(String),
+    Socket(PathBuf),
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+impl At {
+    fn address(admin: &AdminArgs) -> Self {
+        Self::Address(admin.admin.clone())
+    }
+
+    /// Where it is changed: over its socket, and if there is none, it is a controller.
+    fn to_change(admin: &AdminArgs, socket: &SocketArgs) -> Self {
+        let socket = socket.run_dir.join(SOCKET);
+        if socket.exists() {
+            Self::Socket(socket)
+        } else {
+            Self::address(admin)
+        }
+    }
+
+    async fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Self::Address(address) => Box::new(TcpStream::connect(address).await?),
+            Self::Socket(path) => Box::new(UnixStream::connect(path).await?),
+        })
+    }
+
+    /// What a request's head calls it.
+    fn host(&self) -> &str {
+        match self {
+            Self::Address(address) => address,
+            Self::Socket(_) => "localhost",
+        }
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => f.write_str(address),
+            Self::Socket(path) => path.display().fmt(f),
+        }
+    }
+}
+
 /// `GET /config_dump`, as text.
 pub(super) fn config_dump(admin: &AdminArgs) -> Result<Bytes, CliError> {
-    run(ask(admin, Method::GET, "/config_dump"))?
+    run(ask(&At::address(admin), Method::GET, "/config_dump"))?
 }
 
 /// `GET /status`.
@@ -56,7 +110,7 @@ pub(super) fn explain(args: &ExplainArgs) -> Result<Explanation, CliError> {
 }
 
 fn read<T: DeserializeOwned>(admin: &AdminArgs, path: &str) -> Result<T, CliError> {
-    let body = run(ask(admin, Method::GET, path))??;
+    let body = run(ask(&At::address(admin), Method::GET, path))??;
     serde_json::from_slice(&body).map_err(|source| CliError::Decode {
         origin: format!("{path} of {}", admin.admin),
         source,
@@ -73,16 +127,18 @@ pub(super) fn log(args: &LogArgs) -> Result<String, CliError> {
         query.append_pair("reset", "true");
     }
     let path = format!("/logging?{}", query.finish());
-    let body = run(ask(&args.admin, Method::POST, &path))??;
+    let at = At::to_change(&args.admin, &args.socket);
+    let body = run(ask(&at, Method::POST, &path))??;
     Ok(String::from_utf8_lossy(&body).into_owned())
 }
 
 /// Tells the agent to stop and waits until it is gone.
 pub(super) fn stop(args: &StopArgs) -> Result<String, CliError> {
+    let at = At::to_change(&args.admin, &args.socket);
     run(async {
         let mut done = String::new();
         if args.unenrol {
-            let released = release(&args.admin).await?;
+            let released = release(&at).await?;
             if !released.failures.is_empty() {
                 return Err(CliError::LeftBehind {
                     failures: released.failures,
@@ -94,19 +150,19 @@ pub(super) fn stop(args: &StopArgs) -> Result<String, CliError> {
                 done.push('\n');
             }
         } else {
-            ask(&args.admin, Method::POST, "/quitquitquit").await?;
+            ask(&at, Method::POST, "/quitquitquit").await?;
         }
-        gone(&args.admin).await?;
+        gone(&at).await?;
         done.push_str("the agent has stopped\n");
         Ok(done)
     })?
 }
 
-async fn release(admin: &AdminArgs) -> Result<Released, CliError> {
-    let (status, body) = exchange(admin, Method::POST, "/unenrol").await?;
+async fn release(at: &At) -> Result<Released, CliError> {
+    let (status, body) = exchange(at, Method::POST, "/unenrol").await?;
     match serde_json::from_slice(&body) {
         Ok(released) => Ok(released),
-        Err(_other_words) => Err(refused(admin, "/unenrol", status, &body)),
+        Err(_other_words) => Err(refused(at, "/unenrol", status, &body)),
     }
 }
 
@@ -116,13 +172,13 @@ pub(super) fn pause(time: Duration) -> Result<(), CliError> {
     run(async { sleep(time).await })
 }
 
-/// Resolves when nobody answers on the admin address any more.
-async fn gone(admin: &AdminArgs) -> Result<(), CliError> {
+/// Resolves when nobody answers there any more.
+async fn gone(at: &At) -> Result<(), CliError> {
     let deadline = Instant::now() + PATIENCE;
-    while TcpStream::connect(&admin.admin).await.is_ok() {
+    while at.connect().await.is_ok() {
         if Instant::now() >= deadline {
             return Err(CliError::StillRuns {
-                admin: admin.admin.clone(),
+                admin: at.to_string(),
                 seconds: PATIENCE.as_secs(),
             });
         }
@@ -139,34 +195,30 @@ fn run<F: Future>(work: F) -> Result<F::Output, CliError> {
 }
 
 /// One request; anything but 200 is an error.
-async fn ask(admin: &AdminArgs, method: Method, path: &str) -> Result<Bytes, CliError> {
-    let (status, body) = exchange(admin, method, path).await?;
+async fn ask(at: &At, method: Method, path: &str) -> Result<Bytes, CliError> {
+    let (status, body) = exchange(at, method, path).await?;
     if status == StatusCode::OK {
         Ok(body)
     } else {
-        Err(refused(admin, path, status, &body))
+        Err(refused(at, path, status, &body))
     }
 }
 
-fn refused(admin: &AdminArgs, path: &str, status: StatusCode, body: &Bytes) -> CliError {
+fn refused(at: &At, path: &str, status: StatusCode, body: &Bytes) -> CliError {
     CliError::Refused {
-        admin: admin.admin.clone(),
+        admin: at.to_string(),
         path: path.to_owned(),
         status: status.as_u16(),
         reason: String::from_utf8_lossy(body).trim().to_owned(),
     }
 }
 
-async fn exchange(
-    admin: &AdminArgs,
-    method: Method,
-    path: &str,
-) -> Result<(StatusCode, Bytes), CliError> {
-    timeout(PATIENCE, exchange_unbounded(admin, method, path))
+async fn exchange(at: &At, method: Method, path: &str) -> Result<(StatusCode, Bytes), CliError> {
+    timeout(PATIENCE, exchange_unbounded(at, method, path))
         .await
         .unwrap_or_else(|_elapsed| {
             Err(CliError::Late {
-                admin: admin.admin.clone(),
+                admin: at.to_string(),
                 path: path.to_owned(),
                 seconds: PATIENCE.as_secs(),
             })
@@ -174,29 +226,27 @@ async fn exchange(
 }
 
 async fn exchange_unbounded(
-    admin: &AdminArgs,
+    at: &At,
     method: Method,
     path: &str,
 ) -> Result<(StatusCode, Bytes), CliError> {
     let unreachable = |source| CliError::Unreachable {
-        admin: admin.admin.clone(),
+        admin: at.to_string(),
         source,
     };
     let broken = |source| CliError::Broken {
-        admin: admin.admin.clone(),
+        admin: at.to_string(),
         path: path.to_owned(),
         source,
     };
-    let stream = TcpStream::connect(&admin.admin)
-        .await
-        .map_err(unreachable)?;
+    let stream = at.connect().await.map_err(unreachable)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(broken)?;
     let request = Request::builder()
         .method(method)
         .uri(path)
-        .header(HOST, &admin.admin)
+        .header(HOST, at.host())
         .body(Empty::<Bytes>::new())
         // An address that connects but cannot stand in a header: a name with odd characters.
         .map_err(|error| unreachable(std::io::Error::other(error)))?;

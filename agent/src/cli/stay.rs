@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -29,8 +29,7 @@ pub(super) fn run() -> Result<(), CliError> {
 async fn stand() -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // Of both families.
-    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, READINESS_PORT)).await?;
+    let listener = listen().await?;
     loop {
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
@@ -43,6 +42,14 @@ async fn stand() -> io::Result<()> {
                 tokio::spawn(async move { drop(connection.await) });
             }
         }
+    }
+}
+
+/// On every address of both families, or of the one that there is.
+async fn listen() -> io::Result<TcpListener> {
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, READINESS_PORT)).await {
+        Ok(listener) => Ok(listener),
+        Err(_no_ipv6) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, READINESS_PORT)).await,
     }
 }
 

@@ -320,13 +320,17 @@ fn run_against_text(reply: String, line: &str) -> (Result<String, CliError>, Str
 
 #[test]
 fn the_log_level_is_sent_encoded() {
-    let (said, asked) = run_against(200, "level x\n", "log access=debug,info --reset");
+    let (said, asked) = run_against(
+        200,
+        "level x\n",
+        "log access=debug,info --reset --run-dir /not-there",
+    );
     assert_eq!(said.unwrap(), "level x\n");
     assert_eq!(
         asked,
         "POST /logging?level=access%3Ddebug%2Cinfo&reset=true HTTP/1.1"
     );
-    let (said, asked) = run_against(400, "no!\n", "log loud");
+    let (said, asked) = run_against(400, "no!\n", "log loud --run-dir /not-there");
     let said = said.expect_err("refused").sentence();
     assert!(
         said.ends_with("refused /logging?level=loud (400): no!"),
@@ -338,11 +342,11 @@ fn the_log_level_is_sent_encoded() {
 #[test]
 fn stopping_waits_and_reports_what_was_released() {
     let released = "{\"pods\":[\"p1\"],\"failures\":[]}";
-    let (said, asked) = run_against(200, released, "stop --unenrol");
+    let (said, asked) = run_against(200, released, "stop --unenrol --run-dir /not-there");
     assert_eq!(said.unwrap(), "released p1\nthe agent has stopped\n");
     assert_eq!(asked, "POST /unenrol HTTP/1.1");
     let stuck = "{\"pods\":[],\"failures\":[\"route: busy\"]}";
-    let (said, _asked) = run_against(500, stuck, "stop --unenrol");
+    let (said, _asked) = run_against(500, stuck, "stop --unenrol --run-dir /not-there");
     let said = said.expect_err("incomplete").sentence();
     assert_eq!(said, "the agent could not remove everything: route: busy");
 }

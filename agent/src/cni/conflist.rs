@@ -51,6 +51,22 @@ pub(super) fn read(text: &str) -> Option<Configuration<'_>> {
     }))
 }
 
+impl Configuration<'_> {
+    /// The plugins that it names besides ours.
+    pub(super) fn others(&self) -> impl Iterator<Item = &str> {
+        let (single, chain) = match self {
+            Self::List(list) => (None, &list.elements[..]),
+            Self::Single(single) => (Some(single), &[][..]),
+        };
+        let plugins = single
+            .into_iter()
+            .chain(chain.iter().map(|(_, plugin)| plugin));
+        plugins
+            .filter_map(|plugin| plugin.get("type")?.as_str())
+            .filter(|name| *name != TYPE)
+    }
+}
+
 impl Conflist<'_> {
     /// Whether our entry is in it, whatever it says.
     pub(super) fn has_entry(&self) -> bool {

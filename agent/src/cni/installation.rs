@@ -31,11 +31,37 @@ pub struct Installation {
 
 /// The plugin cannot be put in or taken out.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {}", path.display())]
-pub struct InstallationError {
-    action: &'static str,
-    path: PathBuf,
-    source: io::Error,
+pub enum InstallationError {
+    /// A file of the runtime's.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was to be done with it.
+        action: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The runtime looks for plugins elsewhere: it would not find ours, and start no pod at all.
+    #[error(
+        "plugin `{plugin}` of {list} is not in {}: name the directory that the runtime finds its plugins in (cni.binDir, --cni-bin-dir)",
+        directory.display()
+    )]
+    Elsewhere {
+        /// The plugin that is not there.
+        plugin: String,
+        /// The configuration that names it.
+        list: String,
+        /// Where it was looked for.
+        directory: PathBuf,
+    },
+}
+
+impl InstallationError {
+    /// Whether the kernel does not let us.
+    pub(super) fn is_denied(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
 }
 
 /// A change of the runtime's directory.
@@ -52,6 +78,9 @@ struct Plan {
     changes: Vec<Change>,
     /// Whether there is a network to chain to.
     has_network: bool,
+    /// A plugin of that network's that is not where ours would be, and the configuration that names it: then nothing is
+    /// chained.
+    elsewhere: Option<(String, String)>,
 }
 
 impl Installation {
@@ -71,8 +100,22 @@ impl Installation {
     /// # Errors
     /// [`InstallationError`].
     pub fn repair(&self) -> Result<Vec<PathBuf>, InstallationError> {
-        let plan = plan_install(&self.files()?, &self.entry());
-        self.carry_out(plan.changes)
+        let plan = self.plan()?;
+        let changed = self.carry_out(plan.changes)?;
+        match plan.elsewhere {
+            Some((plugin, list)) => Err(InstallationError::Elsewhere {
+                plugin,
+                list,
+                directory: self.bin_dir.clone(),
+            }),
+            None => Ok(changed),
+        }
+    }
+
+    fn plan(&self) -> Result<Plan, InstallationError> {
+        // A link is a plugin, too, wherever it leads: out of a container's sight, where the host's directory is mounted.
+        let is_there = |plugin: &str| self.bin_dir.join(plugin).symlink_metadata().is_ok();
+        Ok(plan_install(&self.files()?, &self.entry(), is_there))
     }
 
     /// Whether the runtime's directory holds a network's configuration.
@@ -80,7 +123,7 @@ impl Installation {
     /// # Errors
     /// [`InstallationError`].
     pub fn has_network(&self) -> Result<bool, InstallationError> {
-        Ok(plan_install(&self.files()?, &self.entry()).has_network)
+        Ok(self.plan()?.has_network)
     }
 
     /// Takes both out again, the entry first. Gives the files that were changed.
@@ -167,8 +210,13 @@ impl Installation {
     }
 }
 
-/// What puts `entry` into the configuration that the runtime uses, and takes it out of every other.
-fn plan_install(files: &BTreeMap<String, String>, entry: &Value) -> Plan {
+/// What puts `entry` into the configuration that the runtime uses, if the directory of plugins `has` its others, and takes
+/// it out of every other.
+fn plan_install(
+    files: &BTreeMap<String, String>,
+    entry: &Value,
+    has: impl Fn(&str) -> bool,
+) -> Plan {
     let mut plan = Plan::default();
     for (name, text) in files {
         if extension(name).is_none() {
@@ -178,6 +226,11 @@ fn plan_install(files: &BTreeMap<String, String>, entry: &Value) -> Plan {
             continue;
         };
         let is_used = !plan.has_network;
+        if is_used && let Some(plugin) = configuration.others().find(|plugin| !has(plugin)) {
+            plan.has_network = true;
+            plan.elsewhere = Some((plugin.to_owned(), name.clone()));
+            continue;
+        }
         match configuration {
             Configuration::List(list) if is_used => {
                 plan.has_network = true;
@@ -288,7 +341,7 @@ fn replace(
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallationError {
     let path = path.to_owned();
-    move |source| InstallationError {
+    move |source| InstallationError::File {
         action,
         path,
         source,

@@ -18,10 +18,14 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Quiet time after a change: whoever writes several files is let finish.
 const QUIET: Duration = Duration::from_millis(50);
 
+/// Why the plugin is not in place, for whoever asks; nothing if it is.
+type Complaint = Arc<Mutex<Option<String>>>;
+
 /// The keeping thread. Dropping it ends the keeping; the plugin stays, and holds pods back until the next agent runs.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     installation: Arc<Mutex<Option<Installation>>>,
+    complaint: Complaint,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -42,8 +46,10 @@ impl Keeper {
         let directory = installation.conf_dir.clone();
         let installation = Arc::new(Mutex::new(Some(installation)));
         let (kept, stopped) = (Arc::clone(&installation), Arc::clone(&stop));
+        // Before the first look nobody knows.
+        let complaint = Arc::new(Mutex::new(Some("it is not in place yet".to_owned())));
+        let mut look = Look::new(Arc::clone(&complaint));
         let keep = move || {
-            let mut look = Look::default();
             let mut watched = false;
             loop {
                 if !watched {
@@ -67,9 +73,16 @@ impl Keeper {
             .spawn(keep)?;
         Ok(Self {
             installation,
+            complaint,
             stop,
             thread: Some(thread),
         })
+    }
+
+    /// Why the plugin is not in place, in a sentence; nothing if it is.
+    pub(crate) fn complaint(&self) -> Option<String> {
+        let complaint = self.complaint.lock();
+        complaint.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes the plugin out, for good. What could not be removed is said in a sentence.
@@ -92,17 +105,25 @@ impl Drop for Keeper {
 }
 
 /// What the last looks showed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Look {
     /// Whether the program has been put in place.
     begun: bool,
     /// Whether the entry has been in a network's configuration.
     chained: bool,
-    /// What was said last, so that it is said once.
-    said: Option<String>,
+    /// What was said last.
+    complaint: Complaint,
 }
 
 impl Look {
+    fn new(complaint: Complaint) -> Self {
+        Self {
+            begun: false,
+            chained: false,
+            complaint,
+        }
+    }
+
     /// Puts in place what is not. Gives whether something had been there and was not any more.
     fn at(&mut self, kept: &Mutex<Option<Installation>>) -> bool {
         let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,32 +143,44 @@ impl Look {
                 if !changed.is_empty() {
                     info!(files = ?changed, "CNI plugin put in place");
                 }
-                self.say(if is_chained {
-                    String::new()
-                } else {
-                    "no network is configured on this node: there is nothing to chain to".to_owned()
-                });
+                let nothing =
+                    || "no network is configured on this node: there is nothing to chain to";
+                self.say((!is_chained).then(nothing).map(str::to_owned));
                 was_chained && is_chained && !changed.is_empty()
             }
             Err(error) => {
-                self.say(sentence(&error));
+                self.say(Some(sentence(&error)));
                 false
             }
         }
     }
 
-    fn say(&mut self, what: String) {
-        if !what.is_empty() && self.said.as_ref() != Some(&what) {
+    /// Whoever asks is told so from now on; the log once.
+    fn say(&self, what: Option<String>) {
+        let mut said = self
+            .complaint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(what) = &what
+            && said.as_ref() != Some(what)
+        {
             warn!(reason = %what, "CNI plugin not in place");
         }
-        self.said = Some(what);
+        *said = what;
     }
 }
 
-/// An error with its cause.
-pub(super) fn sentence(error: &InstallationError) -> String {
+/// An error with its cause, and what to do about it where that is known.
+fn sentence(error: &InstallationError) -> String {
     let cause = std::error::Error::source(error);
-    cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+    let text = cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
+    if error.is_denied() {
+        format!(
+            "{text}: the directory has to be root's, because the agent may write into nobody else's"
+        )
+    } else {
+        text
+    }
 }
 
 /// Waits until there is a reason to look; false if it is time to stop.

@@ -96,6 +96,7 @@ impl Authority {
             mesh,
             metrics: metrics.clone(),
             reviews: desk::reviews(),
+            strangers: desk::Strangers::default(),
         };
         let custodian = Custodian {
             api: api.clone(),

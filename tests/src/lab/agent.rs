@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -182,6 +182,20 @@ impl Agent {
     pub fn get(&self, port: u16, path: &str) -> Result<http::Response> {
         self.netns
             .run(|| http::get(([127, 0, 0, 1], port).into(), "localhost", path))
+    }
+
+    /// Runs one of the commands that change an agent, which they do over its socket.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn command(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(culvert()?);
+        command
+            .args(arguments)
+            .arg("--run-dir")
+            .arg(&self.run_directory);
+        let output = self.netns.enter(&mut command)?.output();
+        output.context("culvert cannot be started")
     }
 
     /// The agent's whole state, in ztunnel's shape.

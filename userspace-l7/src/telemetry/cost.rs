@@ -11,65 +11,123 @@
 //! - what the kernel does for the ring, and the tasks that drive connections shared by several pods or kept in
 //!   a pool, are charged to nobody. The process's own CPU time minus the sum of all pods is that rest.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder, NoLabelSet,
+    DescriptorEncoder, EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder,
+    NoLabelSet,
 };
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
 use crate::model::{Workload, WorkloadUid};
 
+/// How long the figures of a pod that is not served any more are shown: several scrapes, so that its last ones are seen.
+const AFTERWARDS: Duration = Duration::from_secs(120);
+
 /// The costs of all pods. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Costs {
-    time: Family<PodLabels, WorkloadTime>,
-    requests: Family<PodLabels, Counter>,
-    bytes: Family<PodLabels, Counter>,
+pub(super) struct Costs(Arc<RwLock<HashMap<WorkloadUid, PodCost>>>);
+
+/// What one pod has cost. It is served as long as a worker holds its time.
+#[derive(Clone, Debug, Default)]
+struct PodCost {
+    time: WorkloadTime,
+    requests: Counter,
+    bytes: Counter,
+    /// When a scrape first found it served no more.
+    left: Option<Instant>,
 }
 
 impl Costs {
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "culvert_workload_cpu_seconds",
-            "Time that workers spent in the tasks of a local pod's connections (unstable)",
-            self.time.clone(),
-        );
-        registry.register(
-            "culvert_workload_requests",
-            "The total number of HTTP requests that a local pod made through layer 7 (unstable)",
-            self.requests.clone(),
-        );
-        registry.register(
-            "culvert_workload_bytes",
-            "The total number of bytes carried for a local pod, both ways (unstable)",
-            self.bytes.clone(),
-        );
+        registry.register_collector(Box::new(self.clone()));
     }
 
-    /// Where the time of a pod's tasks is added up.
+    /// Where the time of a pod's tasks is added up. Held for as long as the pod is served.
     pub(super) fn time(&self, uid: &WorkloadUid) -> WorkloadTime {
-        self.time.get_or_create_owned(&PodLabels::of(uid))
+        self.of(uid, |cost| cost.time.clone())
     }
 
     pub(super) fn requests(&self, workload: &Workload) -> Counter {
-        self.requests
-            .get_or_create_owned(&PodLabels::of(&workload.uid))
+        self.of(&workload.uid, |cost| cost.requests.clone())
     }
 
     pub(super) fn bytes(&self, workload: &Workload) -> Counter {
-        self.bytes
-            .get_or_create_owned(&PodLabels::of(&workload.uid))
+        self.of(&workload.uid, |cost| cost.bytes.clone())
+    }
+
+    fn of<T>(&self, uid: &WorkloadUid, part: impl Fn(&PodCost) -> T) -> T {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cost) = known.get(uid) {
+            return part(cost);
+        }
+        drop(known);
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        part(known.entry(uid.clone()).or_default())
+    }
+
+    /// Forgets who has been served no more for a while. Whoever comes back under the same name begins at zero, which
+    /// counters may.
+    fn forget(&self, now: Instant) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_uid, cost| {
+            if cost.time.is_held() {
+                cost.left = None;
+                return true;
+            }
+            let left = *cost.left.get_or_insert(now);
+            now.duration_since(left) < AFTERWARDS
+        });
+    }
+}
+
+impl Collector for Costs {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.forget(Instant::now());
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if known.is_empty() {
+            return Ok(());
+        }
+        let mut time = encoder.encode_descriptor(
+            "culvert_workload_cpu_seconds",
+            "Time that workers spent in the tasks of a local pod's connections (unstable)",
+            None,
+            MetricType::Counter,
+        )?;
+        for (uid, cost) in &*known {
+            cost.time.encode(time.encode_family(&PodLabels(uid))?)?;
+        }
+        let mut requests = encoder.encode_descriptor(
+            "culvert_workload_requests",
+            "The total number of HTTP requests that a local pod made through layer 7 (unstable)",
+            None,
+            MetricType::Counter,
+        )?;
+        for (uid, cost) in &*known {
+            cost.requests
+                .encode(requests.encode_family(&PodLabels(uid))?)?;
+        }
+        let mut bytes = encoder.encode_descriptor(
+            "culvert_workload_bytes",
+            "The total number of bytes carried for a local pod, both ways (unstable)",
+            None,
+            MetricType::Counter,
+        )?;
+        for (uid, cost) in &*known {
+            cost.bytes.encode(bytes.encode_family(&PodLabels(uid))?)?;
+        }
+        Ok(())
     }
 }
 
@@ -92,6 +150,11 @@ impl WorkloadTime {
     /// What was spent so far.
     pub fn spent(&self) -> Duration {
         Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Whether anybody but its pod's cost has it.
+    fn is_held(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
     }
 
     fn add(&self, spent: Duration) {
@@ -133,17 +196,11 @@ impl<F: Future> Future for Metered<F> {
 }
 
 /// `namespace` and `pod`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct PodLabels(WorkloadUid);
-
-impl PodLabels {
-    fn of(uid: &WorkloadUid) -> Self {
-        Self(uid.clone())
-    }
-}
+#[derive(Debug)]
+struct PodLabels<'a>(&'a WorkloadUid);
 
 /// The last two parts of `<cluster>/<group>/<kind>/<namespace>/<name>`.
-impl EncodeLabelSet for PodLabels {
+impl EncodeLabelSet for PodLabels<'_> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         let mut parts = self.0.as_str().rsplitn(3, '/');
         let (pod, namespace) = (parts.next(), parts.next());
@@ -210,5 +267,28 @@ mod tests {
         );
         let _time = metrics.workload_time(&pod("web-2"));
         assert_eq!(lines().len(), 2);
+    }
+
+    #[test]
+    fn a_pod_that_left_is_shown_for_a_while() {
+        let costs = super::Costs::default();
+        let begin = Instant::now();
+        let later = |seconds| begin + Duration::from_secs(seconds);
+        let shown = || costs.0.read().unwrap().len();
+        let time = costs.time(&pod("web-1"));
+        costs.forget(later(0));
+        costs.forget(later(1_000));
+        assert_eq!(shown(), 1, "a worker serves it");
+        drop(time);
+        costs.forget(later(1_000));
+        costs.forget(later(1_119));
+        assert_eq!(shown(), 1);
+        let again = costs.time(&pod("web-1"));
+        costs.forget(later(1_121));
+        drop(again);
+        costs.forget(later(1_122));
+        assert_eq!(shown(), 1, "it came back meanwhile");
+        costs.forget(later(1_242));
+        assert_eq!(shown(), 0);
     }
 }

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use userspace_l7::key_sets::KeySets;
 use userspace_l7::model::Snapshot;
@@ -115,6 +117,14 @@ impl AdminState for Agent {
 
 /// Runs `act` against servers on free ports, then stops them and sees them end.
 fn serve<F: Future<Output = ()>>(agent: Arc<Agent>, act: impl FnOnce(Endpoints) -> F) {
+    serve_with(agent, None, act);
+}
+
+fn serve_with<F: Future<Output = ()>>(
+    agent: Arc<Agent>,
+    socket: Option<PathBuf>,
+    act: impl FnOnce(Endpoints) -> F,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -122,6 +132,7 @@ fn serve<F: Future<Output = ()>>(agent: Arc<Agent>, act: impl FnOnce(Endpoints) 
     runtime.block_on(async {
         let any = || vec!["127.0.0.1:0".parse().unwrap()];
         let endpoints = Endpoints {
+            socket,
             admin: any(),
             metrics: any(),
             readiness: any(),
@@ -157,7 +168,10 @@ struct Reply {
 }
 
 async fn request(to: SocketAddr, head: &str) -> Reply {
-    let mut stream = TcpStream::connect(to).await.unwrap();
+    request_over(TcpStream::connect(to).await.unwrap(), head).await
+}
+
+async fn request_over(mut stream: impl AsyncRead + AsyncWrite + Unpin, head: &str) -> Reply {
     let text = format!("{head}\r\nhost: x\r\nconnection: close\r\n\r\n");
     stream.write_all(text.as_bytes()).await.unwrap();
     let mut reply = String::new();
@@ -364,6 +378,40 @@ fn stopping_and_removal_are_passed_on_but_not_from_web_pages() {
 }
 
 #[test]
+fn an_agent_is_changed_over_its_socket_only() {
+    let agent = Arc::new(Agent::default());
+    let name = format!("culvert-admin-{}.sock", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    // What an agent that died has left.
+    std::fs::write(&path, "").unwrap();
+    serve_with(Arc::clone(&agent), Some(path.clone()), |at| async move {
+        for (page, command) in [
+            ("logging?level=debug", "`culvert log`"),
+            ("quitquitquit", "`culvert stop`"),
+            ("unenrol", "`culvert stop --unenrol`"),
+        ] {
+            let reply = request(at.admin[0], &format!("POST /{page} HTTP/1.1")).await;
+            assert_eq!(reply.status, 403, "{page}");
+            assert!(reply.body.contains(command), "{}", reply.body);
+        }
+        assert_eq!(
+            request(at.admin[0], "GET /status HTTP/1.1").await.status,
+            200
+        );
+        let path = at.socket.unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        for head in ["GET /status HTTP/1.1", "POST /quitquitquit HTTP/1.1"] {
+            let stream = UnixStream::connect(&path).await.unwrap();
+            assert_eq!(request_over(stream, head).await.status, 200, "{head}");
+        }
+    });
+    std::fs::remove_file(path).unwrap();
+    assert!(agent.stopped.load(Ordering::SeqCst));
+    assert_eq!(agent.unenrolled.load(Ordering::SeqCst), 0);
+}
+
+#[test]
 fn a_client_that_says_nothing_or_too_much_is_cut_off() {
     serve(Arc::default(), |at| async move {
         let mut silent = TcpStream::connect(at.readiness[0]).await.unwrap();
@@ -384,6 +432,7 @@ fn bind_metrics(metrics: Vec<SocketAddr>) -> Result<Endpoints, BindError> {
     let _within = runtime.enter();
     let any = || vec!["127.0.0.1:0".parse().unwrap()];
     let endpoints = Endpoints {
+        socket: None,
         admin: any(),
         metrics,
         readiness: any(),

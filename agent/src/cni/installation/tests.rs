@@ -22,6 +22,9 @@ impl Node {
         let (conf_dir, bin_dir) = (root.join("net.d"), root.join("bin"));
         fs::create_dir_all(&conf_dir).unwrap();
         fs::create_dir_all(&bin_dir).unwrap();
+        fs::write(bin_dir.join("ptp"), "").unwrap();
+        // As distributions have it; in a container it leads nowhere.
+        std::os::unix::fs::symlink("/not-there/cni", bin_dir.join("bridge")).unwrap();
         for (name, text) in files {
             fs::write(conf_dir.join(name), text).unwrap();
         }
@@ -42,7 +45,7 @@ impl Node {
             entries
                 .map(|entry| {
                     let entry = entry.unwrap();
-                    let text = fs::read(entry.path()).unwrap();
+                    let text = fs::read(entry.path()).unwrap_or_default();
                     let name = entry.file_name().into_string().unwrap();
                     (name, String::from_utf8_lossy(&text).into_owned())
                 })
@@ -134,6 +137,25 @@ fn what_others_do_is_repaired_and_no_more() {
     assert_eq!(node.installation.repair().unwrap().len(), 2);
     assert!(node.has("00-other.conflist") && !node.has("10-first.conflist"));
     assert!(node.installation.repair().unwrap().is_empty());
+}
+
+#[test]
+fn a_network_whose_plugins_are_elsewhere_is_left_alone() {
+    const CALICO: &str =
+        r#"{ "name": "k8s", "plugins": [{ "type": "ptp" }, { "type": "portmap" }] }"#;
+    let files = [("10-calico.conflist", CALICO), ("20-old.conflist", LIST)];
+    let node = Node::new("elsewhere", &files);
+    let why = node.installation.install().unwrap_err().to_string();
+    let begin = "plugin `portmap` of 10-calico.conflist is not in ";
+    assert!(
+        why.starts_with(begin) && why.contains("cni.binDir"),
+        "{why}"
+    );
+    assert!(!node.has("10-calico.conflist") && !node.has("20-old.conflist"));
+    assert!(node.installation.has_network().unwrap());
+    fs::write(node.installation.bin_dir.join("portmap"), "").unwrap();
+    assert_eq!(node.installation.repair().unwrap().len(), 1);
+    assert!(node.has("10-calico.conflist"));
 }
 
 #[test]

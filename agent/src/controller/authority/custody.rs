@@ -104,18 +104,19 @@ impl Custodian {
                         self.place.namespace, self.place.secret
                     )));
                 }
-                self.create().await?;
+                self.create(held.as_ref()).await?;
                 return Ok(true);
             }
             Err(refusal) => return Err(refusal.into()),
         };
         let found = Held::read(&secret).map_err(|lacks| {
             Halt::Trouble(format!(
-                "Secret {}/{} lacks {lacks}: add it, or delete the Secret to have an authority made",
+                "Secret {}/{} lacks {lacks}: add it, or delete the Secret to have an authority made (what was in force, if anything was)",
                 self.place.namespace, self.place.secret
             ))
         })?;
-        let issuer = self.take(held, &found)?;
+        let issuer = self.take(held.as_ref(), &found)?;
+        *held = Some(found.clone());
         if self.term().is_err() {
             return Ok(false);
         }
@@ -137,10 +138,10 @@ impl Custodian {
     }
 
     /// Signs with what was found from now on, if it is something else.
-    fn take(&self, held: &mut Option<Held>, found: &Held) -> Result<Arc<Issuer>, Halt> {
+    fn take(&self, held: Option<&Held>, found: &Held) -> Result<Arc<Issuer>, Halt> {
         let now = SystemTime::now();
         let current = self.issuer.borrow().clone();
-        if let (Some(current), Some(held)) = (current, held.as_ref())
+        if let (Some(current), Some(held)) = (current, held)
             && held.files == found.files
             && current.is_fresh(now)
         {
@@ -151,13 +152,12 @@ impl Custodian {
         let issuer = Issuer::new(&found.files, about, now)
             .map_err(|error| Halt::Trouble(crate::identity::sentence(&error)))?;
         let issuer = Arc::new(issuer);
-        if held.as_ref().is_none_or(|held| held.files != found.files) {
+        if held.is_none_or(|held| held.files != found.files) {
             let until = issuer.signer().not_after;
             info!(%until, "this controller issues the mesh's identities");
         }
         self.metrics.root_ends(issuer.signer().not_after);
         self.issuer.send_replace(Some(Arc::clone(&issuer)));
-        *held = Some(found.clone());
         Ok(issuer)
     }
 
@@ -194,21 +194,25 @@ impl Custodian {
         Ok(true)
     }
 
-    /// Makes an authority.
-    async fn create(&self) -> Result<(), Halt> {
+    /// Writes the Secret that is not there: of what is in force, because the mesh trusts nothing else, or of an authority
+    /// that is made.
+    async fn create(&self, held: Option<&Held>) -> Result<(), Halt> {
         let mut secret = json!({
             "apiVersion": "v1",
             "kind": "Secret",
             "type": "Opaque",
             "metadata": { "name": self.place.secret, "namespace": self.place.namespace },
         });
-        Held::new(self.make()?).write(&mut secret);
+        let what = if let Some(held) = held {
+            held.write(&mut secret);
+            "the Secret of the mesh's authority was gone, and is written anew as it was"
+        } else {
+            Held::made(self.make()?).write(&mut secret);
+            "an authority of the mesh was made"
+        };
         let path = self.collection("secrets");
         match self.within_term(self.api.create(&path, &secret)).await? {
-            Ok(_secret) => info!(
-                secret = self.place.secret,
-                "an authority of the mesh was made"
-            ),
+            Ok(_secret) => info!(secret = self.place.secret, "{what}"),
             Err(refusal) if refusal.status == Some(409) => {}
             Err(refusal) => return Err(refusal.into()),
         }

@@ -4,8 +4,9 @@
 //!  bearer token ─ TokenReview ─▶ caller ─▶ grant (pods of the caller's node) ─▶ key of the CSR ─▶ certificate
 //! ```
 
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
 use tracing::{info, warn};
@@ -22,6 +23,9 @@ use crate::sources::ApiWriter;
 /// Reviews of tokens under way at once: whoever can reach the port can cause them.
 const REVIEWS_AT_ONCE: usize = 16;
 
+/// Between lines of the log about requests of nobody who is known.
+const STRANGERS_LOGGED: Duration = Duration::from_secs(1);
+
 /// Where requests are decided.
 pub(super) struct Desk {
     pub(super) api: ApiWriter,
@@ -32,6 +36,34 @@ pub(super) struct Desk {
     pub(super) mesh: watch::Receiver<Arc<Snapshot>>,
     pub(super) metrics: AuthorityMetrics,
     pub(super) reviews: Semaphore,
+    pub(super) strangers: Strangers,
+}
+
+/// Requests of nobody who is known: whoever reaches the port can cause as many as it likes, and lines of the log only now
+/// and then.
+#[derive(Debug, Default)]
+pub(super) struct Strangers(Mutex<Logged>);
+
+#[derive(Debug, Default)]
+struct Logged {
+    last: Option<Instant>,
+    suppressed: u64,
+}
+
+impl Strangers {
+    /// Whether a request at `now` gets its line, and how many have got none since the last.
+    fn admit(&self, now: Instant) -> Option<u64> {
+        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged
+            .last
+            .is_some_and(|last| now.duration_since(last) < STRANGERS_LOGGED)
+        {
+            logged.suppressed += 1;
+            return None;
+        }
+        logged.last = Some(now);
+        Some(std::mem::take(&mut logged.suppressed))
+    }
 }
 
 /// Why there is no certificate, as the caller is told.
@@ -56,14 +88,18 @@ pub(super) fn reviews() -> Semaphore {
 }
 
 impl Desk {
-    /// Answers a request, and writes down what became of it.
+    /// Answers a request, and writes down what became of it. `is_known` becomes true if its token says who asks.
     pub(super) async fn answer(
         &self,
         token: Option<&str>,
         body: &[u8],
+        is_known: &AtomicBool,
     ) -> Result<Vec<String>, Refused> {
         let mut caller = None;
         let outcome = self.decide(token, body, &mut caller).await;
+        if caller.is_some() {
+            is_known.store(true, Ordering::Relaxed);
+        }
         let (account, pod) = match &caller {
             Some(Caller { account, pod, .. }) => {
                 (account.to_string(), pod.clone().unwrap_or_default())
@@ -79,7 +115,11 @@ impl Desk {
             }
             Err(refused) => {
                 let (why, code) = (&refused.message, refused.code);
-                warn!(account, pod, ?code, error = %why, "certificate refused");
+                if caller.is_some() {
+                    warn!(account, pod, ?code, error = %why, "certificate refused");
+                } else if let Some(suppressed) = self.strangers.admit(Instant::now()) {
+                    warn!(?code, error = %why, suppressed, "certificate refused");
+                }
                 let is_ours = matches!(code, Code::Internal | Code::Unavailable);
                 self.metrics
                     .count(if is_ours { "failed" } else { "refused" });
@@ -143,5 +183,22 @@ fn code(denied: &Denied) -> Code {
         | Denied::NoNode(_)
         | Denied::TrustDomain(_)
         | Denied::NotThere { .. } => Code::PermissionDenied,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_get_a_line_a_second() {
+        let strangers = Strangers::default();
+        let begin = Instant::now();
+        let at = |millis| strangers.admit(begin + Duration::from_millis(millis));
+        assert_eq!(at(0), Some(0));
+        assert_eq!((at(1), at(999)), (None, None));
+        assert_eq!(at(1_000), Some(2));
+        assert_eq!(at(1_500), None);
+        assert_eq!(at(9_000), Some(1));
     }
 }

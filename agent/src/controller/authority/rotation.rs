@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use data_encoding::BASE64;
 use jiff::Timestamp;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 
 use crate::identity::{CERTIFICATE, CHAIN, CaFiles, KEY, ROOTS};
@@ -28,6 +30,8 @@ const WISH: &str = "culvert.dev/rotate-root";
 const GRANTED: &str = "culvert.dev/rotated-root";
 /// On the Secret: since when the next root is published, or the previous one signs no more.
 const SINCE: &str = "culvert.dev/rotation-since";
+/// On the Secret: a controller made what signs, and so minds its age.
+const MADE: &str = "culvert.dev/made-by-controller";
 /// A root is replaced when this part of its life is left.
 const LAST_PART: f64 = 0.2;
 
@@ -37,6 +41,8 @@ pub(super) struct Held {
     /// What signs, and all roots that are trusted.
     pub(super) files: CaFiles,
     pub(super) phase: Phase,
+    /// Whether what signs was made by a controller. What somebody brought is rotated when it is asked for only.
+    pub(super) is_made: bool,
     pub(super) wish: Option<String>,
     pub(super) granted: Option<String>,
 }
@@ -105,7 +111,7 @@ pub(super) fn step(
             let is_asked = held.wish.is_some() && held.wish != held.granted;
             let life = signer.not_after.duration_since(signer.not_before);
             let left = signer.not_after.duration_since(now);
-            let is_late = left.as_secs_f64() < life.as_secs_f64() * LAST_PART;
+            let is_late = held.is_made && left.as_secs_f64() < life.as_secs_f64() * LAST_PART;
             match (is_asked, is_late, signer.is_root) {
                 // Whoever brought an authority knows its end.
                 (false, false, _) | (false, true, false) => Step::Rest,
@@ -117,11 +123,12 @@ pub(super) fn step(
 }
 
 impl Held {
-    /// A Secret of new files.
-    pub(super) fn new(files: CaFiles) -> Self {
+    /// A Secret of files that a controller has made.
+    pub(super) fn made(files: CaFiles) -> Self {
         Self {
             files,
             phase: Phase::Settled,
+            is_made: true,
             wish: None,
             granted: None,
         }
@@ -158,6 +165,7 @@ impl Held {
                 chain: file(CHAIN).unwrap_or_default(),
             },
             phase,
+            is_made: note(MADE).is_some_and(|made| made == "true"),
             wish: note(WISH),
             granted: note(GRANTED),
         })
@@ -206,6 +214,7 @@ impl Held {
             };
             put(SINCE, since.map(ToString::to_string));
             put(GRANTED, self.granted.clone());
+            put(MADE, self.is_made.then(|| "true".to_owned()));
         }
     }
 
@@ -231,6 +240,7 @@ impl Held {
         {
             let previous = std::mem::replace(&mut self.files.certificate, certificate);
             self.files.key = key;
+            self.is_made = true;
             // It is its own root: nothing is between.
             self.files.chain.clone_from(&self.files.certificate);
             self.phase = Phase::Retiring {
@@ -260,20 +270,18 @@ fn joined(roots: &[u8], more: &[u8]) -> Vec<u8> {
     all
 }
 
-/// The certificates of a text less those of another.
+/// The certificates of a text less those of another, however either writes them: another's lines may be of another length.
 fn without(roots: &[u8], less: &[u8]) -> Vec<u8> {
-    let (text, less) = (
-        String::from_utf8_lossy(roots),
-        String::from_utf8_lossy(less),
-    );
-    let blocks = |text: &str| -> Vec<String> {
-        const END: &str = "-----END CERTIFICATE-----";
-        let blocks = text.split_inclusive(END);
-        let blocks = blocks.filter(|block| block.contains("-----BEGIN "));
-        blocks.map(|block| block.trim().to_owned()).collect()
-    };
-    let less = blocks(&less);
-    let kept = blocks(&text).into_iter().filter(|one| !less.contains(one));
+    const END: &str = "-----END CERTIFICATE-----";
+    let read = CertificateDer::pem_slice_iter(less);
+    let less: Vec<_> = read.filter_map(Result::ok).collect();
+    let text = String::from_utf8_lossy(roots);
+    let blocks = text.split_inclusive(END);
+    // What cannot be read is none of those that go.
+    let kept = blocks.map(str::trim).filter(|block| {
+        let read = CertificateDer::from_pem_slice(block.as_bytes());
+        block.contains("-----BEGIN ") && !read.is_ok_and(|one| less.contains(&one))
+    });
     let mut kept = kept.collect::<Vec<_>>().join("\n");
     kept.push('\n');
     kept.into_bytes()
@@ -310,7 +318,7 @@ mod tests {
 
     #[test]
     fn each_step_waits_until_every_certificate_knows_of_the_one_before() {
-        let settled = Held::new(files());
+        let settled = Held::made(files());
         let decide =
             |held: &Held, at: i64| step(held, root(true), Some(&held.files.roots), (day(at), DAY));
         assert_eq!(decide(&settled, 1), Step::Rest);
@@ -348,8 +356,41 @@ mod tests {
     }
 
     #[test]
+    fn what_somebody_brought_is_rotated_when_asked_for_only() {
+        let brought = Held {
+            is_made: false,
+            ..Held::made(files())
+        };
+        let decide =
+            |held: &Held, at| step(held, root(true), Some(&held.files.roots), (day(at), DAY));
+        assert_eq!(decide(&brought, 99), Step::Rest);
+        let mut wished = brought;
+        wished.wish = Some("1".to_owned());
+        assert_eq!(decide(&wished, 1), Step::Begin);
+        let begun = wished.begun(files(), day(1));
+        assert!(!begun.is_made, "it signs still");
+        let settled = begun.promoted(day(2)).retired();
+        assert_eq!(decide(&settled, 81), Step::Begin, "this one is ours");
+    }
+
+    #[test]
+    fn a_root_goes_however_it_is_written() {
+        let (old, new) = (files().certificate, files().certificate);
+        // Another's line ends and lengths, and a remark.
+        let text = String::from_utf8(old.clone()).unwrap();
+        let (head, rest) = text.split_once('\n').unwrap();
+        let (body, tail) = rest.split_once("-----END").unwrap();
+        let body: String = body.split_whitespace().collect();
+        let rewritten = format!("# ours\r\n{head}\r\n{body}\r\n-----END{tail}");
+        let roots = joined(rewritten.as_bytes(), &new);
+        assert!(without(&roots, &old) == new);
+        assert!(without(&joined(&old, &new), rewritten.as_bytes()) == new);
+        assert!(without(&new, &old) == new);
+    }
+
+    #[test]
     fn anothers_authority_is_not_rotated() {
-        let mut held = Held::new(files());
+        let mut held = Held::made(files());
         let decide =
             |held: &Held, at| step(held, root(false), Some(&held.files.roots), (day(at), DAY));
         assert_eq!(decide(&held, 99), Step::Rest);
@@ -359,7 +400,7 @@ mod tests {
 
     #[test]
     fn a_secret_holds_every_phase() {
-        let mut settled = Held::new(files());
+        let mut settled = Held::made(files());
         settled.wish = Some("x".to_owned());
         let mut secret = json!({ "metadata": { "annotations": { WISH: "x", "other": "y" } } });
         let begun = settled.clone().begun(files(), day(1));

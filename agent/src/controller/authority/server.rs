@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,6 +33,8 @@ const STREAMS: u32 = 16;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Longest life of a connection: agents open one for each request, and others may be told to come again.
 const CONNECTION_LIFE: Duration = Duration::from_secs(5 * 60);
+/// A client that has shown no good token by then is cut off: places are for agents, which ask at once.
+const PROOF: Duration = Duration::from_secs(15);
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(15);
 /// After a failure of the listener itself.
@@ -97,9 +100,11 @@ async fn converse(stream: TcpStream, desk: Arc<Desk>) {
         }
         Err(_elapsed) => return,
     };
+    let is_known = Arc::new(AtomicBool::new(false));
+    let proof = Arc::clone(&is_known);
     let service = service_fn(move |request| {
-        let desk = Arc::clone(&desk);
-        async move { Ok::<_, Infallible>(call(&desk, request).await) }
+        let (desk, is_known) = (Arc::clone(&desk), Arc::clone(&is_known));
+        async move { Ok::<_, Infallible>(call(&desk, request, &is_known).await) }
     });
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
@@ -107,18 +112,31 @@ async fn converse(stream: TcpStream, desk: Arc<Desk>) {
         .max_concurrent_streams(STREAMS)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(10));
-    if let Err(error) = builder
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-    {
+    let conversation = builder.serve_connection(TokioIo::new(stream), service);
+    let ended = tokio::select! {
+        ended = conversation => ended,
+        () = unproved(&proof) => {
+            debug!("a client of the authority has not shown who it is, and goes");
+            return;
+        }
+    };
+    if let Err(error) = ended {
         debug!(%error, "a connection of the authority's port broke off");
+    }
+}
+
+/// Resolves when a client has had its time to show a good token, and has not.
+async fn unproved(is_known: &AtomicBool) {
+    tokio::time::sleep(PROOF).await;
+    if is_known.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
     }
 }
 
 type Reply = http_body_util::combinators::BoxBody<Bytes, Infallible>;
 
-async fn call(desk: &Desk, request: Request<Incoming>) -> Response<Reply> {
-    let outcome = timeout(REQUEST, answer(desk, request)).await;
+async fn call(desk: &Desk, request: Request<Incoming>, is_known: &AtomicBool) -> Response<Reply> {
+    let outcome = timeout(REQUEST, answer(desk, request, is_known)).await;
     let outcome = outcome.unwrap_or_else(|_elapsed| {
         Err(Refused {
             code: Code::Unavailable,
@@ -128,7 +146,11 @@ async fn call(desk: &Desk, request: Request<Incoming>) -> Response<Reply> {
     reply(outcome)
 }
 
-async fn answer(desk: &Desk, request: Request<Incoming>) -> Result<Bytes, Refused> {
+async fn answer(
+    desk: &Desk,
+    request: Request<Incoming>,
+    is_known: &AtomicBool,
+) -> Result<Bytes, Refused> {
     let refused = |code, message: &str| Refused {
         code,
         message: message.to_owned(),
@@ -149,7 +171,7 @@ async fn answer(desk: &Desk, request: Request<Incoming>) -> Result<Bytes, Refuse
     })?;
     let token = head.headers.get(AUTHORIZATION);
     let token = token.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    let chain = desk.answer(token, &body.to_bytes()).await?;
+    let chain = desk.answer(token, &body.to_bytes(), is_known).await?;
     Ok(signing::framed_chain(chain))
 }
 

@@ -260,7 +260,12 @@ pub(crate) fn clean_up(mut cluster: Cluster) -> Result<()> {
         || {
             for node in ["a", "b"] {
                 let agent = cluster.lab.take_agent(node)?;
-                cluster.culvert(node, &["stop", "--unenrol"])?;
+                let stopped = agent.command(&["stop", "--unenrol"])?;
+                ensure!(
+                    stopped.status.success(),
+                    "{}",
+                    String::from_utf8_lossy(&stopped.stderr)
+                );
                 agent.ended()?;
             }
             for pod in cluster.lab.pods() {
