@@ -274,6 +274,7 @@ impl OpenError {
             Self::Lost(Lost::Receive(kind) | Lost::Send(kind)) => is_cut(*kind),
             Self::Status { .. }
             | Self::Reset(_)
+            | Self::Unanswered
             | Self::Lost(_)
             | Self::Unsure(_)
             | Self::Closing => false,
