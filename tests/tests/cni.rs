@@ -235,6 +235,36 @@ fn the_plugin_stays_in_place_until_it_is_taken_out() -> Result<()> {
     Ok(())
 }
 
+/// With the wrong directory of plugins the runtime would not find ours, and start no pod at all.
+#[test]
+fn a_chain_whose_plugins_are_elsewhere_is_left_alone() -> Result<()> {
+    let mut nodes = Nodes::new()?;
+    let runtime = Runtime::new(nodes.lab.directory().join("runtime"))?;
+    let portmap = runtime.bin_dir().join("portmap");
+    std::fs::remove_file(&portmap)?;
+    let (conf, bin) = (runtime.conf_dir(), runtime.bin_dir());
+    let (conf, bin) = (conf.to_string_lossy(), bin.to_string_lossy());
+    let options = ["--cni-conf-dir", &*conf, "--cni-bin-dir", &*bin];
+    nodes.lab.agent_options(&options);
+    nodes.lab.start_agent("a")?;
+    let agent = nodes.lab.agent("a")?;
+    eventually("the agent says why it is not ready", SOON, || {
+        let answer = agent.get(15021, "/healthz/ready")?;
+        let said = answer.text();
+        let why = "the CNI plugin: plugin `portmap` of 10-kindnet.conflist is not in";
+        ensure!(answer.status == 500 && said.contains(why), "{said}");
+        Ok(())
+    })?;
+    let in_place = || agent.metric("culvert_cni_plugin_in_place", &[]);
+    ensure!(in_place()? < 0.5, "it is counted as in place");
+    ensure!(runtime.configured()? == KINDNET, "something is chained");
+    std::fs::write(portmap, "")?;
+    agent.wait_ready()?;
+    ensure!(runtime.entry()?.is_some(), "nothing is chained");
+    ensure!(in_place()? > 0.5, "it is not counted as in place");
+    Ok(())
+}
+
 /// `deploy/uninstall`: once it is ready, nothing is left, and it ends when it is told to.
 #[test]
 fn what_takes_the_agents_place_removes_every_trace() -> Result<()> {

@@ -184,7 +184,9 @@ impl AdminServer {
         let of = |listeners: &[TcpListener]| -> io::Result<Vec<SocketAddr>> {
             listeners.iter().map(TcpListener::local_addr).collect()
         };
-        let path = |socket: &UnixListener| Some(socket.local_addr().ok()?.as_pathname()?.into());
+        let path = |socket: &UnixListener| -> Option<PathBuf> {
+            Some(socket.local_addr().ok()?.as_pathname()?.to_path_buf())
+        };
         Ok(Endpoints {
             socket: self.socket.as_ref().and_then(path),
             admin: of(&self.admin)?,

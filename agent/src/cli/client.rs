@@ -42,7 +42,7 @@ impl At {
     }
 
     /// Where it is changed: over its socket, and if there is none, it is a controller.
-    fn to_change(admin: &AdminArgs, socket: &SocketArgs) -> Self {
+    fn changing(admin: &AdminArgs, socket: &SocketArgs) -> Self {
         let socket = socket.run_dir.join(SOCKET);
         if socket.exists() {
             Self::Socket(socket)
@@ -127,14 +127,14 @@ pub(super) fn log(args: &LogArgs) -> Result<String, CliError> {
         query.append_pair("reset", "true");
     }
     let path = format!("/logging?{}", query.finish());
-    let at = At::to_change(&args.admin, &args.socket);
+    let at = At::changing(&args.admin, &args.socket);
     let body = run(ask(&at, Method::POST, &path))??;
     Ok(String::from_utf8_lossy(&body).into_owned())
 }
 
 /// Tells the agent to stop and waits until it is gone.
 pub(super) fn stop(args: &StopArgs) -> Result<String, CliError> {
-    let at = At::to_change(&args.admin, &args.socket);
+    let at = At::changing(&args.admin, &args.socket);
     run(async {
         let mut done = String::new();
         if args.unenrol {
@@ -249,7 +249,7 @@ async fn exchange_unbounded(
         .header(HOST, at.host())
         .body(Empty::<Bytes>::new())
         // An address that connects but cannot stand in a header: a name with odd characters.
-        .map_err(|error| unreachable(std::io::Error::other(error)))?;
+        .map_err(|error| unreachable(io::Error::other(error)))?;
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();

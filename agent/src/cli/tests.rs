@@ -438,6 +438,7 @@ fn ailing() -> AgentStatus {
             refusals: 4,
         }),
         istiod: Some(istiod_away()),
+        cni_plugin: None,
         repairs: [("route".to_owned(), 2), ("rule".to_owned(), 1)].into(),
         pods_started: 2,
         pods_stopped: 0,

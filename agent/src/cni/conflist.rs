@@ -54,14 +54,12 @@ pub(super) fn read(text: &str) -> Option<Configuration<'_>> {
 impl Configuration<'_> {
     /// The plugins that it names besides ours.
     pub(super) fn others(&self) -> impl Iterator<Item = &str> {
-        let (single, chain) = match self {
-            Self::List(list) => (None, &list.elements[..]),
-            Self::Single(single) => (Some(single), &[][..]),
+        let plugins: Vec<&Value> = match self {
+            Self::List(list) => list.elements.iter().map(|(_, plugin)| plugin).collect(),
+            Self::Single(single) => vec![single],
         };
-        let plugins = single
-            .into_iter()
-            .chain(chain.iter().map(|(_, plugin)| plugin));
         plugins
+            .into_iter()
             .filter_map(|plugin| plugin.get("type")?.as_str())
             .filter(|name| *name != TYPE)
     }
