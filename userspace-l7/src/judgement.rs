@@ -11,7 +11,7 @@ use tracing::info;
 use crate::asking::{Asker, Inquiry, ask_authorizer};
 use crate::http::{Inflow, Refusal};
 use crate::hub::Hub;
-use crate::model::{Demands, RequestHead, SpiffeId};
+use crate::model::{Demands, NamespacedHostname, RequestHead, Snapshot, SpiffeId};
 use crate::policy::ext_authz::{CheckedPeer, HeaderChange};
 use crate::policy::http::{
     AfterAsking, Asked, HttpAllowed, HttpDecision, HttpDenial, HttpDryRun, HttpRequest, ask_first,
@@ -192,13 +192,39 @@ async fn ask_all(
     let mut response = Vec::new();
     for asked in authorizers {
         // An authorizer is not asked about questions to itself, which would go on for ever.
-        if asker.workload.services.contains(&asked.authorizer.service) {
+        let (service, port) = (&asked.authorizer.service, asked.authorizer.port);
+        if leads_to(
+            &asker.hub.snapshot(),
+            inquiry.destination.address,
+            (service, port),
+        ) {
             continue;
         }
         let changes = ask_authorizer(asker, &asked.authorizer, inquiry, (parts, body)).await?;
         response.extend(changes);
     }
     Ok(response)
+}
+
+/// Whether a destination is a port of a service: at its own address, or at one of its endpoints.
+fn leads_to(
+    snapshot: &Snapshot,
+    destination: SocketAddr,
+    (service, port): (&NamespacedHostname, u16),
+) -> bool {
+    let Some(service) = snapshot.services.get(service) else {
+        return false;
+    };
+    let address = destination.ip().to_canonical();
+    if service.vips.contains(&address) {
+        return destination.port() == port;
+    }
+    let mut endpoints = snapshot.endpoints_of(&service.key).iter();
+    endpoints.any(|endpoint| {
+        let workload = snapshot.workloads.get(&endpoint.workload);
+        endpoint.target_port(service, port) == Some(destination.port())
+            && workload.is_some_and(|workload| workload.addresses.contains(&address))
+    })
 }
 
 impl<'a> Call<'a> {

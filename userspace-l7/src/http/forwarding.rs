@@ -7,7 +7,8 @@ use http::header::{
 use http::{Method, Version, request};
 
 /// Fields that are meant for one hop, whether `Connection` names them or not (RFC 9110 §7.6.1).
-const ONE_HOP: [HeaderName; 4] = [
+const ONE_HOP: [HeaderName; 5] = [
+    HeaderName::from_static("http2-settings"),
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     TRANSFER_ENCODING,
@@ -18,17 +19,24 @@ const ONE_HOP: [HeaderName; 4] = [
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Upgrade(HeaderValue);
 
+/// The one protocol to which a connection may be changed. Behind the change nobody judges what is said, so it must not
+/// be HTTP again (`h2c`).
+const WEBSOCKET: &str = "websocket";
+
 /// The change of protocol that a message is about: only HTTP/1.1 has any, and only `Connection: upgrade` makes
 /// it more than a hint (RFC 9110 §7.8).
 pub(crate) fn upgrade_of(version: Version, headers: &HeaderMap) -> Option<Upgrade> {
-    let wanted = headers.get(UPGRADE)?;
+    let mut all = headers.get_all(UPGRADE).iter();
+    let (Some(wanted), None) = (all.next(), all.next()) else {
+        return None;
+    };
     let is_meant = version == Version::HTTP_11
+        && wanted.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes())
         && tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"));
     is_meant.then(|| Upgrade(wanted.clone()))
 }
 
-/// The change of protocol that a request asks for. A request with a body asks for none that we would grant:
-/// what follows it could not be told from the body.
+/// The change of protocol that a request asks for.
 pub(crate) fn wants_upgrade(parts: &request::Parts) -> Option<Upgrade> {
     (parts.method != Method::CONNECT)
         .then(|| upgrade_of(parts.version, &parts.headers))
@@ -111,6 +119,7 @@ mod tests {
                 ("proxy-connection", "x"),
                 ("transfer-encoding", "chunked"),
                 ("upgrade", "h2c"),
+                ("http2-settings", "AAMAAABk"),
             ],
             &[("x-other", "2")],
         );
@@ -137,6 +146,18 @@ mod tests {
         let kept = headers(&[("connection", "upgrade"), ("upgrade", "websocket")]);
         assert_eq!(stripped, kept);
         assert_eq!(upgrade_of(Version::HTTP_10, &both), None);
+        // Behind it requests would come that nobody has judged.
+        for other in ["h2c", "websocket, h2c", "h2c, websocket", "TLS/1.0"] {
+            let other = headers(&[("connection", "Upgrade"), ("upgrade", other)]);
+            assert_eq!(upgrade_of(Version::HTTP_11, &other), None, "{other:?}");
+        }
+        let twice = [
+            ("connection", "Upgrade"),
+            ("upgrade", "WebSocket"),
+            ("upgrade", "h2c"),
+        ];
+        assert!(upgrade_of(Version::HTTP_11, &headers(&twice[..2])).is_some());
+        assert_eq!(upgrade_of(Version::HTTP_11, &headers(&twice)), None);
         let hint = headers(&[("upgrade", "websocket")]);
         assert_eq!(upgrade_of(Version::HTTP_11, &hint), None);
     }

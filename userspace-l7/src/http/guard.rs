@@ -54,8 +54,15 @@ impl Guard {
             Poll::Ready(received) => received?,
             Poll::Pending => return self.poll_head_time(cx),
         };
-        if received.is_empty() || self.is_poisoned {
+        if received.is_empty() {
             return Poll::Ready(Ok(received));
+        }
+        if self.is_poisoned {
+            return Poll::Ready(match self.checked {
+                // hyper has taken the poison for something else, such as a chunk's extension.
+                0 => Err(io::ErrorKind::InvalidData.into()),
+                _ => Ok(received),
+            });
         }
         let (read, violation) = match received.get(self.checked..) {
             Some(fresh) => self.framing.read(fresh),
@@ -72,6 +79,8 @@ impl Guard {
         self.is_poisoned = true;
         if violation == Violation::TooLong && self.framing.is_in_head() {
             // hyper takes no head of that length, and says so itself: 431, not 400.
+            // All that follows is for hyper to refuse.
+            self.checked = usize::MAX;
             return Poll::Ready(Ok(received));
         }
         received.truncate(self.checked + read);

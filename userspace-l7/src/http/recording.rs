@@ -160,15 +160,22 @@ impl Replay {
 }
 
 impl Tape {
+    /// The body has come to its end. What was too long to be kept stays so: there is nothing to be read again.
+    fn end(&mut self) {
+        if self.state == State::Running {
+            self.state = State::Complete;
+        }
+    }
+
     /// Keeps a frame that passes, while there is room; returns how many pieces were kept.
     fn pass(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>) -> usize {
         match frame {
-            None => self.state = State::Complete,
+            None => self.end(),
             Some(Err(_)) => self.state = State::Broken,
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
                     self.trailers = Some(trailers.clone());
-                    self.state = State::Complete;
+                    self.end();
                     // Whoever leads has them already.
                     return 1;
                 }

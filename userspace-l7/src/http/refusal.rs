@@ -63,6 +63,8 @@ pub(crate) enum Refusal {
     NoVerdict(StatusCode),
     /// An external authorizer has to see all of its body, and that is longer than what it may see.
     TooLong,
+    /// The node that judges it has to learn what it was before a rule changed it, and that is longer than what can be told.
+    HeadTooLong,
 }
 
 /// What a rate limit service says to a client.
@@ -250,6 +252,13 @@ impl Refusal {
                 Some(RequestFlag::UnauthorizedExternal),
                 "ext_authz_error",
                 "",
+            ),
+            Self::HeadTooLong => told(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                GrpcCode::Unknown,
+                None,
+                "request_headers_too_large",
+                "Request Header Fields Too Large",
             ),
             Self::TooLong => told(
                 StatusCode::PAYLOAD_TOO_LARGE,

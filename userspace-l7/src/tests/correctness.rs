@@ -115,6 +115,31 @@ fn a_granted_upgrade_becomes_a_tunnel() {
 }
 
 #[test]
+fn nothing_is_carried_unjudged_behind_another_protocol_than_websocket() {
+    between(
+        |mut talk| async move {
+            talk.say("GET / HTTP/1.1\r\nhost: web\r\nconnection: Upgrade\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n\r\n")
+                .await;
+            let (head, _body) = talk.message().await;
+            assert!(head.starts_with("HTTP/1.1 502 "), "{head}");
+            drop(talk);
+        },
+        |mut talk| async move {
+            let (head, _none) = talk.message().await;
+            for name in ["upgrade", "connection", "http2-settings"] {
+                assert_eq!(field(&head, name), None, "{head}");
+            }
+            // It switches nevertheless.
+            talk.say(
+                "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
+            )
+            .await;
+            drop(talk);
+        },
+    );
+}
+
+#[test]
 fn a_body_that_breaks_off_never_ends_in_order() {
     for head in [
         "content-length: 10\r\n\r\nhalf",

@@ -113,7 +113,9 @@ pub(super) async fn judge(
         let parts = heads.there.as_mut().unwrap_or(&mut heads.here);
         if let Some(original) = Original::of(parts, filters) {
             foresee(client, snapshot, parts)?;
-            original.tell(&mut parts.headers);
+            if !original.tell(&mut parts.headers) {
+                return Err(Refusal::HeadTooLong);
+            }
         }
     }
     let mut changes = Vec::new();

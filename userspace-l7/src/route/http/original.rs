@@ -45,13 +45,17 @@ impl Original {
         })
     }
 
-    /// Tells the next node.
-    pub fn tell(&self, headers: &mut HeaderMap) {
+    /// Tells the next node; false if it is too long to be told: then the request must not go there, for it would be judged as
+    /// something else.
+    #[must_use]
+    pub fn tell(&self, headers: &mut HeaderMap) -> bool {
         let text = BASE64URL_NOPAD.encode(&self.lines().join(&b'\n'));
-        if text.len() <= LONGEST
-            && let Ok(value) = HeaderValue::try_from(text)
-        {
-            drop(headers.insert(ORIGINAL, value));
+        match HeaderValue::try_from(text) {
+            Ok(value) if value.len() <= LONGEST => {
+                drop(headers.insert(ORIGINAL, value));
+                true
+            }
+            Ok(_) | Err(_) => false,
         }
     }
 

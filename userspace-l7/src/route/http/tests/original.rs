@@ -97,9 +97,8 @@ fn arrival(to: &str) -> (Parts, Original) {
     let table = table();
     let mut parts = asked();
     let main = filters(&table, "web");
-    Original::of(&parts, &main)
-        .unwrap()
-        .tell(&mut parts.headers);
+    let original = Original::of(&parts, &main).unwrap();
+    assert!(original.tell(&mut parts.headers));
     filters(&table, to).apply(&mut parts).unwrap();
     let told = Original::take(&mut parts.headers).unwrap();
     assert!(
@@ -107,6 +106,18 @@ fn arrival(to: &str) -> (Parts, Original) {
         "it is told once"
     );
     (parts, told)
+}
+
+#[test]
+fn what_is_too_long_to_be_told_is_not_told_in_part() {
+    let table = table();
+    let mut parts = request(&format!("/api/admin?x={}", "y".repeat(13_000)), &[]);
+    let original = Original::of(&parts, &filters(&table, "web")).unwrap();
+    assert!(
+        !original.tell(&mut parts.headers),
+        "and the request is refused"
+    );
+    assert!(parts.headers.is_empty());
 }
 
 #[test]
