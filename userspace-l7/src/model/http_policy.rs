@@ -62,7 +62,8 @@ pub struct SourceMatch {
     /// The client's own address, as its node vouches for it.
     pub ip_blocks: Vec<IpNet>,
     pub not_ip_blocks: Vec<IpNet>,
-    /// The address in front of trusted proxies: none is (`x-forwarded-for` is not read), so the client's own as well.
+    /// The client's own address, or the one that it forwards the request for (the last of `x-forwarded-for`), if it is believed
+    /// about that ([`Demands::forwarders`](super::Demands)).
     pub remote_ip_blocks: Vec<IpNet>,
     pub not_remote_ip_blocks: Vec<IpNet>,
     /// `<iss>/<sub>` of a validated token.
@@ -145,6 +146,12 @@ pub struct AttributeMatch {
 pub enum Attribute {
     /// `request.headers[…]`.
     Header(HeaderName),
+    /// `request.headers[:authority]`: host and port, as the client says them.
+    Authority,
+    /// `request.headers[:method]`.
+    Method,
+    /// `request.headers[:path]`: the path in its one spelling, and the query.
+    Target,
     /// `source.ip`.
     SourceIp,
     /// `remote.ip`.

@@ -202,6 +202,13 @@ fn path(text: &str) -> PathPattern {
 fn attribute(key: &str) -> Attribute {
     let inner = |prefix: &str| key.strip_prefix(prefix)?.strip_suffix(']');
     if let Some(name) = inner("request.headers[") {
+        // As Envoy's matchers see them, in whatever version the client speaks.
+        match name {
+            ":authority" => return Attribute::Authority,
+            ":method" => return Attribute::Method,
+            ":path" => return Attribute::Target,
+            _ => {}
+        }
         let name = HeaderName::from_bytes(name.as_bytes());
         return name.map_or_else(|_| Attribute::Unanswerable(key.into()), Attribute::Header);
     }
@@ -240,6 +247,9 @@ mod tests {
                 "request.headers[X-A]",
                 Attribute::Header(http::HeaderName::from_static("x-a")),
             ),
+            ("request.headers[:authority]", Attribute::Authority),
+            ("request.headers[:method]", Attribute::Method),
+            ("request.headers[:path]", Attribute::Target),
             ("request.auth.claims[a]", claims(&["a"])),
             ("request.auth.claims[a][b]", claims(&["a", "b"])),
             ("source.ip", Attribute::SourceIp),

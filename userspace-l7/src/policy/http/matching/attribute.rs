@@ -19,6 +19,13 @@ impl Facts<'_> {
             (Attribute::Header(name), AttributeValue::Text(wanted)) => {
                 self.match_header(name, wanted)
             }
+            (Attribute::Authority, AttributeValue::Text(wanted)) => {
+                match_text(wanted, self.head.authority)
+            }
+            (Attribute::Method, AttributeValue::Text(wanted)) => {
+                match_text(wanted, self.head.method.as_str())
+            }
+            (Attribute::Target, AttributeValue::Text(wanted)) => self.match_target(wanted),
             (Attribute::SourceIp, AttributeValue::Net(net)) => net.contains(&self.source),
             (Attribute::RemoteIp, AttributeValue::Net(net)) => net.contains(&self.remote),
             (Attribute::DestinationIp, AttributeValue::Net(net)) => net.contains(&self.destination),
@@ -47,6 +54,13 @@ impl Facts<'_> {
         }
         let value = self.head.header(name);
         value.is_some_and(|value| match_text(wanted, &value))
+    }
+
+    fn match_target(&self, wanted: &StringMatch) -> bool {
+        match self.head.query {
+            Some(query) => match_text(wanted, &format!("{}?{query}", self.path)),
+            None => match_text(wanted, self.path),
+        }
     }
 
     fn match_token(&self, attribute: &Attribute, wanted: &StringMatch) -> bool {

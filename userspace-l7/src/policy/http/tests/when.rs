@@ -69,6 +69,22 @@ fn headers_are_one_comma_joined_value() {
 }
 
 #[test]
+fn pseudo_headers_are_what_the_client_asks_for() {
+    let asked = Request::get("/admin?x=1");
+    for (attribute, value, holds) in [
+        (Attribute::Method, text("GET"), true),
+        (Attribute::Method, text("DELETE"), false),
+        (Attribute::Target, text("/admin?x=1"), true),
+        (Attribute::Target, text("/admin*"), true),
+        (Attribute::Target, text("/admin"), false),
+        (Attribute::Authority, text("*"), true),
+        (Attribute::Authority, text("elsewhere"), false),
+    ] {
+        check_both(&attribute, value, &asked, holds);
+    }
+}
+
+#[test]
 fn addresses_and_ports() {
     for (attribute, value, holds) in [
         (Attribute::SourceIp, net("10.0.0.1/32"), true),
