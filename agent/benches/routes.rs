@@ -1,11 +1,6 @@
 //! How long many routes of one Service take to become a table: all of them at once, and one that changes among
 //! the others.
 
-#![expect(
-    clippy::expect_used,
-    reason = "a benchmark without its input has nothing to do"
-)]
-
 #[path = "many_routes/mesh.rs"]
 mod mesh;
 

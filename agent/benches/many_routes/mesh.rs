@@ -1,5 +1,10 @@
 //! A mesh with one Service, and routes for it.
 
+#![expect(
+    clippy::expect_used,
+    reason = "a benchmark without its input has nothing to do"
+)]
+
 use agent::mesh::{Change, Compiler, Interner, Layer4, MeshOptions, PodNetns, decode};
 use serde_json::{Value, json};
 use userspace_l7::model::{MeshSettings, TrustDomain};

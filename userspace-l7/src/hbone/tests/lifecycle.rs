@@ -185,8 +185,8 @@ fn a_server_that_allows_no_streams_is_not_dialled_for_ever() {
                 dials.set(dials.get() + 1);
                 Node::dial(address, Arc::clone(&node.alice))
             };
-            let mut none = FirstBytes::new(&[]);
-            let error = pool.open(node.key(), &request(), &mut none, dial).await;
+            let mut first = FirstBytes::new(&[]);
+            let error = pool.open(node.key(), &request(), &mut first, dial).await;
             let error = error.unwrap_err();
             let is_given_up = matches!(error, OpenError::Refused | OpenError::Unanswered);
             assert!(is_given_up, "{error:?}");
