@@ -15,7 +15,7 @@ use crate::model::{Demands, NamespacedHostname, RequestHead, Snapshot, SpiffeId}
 use crate::policy::ext_authz::{CheckedPeer, HeaderChange};
 use crate::policy::http::{
     AfterAsking, Asked, HttpAllowed, HttpDecision, HttpDenial, HttpDryRun, HttpRequest, ask_first,
-    judge_http,
+    foresee_http, judge_http,
 };
 use crate::policy::jwt::{self, Claims};
 use crate::policy::path::NormalizedPath;
@@ -164,22 +164,13 @@ pub(crate) fn foresee(
     if demands.authorization.is_empty() {
         return Ok(());
     }
-    let first = ask_first(demands, &call.request(hub, one.port, parts, None));
-    // What an answer would make of the request is not known.
-    if first.map_err(Refusal::Denied)?.is_some() {
-        return Ok(());
-    }
     let keys = |keys: &_| hub.keys.of(keys);
     let head = RequestHead::of(parts);
     let token = jwt::authenticate(&demands.authentication, &keys, &head, SystemTime::now());
-    let Ok(token) = token else {
-        return Ok(());
-    };
+    let is_token_known = token.is_ok();
+    let token = token.unwrap_or_default();
     let request = call.request(hub, one.port, parts, token.as_ref());
-    match judge_http(demands, &request).decision {
-        HttpDecision::Denied(denial) => Err(Refusal::Denied(denial)),
-        HttpDecision::Allowed(_) | HttpDecision::Ask(_) => Ok(()),
-    }
+    foresee_http(demands, &request, is_token_known).map_err(Refusal::Denied)
 }
 
 /// Asks one after the other, each about the request that the former ones have made of it.

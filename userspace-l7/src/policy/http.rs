@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::Method;
-use matching::Facts;
+use matching::{Doubt, Facts};
 pub use verdict::{
     AfterAsking, Ask, Asked, HttpAllowed, HttpDecision, HttpDenial, HttpDryRun, HttpVerdict,
     RuleName,
@@ -64,6 +64,34 @@ pub fn ask_first(demands: &Demands, request: &HttpRequest<'_>) -> Result<Option<
     };
     let authorizers = judge.ask()?;
     Ok((!authorizers.is_empty()).then(|| Ask::new(authorizers, path.clone())))
+}
+
+/// Refuses what is sure to be refused by whoever judges the request, and may ask and have keys that are not here. What an
+/// answer may still change, or a token that cannot be checked here may still say, refuses nothing here; DENY rules
+/// that are about nothing of that do.
+///
+/// # Errors
+/// Why it will be refused.
+pub fn foresee_http(
+    demands: &Demands,
+    request: &HttpRequest<'_>,
+    is_token_known: bool,
+) -> Result<(), HttpDenial> {
+    let doubt = match ask_first(demands, request)? {
+        Some(_) => Doubt::Fields,
+        None if !is_token_known => Doubt::Token,
+        None => Doubt::Nothing,
+    };
+    let path = spelled(demands, request)?;
+    let facts = Facts::new(request, &path, &demands.forwarders).doubting(doubt);
+    let judge = Judge {
+        policies: &demands.authorization,
+        facts: &facts,
+    };
+    match doubt {
+        Doubt::Nothing => judge.deny_or_allow(),
+        Doubt::Token | Doubt::Fields => judge.deny(),
+    }
 }
 
 impl AfterAsking {
@@ -167,10 +195,13 @@ impl<'a> Judge<'a> {
         Ok(asked)
     }
 
+    fn deny(&self) -> Result<(), HttpDenial> {
+        let rule = self.first(self.of(&HttpPolicyAction::Deny, false));
+        rule.map_or(Ok(()), |rule| Err(HttpDenial::Explicit(rule)))
+    }
+
     fn deny_or_allow(&self) -> Result<(), HttpDenial> {
-        if let Some(rule) = self.first(self.of(&HttpPolicyAction::Deny, false)) {
-            return Err(HttpDenial::Explicit(rule));
-        }
+        self.deny()?;
         let mut allowing = self.of(&HttpPolicyAction::Allow, false).peekable();
         if allowing.peek().is_none() || self.first(allowing).is_some() {
             Ok(())

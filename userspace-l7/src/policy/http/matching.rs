@@ -21,6 +21,18 @@ use crate::policy::pattern::{glob, match_text};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
+/// What of a request may still become another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Doubt {
+    /// All of it is as it will be judged.
+    Nothing,
+    /// Whose token it brings.
+    Token,
+    /// That, and its header fields, which those who are asked may change. Its target and authority are taken as the client
+    /// says them: what is to be denied for those is not let go on the chance of an answer that changes them.
+    Fields,
+}
+
 /// The request in the form that matching wants: addresses canonical, the principal spelled out once.
 #[derive(Clone)]
 pub(super) struct Facts<'a> {
@@ -34,6 +46,7 @@ pub(super) struct Facts<'a> {
     destination: IpAddr,
     port: u16,
     token: Option<&'a Claims>,
+    doubt: Doubt,
 }
 
 impl<'a> Facts<'a> {
@@ -57,7 +70,13 @@ impl<'a> Facts<'a> {
             destination: request.destination.ip().to_canonical(),
             port: request.service_port,
             token: request.token,
+            doubt: Doubt::Nothing,
         }
+    }
+
+    /// The same request, of which not all is known: what is in doubt fulfils nothing, and neither does its absence.
+    pub(super) fn doubting(self, doubt: Doubt) -> Self {
+        Self { doubt, ..self }
     }
 
     /// The same request as if it had brought no token.
@@ -86,6 +105,9 @@ impl<'a> Facts<'a> {
 
     /// Who has no identity satisfies no positive field about it and every negative one; the same for tokens.
     fn match_source(&self, one: &SourceMatch) -> bool {
+        if self.is_in_doubt(one) {
+            return false;
+        }
         let trust_domain = |wanted: &StringMatch| self.match_trust_domain(wanted);
         let principal = |wanted: &StringMatch| self.match_principal(wanted);
         let namespace = |wanted: &StringMatch| self.match_namespace(wanted);
@@ -103,6 +125,17 @@ impl<'a> Facts<'a> {
             && field(&one.ip_blocks, &one.not_ip_blocks, source)
             && field(&one.remote_ip_blocks, &one.not_remote_ip_blocks, remote)
             && field(&one.request_principals, &one.not_request_principals, token)
+    }
+
+    /// Whether a source asks about what may still become another.
+    fn is_in_doubt(&self, one: &SourceMatch) -> bool {
+        let asks_for_token =
+            !one.request_principals.is_empty() || !one.not_request_principals.is_empty();
+        // Found in a header field, where it is not the client's own.
+        let asks_for_remote =
+            !one.remote_ip_blocks.is_empty() || !one.not_remote_ip_blocks.is_empty();
+        (asks_for_token && self.doubt >= Doubt::Token)
+            || (asks_for_remote && self.doubt >= Doubt::Fields)
     }
 
     fn match_operation(&self, one: &OperationMatch) -> bool {

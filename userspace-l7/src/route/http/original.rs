@@ -13,7 +13,7 @@ use crate::model::{BackendTarget, HttpAction, HttpRouteTable, RequestHead};
 /// Between two agents only: neither applications nor their clients get to see it.
 const ORIGINAL: HeaderName = HeaderName::from_static("x-culvert-original");
 
-/// Longest form that is written. A longer head is judged as it arrives.
+/// Longest form that is written. What is longer is refused: it would be judged as something else.
 const LONGEST: usize = 16 << 10;
 
 /// What filters may have changed of a request.

@@ -1,13 +1,17 @@
 //! Conditions of `when`.
 
 use http::HeaderName;
+use http::header::HOST;
 
-use super::{Facts, field, match_request_principal, match_text};
+use super::{Doubt, Facts, field, match_request_principal, match_text};
 use crate::model::{Attribute, AttributeMatch, AttributeValue, StringMatch};
 
 impl Facts<'_> {
     /// What a request does not have holds for no value.
     pub(super) fn match_attribute(&self, one: &AttributeMatch) -> bool {
+        if doubt_about(&one.attribute).is_some_and(|least| self.doubt >= least) {
+            return false;
+        }
         field(&one.values, &one.not_values, |value| {
             self.has(&one.attribute, value)
         })
@@ -83,5 +87,18 @@ impl Facts<'_> {
             }
             _ => false,
         }
+    }
+}
+
+/// The least doubt that makes an attribute doubtful, if any does.
+fn doubt_about(attribute: &Attribute) -> Option<Doubt> {
+    match attribute {
+        Attribute::Header(name) if *name != HOST => Some(Doubt::Fields),
+        Attribute::RemoteIp => Some(Doubt::Fields),
+        Attribute::RequestPrincipal
+        | Attribute::RequestAudiences
+        | Attribute::RequestPresenter
+        | Attribute::RequestClaim(_) => Some(Doubt::Token),
+        _ => None,
     }
 }

@@ -7,10 +7,11 @@ use serde_json::json;
 
 use super::{Request, demands, from, pattern, policy, rule_name, to};
 use crate::model::{
-    ExternalAuthorizer, ExternalAuthorizerProtocol, HttpPolicy, HttpPolicyAction, HttpPolicyRule,
-    NamespacedHostname, OperationMatch, PathPattern, SourceMatch,
+    Attribute, AttributeMatch, AttributeValue, ExternalAuthorizer, ExternalAuthorizerProtocol,
+    HttpPolicy, HttpPolicyAction, HttpPolicyRule, NamespacedHostname, OperationMatch, PathPattern,
+    SourceMatch,
 };
-use crate::policy::http::{HttpDecision, HttpDenial, HttpDryRun};
+use crate::policy::http::{HttpDecision, HttpDenial, HttpDryRun, foresee_http};
 
 const ALLOW: HttpPolicyAction = HttpPolicyAction::Allow;
 const DENY: HttpPolicyAction = HttpPolicyAction::Deny;
@@ -231,4 +232,76 @@ fn custom_rules_see_no_token() {
     );
     let request = Request::get("/").token(&json!({"iss": "i", "sub": "s"}));
     assert_eq!(request.decide(&[custom]), Ok(()));
+}
+
+/// A rule with one condition, which a request without that attribute fulfils.
+fn without(attribute: Attribute) -> HttpPolicyRule {
+    HttpPolicyRule {
+        when: vec![AttributeMatch {
+            attribute,
+            values: vec![],
+            not_values: vec![AttributeValue::Text(pattern("*"))],
+        }],
+        ..HttpPolicyRule::default()
+    }
+}
+
+#[test]
+fn what_is_denied_for_sure_is_foreseen_whoever_is_still_to_be_asked() {
+    let custom = policy(
+        "c",
+        HttpPolicyAction::Custom(Some(authorizer("one"))),
+        all(),
+    );
+    let nobody = from(SourceMatch {
+        not_request_principals: vec![pattern("*")],
+        ..SourceMatch::default()
+    });
+    let header = || without(Attribute::Header(http::HeaderName::from_static("x-user")));
+    let claim = || without(Attribute::RequestClaim(vec!["group".into()]));
+    // A rule; whether it is foreseen, as things are, with a token that cannot be checked here, and before others are asked.
+    for (rule, known, unchecked, unasked) in [
+        (path("/admin"), true, true, true),
+        (path("/other"), false, false, false),
+        (header(), true, true, false),
+        (claim(), true, false, false),
+        (nobody, true, false, false),
+    ] {
+        let deny = policy("d", DENY, vec![path("/x"), rule.clone()]);
+        let allow = policy("a", ALLOW, all());
+        let request = Request::get("/admin");
+        for (asks, is_token_known, foreseen) in [
+            (false, true, known),
+            (false, false, unchecked),
+            (true, true, unasked),
+            (true, false, unasked),
+        ] {
+            let mut policies = vec![allow.clone(), deny.clone()];
+            policies.extend(asks.then(|| custom.clone()));
+            let found = foresee_http(&demands(&policies), &request.facts(), is_token_known);
+            let expected = if foreseen {
+                Err(HttpDenial::Explicit(rule_name("d", 1)))
+            } else {
+                Ok(())
+            };
+            assert_eq!(found, expected, "{rule:?} {asks} {is_token_known}");
+        }
+    }
+}
+
+#[test]
+fn what_nothing_allows_is_foreseen_only_where_all_is_known() {
+    let allow = || policy("a", ALLOW, vec![path("/other")]);
+    let custom = policy(
+        "c",
+        HttpPolicyAction::Custom(Some(authorizer("one"))),
+        all(),
+    );
+    let request = Request::get("/admin");
+    let foresee = |policies: &[HttpPolicy], is_token_known| {
+        foresee_http(&demands(policies), &request.facts(), is_token_known)
+    };
+    assert_eq!(foresee(&[allow()], true), Err(HttpDenial::NotAllowed));
+    assert_eq!(foresee(&[allow()], false), Ok(()));
+    assert_eq!(foresee(&[allow(), custom], true), Ok(()));
 }
