@@ -11,12 +11,13 @@ use tracing::info;
 use crate::asking::{Asker, Inquiry, ask_authorizer};
 use crate::http::{Inflow, Refusal};
 use crate::hub::Hub;
-use crate::model::{Demands, NamespacedHostname, RequestHead, Snapshot, SpiffeId};
+use crate::model::{Demands, RequestHead, SpiffeId};
 use crate::policy::ext_authz::{CheckedPeer, HeaderChange};
 use crate::policy::http::{
     AfterAsking, Asked, HttpAllowed, HttpDecision, HttpDenial, HttpDryRun, HttpRequest, ask_first,
     foresee_http, judge_http,
 };
+use crate::policy::is_for;
 use crate::policy::jwt::{self, Claims};
 use crate::policy::path::NormalizedPath;
 use crate::telemetry::{Metrics, WatchedAction};
@@ -183,11 +184,11 @@ async fn ask_all(
     let mut response = Vec::new();
     for asked in authorizers {
         // An authorizer is not asked about questions to itself, which would go on for ever.
-        let (service, port) = (&asked.authorizer.service, asked.authorizer.port);
-        if leads_to(
+        let authorizer = (&asked.authorizer.service, asked.authorizer.port);
+        if is_for(
             &asker.hub.snapshot(),
             inquiry.destination.address,
-            (service, port),
+            authorizer,
         ) {
             continue;
         }
@@ -195,27 +196,6 @@ async fn ask_all(
         response.extend(changes);
     }
     Ok(response)
-}
-
-/// Whether a destination is a port of a service: at its own address, or at one of its endpoints.
-fn leads_to(
-    snapshot: &Snapshot,
-    destination: SocketAddr,
-    (service, port): (&NamespacedHostname, u16),
-) -> bool {
-    let Some(service) = snapshot.services.get(service) else {
-        return false;
-    };
-    let address = destination.ip().to_canonical();
-    if service.vips.contains(&address) {
-        return destination.port() == port;
-    }
-    let mut endpoints = snapshot.endpoints_of(&service.key).iter();
-    endpoints.any(|endpoint| {
-        let workload = snapshot.workloads.get(&endpoint.workload);
-        endpoint.target_port(service, port) == Some(destination.port())
-            && workload.is_some_and(|workload| workload.addresses.contains(&address))
-    })
 }
 
 impl<'a> Call<'a> {

@@ -16,7 +16,7 @@ mod way;
 pub use bytes::{BytesClaim, CalledPort};
 pub use layer4::without_requests;
 pub use strict::{circumvented, is_waypoint};
-pub use way::{ServedPort, Way, selects, way};
+pub use way::{ServedPort, Way, is_for, selects, way};
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

@@ -4,6 +4,7 @@
 //! is its business. A client's own namespace may send its calls elsewhere, too (GEP-1324: consumer routes), but nobody
 //! else's: that way leads around no demand of those who answer.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::model::{
@@ -94,6 +95,27 @@ fn by_table(table: &HttpRouteTable) -> impl Iterator<Item = &BackendTarget> {
         };
         let backends = forwards.iter().map(|backend| &backend.target);
         backends.chain(rule.mirrors.iter().map(|mirror| &mirror.target))
+    })
+}
+
+/// Whether a destination is a port of a service: at the service's own address, or at one of its endpoints.
+pub fn is_for(
+    snapshot: &Snapshot,
+    destination: SocketAddr,
+    (service, port): (&NamespacedHostname, u16),
+) -> bool {
+    let Some(service) = snapshot.services.get(service) else {
+        return false;
+    };
+    let address = destination.ip().to_canonical();
+    if service.vips.contains(&address) {
+        return destination.port() == port;
+    }
+    let mut endpoints = snapshot.endpoints_of(&service.key).iter();
+    endpoints.any(|endpoint| {
+        let workload = snapshot.workloads.get(&endpoint.workload);
+        endpoint.target_port(service, port) == Some(destination.port())
+            && workload.is_some_and(|workload| workload.addresses.contains(&address))
     })
 }
 

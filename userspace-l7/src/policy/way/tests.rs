@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Way, way};
+use super::{Way, is_for, way};
 use crate::model::{
     AppProtocol, BackendTarget, HeaderModifier, NamespacedHostname, PortLayer7, PortRoutes,
-    Snapshot, WeightedBackend,
+    Service, Snapshot, WeightedBackend,
 };
 use crate::policy::strict::tests::{add_service, key, mesh, server, workload};
 
@@ -80,4 +80,30 @@ fn who_offers_a_service_chooses_who_answers_everybodys_calls() {
     let (mesh, server) = (shop(), server());
     let itself = way(&mesh, (&server, 8080), (&web, 80), &nothing, None);
     assert_eq!(itself, Some(Way::Producer));
+}
+
+#[test]
+fn only_the_port_that_a_service_leads_to_is_for_it() {
+    let (mut mesh, server) = (mesh(), server());
+    // Of the same pod as `web`, at another of its ports.
+    add_service(&mut mesh, "authz", (9000, 9191), false, &server);
+    let authz = key("shop", "authz");
+    let mut service = Service::clone(&mesh.services[&authz]);
+    service.vips = ["10.96.0.9".parse().unwrap()].into_iter().collect();
+    mesh.services.insert(authz.clone(), service.into());
+    for (destination, expected) in [
+        ("10.0.0.2:9191", true),
+        ("[::ffff:10.0.0.2]:9191", true),
+        ("10.0.0.2:8080", false),
+        ("10.0.0.2:9000", false),
+        ("10.0.0.3:9191", false),
+        ("10.96.0.9:9000", true),
+        ("10.96.0.9:9191", false),
+    ] {
+        let found = is_for(&mesh, destination.parse().unwrap(), (&authz, 9000));
+        assert_eq!(found, expected, "{destination}");
+    }
+    let (to, nobody) = ("10.0.0.2:9191".parse().unwrap(), key("shop", "nobody"));
+    assert!(!is_for(&mesh, to, (&nobody, 9000)));
+    assert!(!is_for(&mesh, to, (&authz, 9001)));
 }
