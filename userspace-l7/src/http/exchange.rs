@@ -55,8 +55,8 @@ pub(crate) fn relay<O: Observer>(answered: Answered, observer: O) -> Response<Re
 /// was asked for (`wanted`).
 ///
 /// # Errors
-/// [`Refusal::UpstreamReset`] if a protocol is granted that nobody asked for, or the connection has ended; the
-/// observer comes back with it.
+/// [`Refusal::UpstreamNonsense`] if a protocol is granted that nobody asked for, [`Refusal::UpstreamReset`] if the connection
+/// has ended; the observer comes back with it.
 pub(crate) async fn switch<O: Observer>(
     answered: Answered,
     wanted: Option<&Upgrade>,
@@ -67,11 +67,10 @@ pub(crate) async fn switch<O: Observer>(
     let (mut parts, _body) = response.into_parts();
     let granted = upgrade_of(parts.version, &parts.headers);
     strip(&mut parts.headers, granted.as_ref());
-    let other = match wanted.and(granted) {
-        Some(_) => lease.switched().await,
-        None => None,
-    };
-    let Some(other) = other else {
+    if wanted.and(granted).is_none() {
+        return Err((Refusal::UpstreamNonsense, observer));
+    }
+    let Some(other) = lease.switched().await else {
         return Err((Refusal::UpstreamReset, observer));
     };
     handover.give(other);
