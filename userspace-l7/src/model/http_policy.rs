@@ -176,7 +176,8 @@ pub enum Attribute {
     DestinationIp,
     /// `destination.port`.
     DestinationPort,
-    /// A key that no proxy of this mesh can answer (`connection.sni`, `experimental.…`): holds for nothing.
+    /// A key that no proxy of this mesh can answer (`connection.sni`, `experimental.…`): fulfilled where that refuses or asks,
+    /// not where it lets pass or notes.
     Unanswerable(Arc<str>),
 }
 

@@ -18,7 +18,7 @@ pub use verdict::{
 use super::jwt::Claims;
 use super::path::{self, NormalizedPath};
 use crate::model::{
-    Demands, HttpPolicy, HttpPolicyAction, PathNormalization, RequestHead, SpiffeId,
+    Attribute, Demands, HttpPolicy, HttpPolicyAction, PathNormalization, RequestHead, SpiffeId,
 };
 
 /// What is known about a request when it is judged.
@@ -151,7 +151,9 @@ fn names_paths(policy: &HttpPolicy) -> bool {
         return false;
     }
     let mut operations = policy.rules.iter().flat_map(|rule| &rule.to);
+    let mut conditions = policy.rules.iter().flat_map(|rule| &rule.when);
     operations.any(|operation| !operation.paths.is_empty() || !operation.not_paths.is_empty())
+        || conditions.any(|condition| condition.attribute == Attribute::Target)
 }
 
 /// The policies of one target, and what they are asked about.

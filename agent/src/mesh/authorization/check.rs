@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use http::HeaderName;
+
 use super::{AuthorizationPolicy, Condition, L4_KEYS, Operation, PolicyAction, PolicyRule, Source};
 use crate::mesh::field::{Faults, FieldPath, at};
 use crate::mesh::selector::check_targets;
@@ -263,6 +265,9 @@ const NAMED_KEYS: [&str; 3] = [
     "experimental.envoy.filters.",
 ];
 
+/// What HTTP/2 says in fields of their own, and conditions may name as if they were headers in any version.
+const PSEUDO_HEADERS: [&str; 3] = [":authority", ":method", ":path"];
+
 impl Condition {
     fn check(&self, place: &FieldPath, faults: &mut Faults) {
         let key = self.key.as_str();
@@ -274,6 +279,17 @@ impl Condition {
             faults.add(
                 place.join("key"),
                 format!("`{key}` is not a condition key: {known}"),
+            );
+        }
+        let header = key.strip_prefix("request.headers[");
+        if let Some(name) = header.and_then(|rest| rest.strip_suffix(']'))
+            && !PSEUDO_HEADERS.contains(&name)
+            && HeaderName::from_bytes(name.as_bytes()).is_err()
+        {
+            let known = "write a header's name, `:authority`, `:method` or `:path`";
+            faults.add(
+                place.join("key"),
+                format!("`{key}` names no header: {known}"),
             );
         }
         if self.values.is_empty() && self.not_values.is_empty() {

@@ -114,7 +114,7 @@ pub(super) const ROWS: &[Row] = rows! {
     PeerAuthentication "spec.portLevelMtls.*.mode" if |_, mode| mode == "DISABLE",
         "it is taken for PERMISSIVE, clients of the mesh always come encrypted";
     AuthorizationPolicy "spec.rules[].when[].key" if |_, key| is_unanswerable(key),
-        "nothing here knows it, so an ALLOW rule with it never matches";
+        "nothing here knows it, so an ALLOW rule with it never matches, and a DENY rule matches as if it were fulfilled";
     Gateway "spec.addresses" if |gateway, _| is_ours(gateway),
         "a waypoint is in every node's agent and needs no address of its own";
     Gateway "spec.infrastructure" if |gateway, _| is_ours(gateway),

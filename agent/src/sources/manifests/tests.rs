@@ -312,6 +312,11 @@ fn bad_values_of_policies() {
     );
     spec(
         POLICY,
+        "  rules: [{when: [{key: 'request.headers[:scheme]', values: [a]}]}]\n",
+        "5:20: spec.rules[0].when[0].key `request.headers[:scheme]` names no header: write a header's name, `:authority`, `:method` or `:path`",
+    );
+    spec(
+        POLICY,
         "  rules: [{when: [{key: source.ip}]}]\n",
         "5:19: spec.rules[0].when[0] says nothing: set values or notValues",
     );

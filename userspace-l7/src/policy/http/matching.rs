@@ -12,8 +12,8 @@ use text::{match_host, match_path, match_request_principal};
 
 use super::{HttpRequest, RuleName};
 use crate::model::{
-    HttpPolicy, HttpPolicyRule, OperationMatch, RequestHead, ServiceAccountMatch, SourceMatch,
-    SpiffeId, StringMatch,
+    Attribute, AttributeMatch, HttpPolicy, HttpPolicyAction, HttpPolicyRule, OperationMatch,
+    RequestHead, ServiceAccountMatch, SourceMatch, SpiffeId, StringMatch,
 };
 use crate::policy::jwt::Claims;
 use crate::policy::path::NormalizedPath;
@@ -89,17 +89,27 @@ impl<'a> Facts<'a> {
 
     /// The first rule of a policy that matches.
     pub(super) fn matched_rule(&self, policy: &HttpPolicy) -> Option<RuleName> {
-        let rule = policy.rules.iter().position(|rule| self.match_rule(rule))?;
+        // What nobody here can answer refuses rather than lets pass, as where no request can be seen.
+        let if_unanswerable = match policy.action {
+            HttpPolicyAction::Deny | HttpPolicyAction::Custom(_) => true,
+            HttpPolicyAction::Allow | HttpPolicyAction::Audit => false,
+        };
+        let mut rules = policy.rules.iter();
+        let rule = rules.position(|rule| self.match_rule(rule, if_unanswerable))?;
         Some(RuleName {
             policy: policy.key.clone(),
             rule,
         })
     }
 
-    fn match_rule(&self, rule: &HttpPolicyRule) -> bool {
+    fn match_rule(&self, rule: &HttpPolicyRule, if_unanswerable: bool) -> bool {
         let from = rule.from.is_empty() || rule.from.iter().any(|one| self.match_source(one));
         let to = || rule.to.is_empty() || rule.to.iter().any(|one| self.match_operation(one));
-        let when = || rule.when.iter().all(|one| self.match_attribute(one));
+        let holds = |one: &AttributeMatch| match one.attribute {
+            Attribute::Unanswerable(_) => if_unanswerable,
+            _ => self.match_attribute(one),
+        };
+        let when = || rule.when.iter().all(holds);
         from && to() && when()
     }
 

@@ -2,10 +2,12 @@
 
 use serde_json::json;
 
-use super::{Request, alice, check, exact, pattern};
+use super::{Request, alice, check, demands, exact, pattern, policy, rule_name};
 use crate::model::{
-    Attribute, AttributeMatch, AttributeValue, HttpPolicyRule, ServiceAccountMatch,
+    Attribute, AttributeMatch, AttributeValue, HttpPolicyAction, HttpPolicyRule,
+    ServiceAccountMatch,
 };
+use crate::policy::http::HttpDenial;
 
 fn when(conditions: Vec<AttributeMatch>) -> HttpPolicyRule {
     HttpPolicyRule {
@@ -70,14 +72,15 @@ fn headers_are_one_comma_joined_value() {
 
 #[test]
 fn pseudo_headers_are_what_the_client_asks_for() {
-    let asked = Request::get("/admin?x=1");
+    let asked = Request::get("/admin");
     for (attribute, value, holds) in [
         (Attribute::Method, text("GET"), true),
         (Attribute::Method, text("DELETE"), false),
-        (Attribute::Target, text("/admin?x=1"), true),
+        (Attribute::Target, text("/admin?path=/query"), true),
         (Attribute::Target, text("/admin*"), true),
         (Attribute::Target, text("/admin"), false),
         (Attribute::Authority, text("*"), true),
+        (Attribute::Authority, text("echo.app"), true),
         (Attribute::Authority, text("elsewhere"), false),
     ] {
         check_both(&attribute, value, &asked, holds);
@@ -193,9 +196,51 @@ fn claims_may_be_texts_lists_nested_or_lists_in_a_text() {
 }
 
 #[test]
-fn what_nobody_can_answer_is_absent() {
-    let sni = Attribute::Unanswerable("connection.sni".into());
-    check_both(&sni, text("*"), &get(), false);
+fn what_nobody_can_answer_refuses_and_lets_nothing_pass() {
+    let (some, none) = (vec![text("*")], vec![]);
+    for (values, not_values) in [(some.clone(), none.clone()), (none, some)] {
+        let sni = AttributeMatch {
+            attribute: Attribute::Unanswerable("connection.sni".into()),
+            values,
+            not_values,
+        };
+        let alone = when(vec![sni.clone()]);
+        let allow = policy("p", HttpPolicyAction::Allow, vec![alone.clone()]);
+        assert_eq!(get().decide(&[allow]), Err(HttpDenial::NotAllowed));
+        let deny = policy("p", HttpPolicyAction::Deny, vec![alone.clone()]);
+        let denied = Err(HttpDenial::Explicit(rule_name("p", 0)));
+        assert_eq!(get().decide(&[deny]), denied);
+        let lost = policy("p", HttpPolicyAction::Custom(None), vec![alone.clone()]);
+        let unasked = Err(HttpDenial::NoAuthorizer(rule_name("p", 0)));
+        assert_eq!(get().decide(&[lost]), unasked);
+        let noted = policy("p", HttpPolicyAction::Audit, vec![alone]);
+        assert!(get().judge(&demands(&[noted])).audited.is_empty());
+        // What can be answered still has to hold.
+        let elsewhere = AttributeMatch {
+            attribute: Attribute::SourceNamespace,
+            values: vec![text("elsewhere")],
+            not_values: vec![],
+        };
+        let both = when(vec![sni, elsewhere]);
+        let deny = policy("p", HttpPolicyAction::Deny, vec![both]);
+        assert_eq!(get().decide(&[deny]), Ok(()));
+    }
+}
+
+#[test]
+fn a_path_that_servers_could_take_for_another_is_refused_where_conditions_name_targets() {
+    let about = |attribute: Attribute| {
+        let condition = AttributeMatch {
+            attribute,
+            values: vec![text("/public*")],
+            not_values: vec![],
+        };
+        policy("p", HttpPolicyAction::Deny, vec![when(vec![condition])])
+    };
+    let hidden = Request::get("/a/%252e%252e/b");
+    let refused = Err(HttpDenial::AmbiguousPath);
+    assert_eq!(hidden.decide(&[about(Attribute::Target)]), refused);
+    assert_eq!(hidden.decide(&[about(Attribute::Method)]), Ok(()));
 }
 
 #[test]
