@@ -106,14 +106,17 @@ struct Found<'a> {
     meant: Option<Name>,
 }
 
-/// The service that a host's name means to clients of a namespace, whether or not DNS would answer for it.
+/// The service that a host's name means to clients of a namespace, of those that count, whether or not DNS would answer for
+/// it.
 pub fn service_called<'a>(
     snapshot: &'a Snapshot,
     host: &str,
     namespace: &str,
+    counts: &dyn Fn(&Service) -> bool,
 ) -> Option<&'a Arc<Service>> {
     let host = host.to_ascii_lowercase();
-    read(snapshot, host.trim_end_matches('.'), namespace).map(|(_, service)| service)
+    let host = host.trim_end_matches('.');
+    read(snapshot, host, namespace, counts).map(|(_, service)| service)
 }
 
 /// The first reading of a name that names a service. `text` is lower case without the last dot.
@@ -121,13 +124,16 @@ fn read<'a>(
     snapshot: &'a Snapshot,
     text: &str,
     namespace: &str,
+    counts: &dyn Fn(&Service) -> bool,
 ) -> Option<(Candidate, &'a Arc<Service>)> {
     let readings = candidates(text, namespace, &snapshot.mesh.cluster_domain);
+    let named = |host: &str| {
+        let found = snapshot.service_named(host, namespace);
+        found.filter(|service| counts(service))
+    };
     readings.into_iter().find_map(|reading| {
-        let exact = snapshot.service_named(&reading.host, namespace);
-        let service = exact.or_else(|| {
-            wildcards(&reading.host).find_map(|host| snapshot.service_named(&host, namespace))
-        })?;
+        let exact = named(&reading.host);
+        let service = exact.or_else(|| wildcards(&reading.host).find_map(|host| named(&host)))?;
         Some((reading, service))
     })
 }
@@ -139,7 +145,7 @@ fn find<'a>(snapshot: &'a Snapshot, client: &Workload, name: &Name) -> Option<Fo
     if text.is_empty() || text.contains('\\') {
         return None;
     }
-    let (reading, service) = read(snapshot, text, &client.namespace)?;
+    let (reading, service) = read(snapshot, text, &client.namespace, &|_every| true)?;
     if !answers(snapshot, service) {
         return None;
     }

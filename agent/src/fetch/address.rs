@@ -17,29 +17,26 @@ pub enum Place {
 }
 
 /// The places of a host of a URL: endpoints of the service that it names or whose address it is, else the
-/// host itself. Of ServiceEntries only those of `namespace` count.
+/// host itself. Of ServiceEntries only those of `namespace` count, where the agent itself is configured.
 pub(super) fn of_host(
     mesh: &Snapshot,
     (host, port): (&str, u16),
     namespace: &str,
 ) -> Result<Vec<Place>, Misplaced> {
+    // Any namespace may have a ServiceEntry for whatever host or address, and whoever stands there answers with keys that
+    // tokens are judged by.
+    let is_trusted = |service: &Service| service.canonical || *service.key.namespace == *namespace;
     let service = match host.parse::<IpAddr>() {
         Ok(address) => match mesh.service_at(address, namespace) {
-            Some(service) => service,
-            None => return Ok(vec![Place::Address(SocketAddr::new(address, port))]),
+            Some(service) if is_trusted(service) => service,
+            Some(_) | None => return Ok(vec![Place::Address(SocketAddr::new(address, port))]),
         },
-        Err(_name) => match dns::service_called(mesh, host, namespace) {
-            Some(service) if is_trusted(service, namespace) => service,
-            Some(_) | None => return Ok(vec![Place::Name(host.to_owned(), port)]),
+        Err(_name) => match dns::service_called(mesh, host, namespace, &is_trusted) {
+            Some(service) => service,
+            None => return Ok(vec![Place::Name(host.to_owned(), port)]),
         },
     };
     of_service(mesh, service, (host, port))
-}
-
-/// Whether a service may say where a host is that others rely on: any namespace may have a ServiceEntry for whatever host, and
-/// whoever stands there answers with keys that tokens are judged by.
-fn is_trusted(service: &Service, namespace: &str) -> bool {
-    service.canonical || *service.key.namespace == *namespace
 }
 
 /// The places of a port of a service.

@@ -105,6 +105,41 @@ fn hosts_of_the_mesh_are_their_ready_endpoints_and_others_stay_themselves() {
 }
 
 #[test]
+fn a_service_entry_of_any_namespace_takes_no_host_for_others() {
+    let mut mesh = mesh();
+    let evil = add_workload(&mut mesh, workload("evil", "evil-1", &["10.1.6.6"]));
+    let own = add_workload(&mut mesh, workload("istio-system", "own-1", &["10.1.0.7"]));
+    let hosts = [
+        ("evil", "issuer.example", "203.0.113.5", &evil),
+        ("evil", "*.example.org", "203.0.113.6", &evil),
+        // Before the search domains are tried, and in front of a Kubernetes Service.
+        ("evil", "keys.auth", "203.0.113.7", &evil),
+        ("istio-system", "idp.example", "203.0.113.8", &own),
+    ];
+    for (namespace, host, vip, server) in hosts {
+        let mut entry = service(namespace, host, host, &[vip]);
+        entry.canonical = false;
+        let endpoints = vec![endpoint(server, Health::Healthy)];
+        add_service(&mut mesh, entry, endpoints);
+    }
+    let client = client(mesh);
+    let name = |host: &str| Place::Name(host.to_owned(), 80);
+    let at = |address: &str| Place::Address(address.parse().unwrap());
+    for (host, expected) in [
+        ("issuer.example", name("issuer.example")),
+        ("keys.example.org", name("keys.example.org")),
+        ("203.0.113.5", at("203.0.113.5:80")),
+        ("keys.auth", at("10.1.0.5:8080")),
+        ("idp.example", at("10.1.0.7:8080")),
+        ("203.0.113.8", at("10.1.0.7:8080")),
+    ] {
+        let url = format!("http://{host}/jwks").parse::<Uri>().unwrap();
+        let found = client.places(To::Url(&url)).unwrap();
+        assert_eq!(found, [expected], "{host}");
+    }
+}
+
+#[test]
 fn what_only_the_node_may_ask_is_forbidden() {
     for (address, forbidden) in [
         ("127.0.0.1", true),
