@@ -3,6 +3,7 @@
 
 mod any_head;
 mod application;
+mod bodies;
 mod correctness;
 mod doubt;
 mod http;

@@ -2,9 +2,10 @@
 
 use std::error::Error as _;
 
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::{http1, http2};
-use hyper::{Request, Response};
+use hyper::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
+use hyper::{Method, Request, Response};
 use tokio::sync::oneshot;
 use tracing::debug;
 
@@ -169,11 +170,14 @@ impl Sender {
     /// Dropping the future cancels the request; an HTTP/1.1 connection ends with it.
     pub(crate) fn send(
         &mut self,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
         // Handed over at once, so that the request is not moved from future to future.
         let sent = match self {
-            Self::Http1(http1) => Sent::Http1(http1.requests.try_send_request(request)),
+            Self::Http1(http1) => {
+                frame(&mut request);
+                Sent::Http1(http1.requests.try_send_request(request))
+            }
             Self::Http2(requests) => Sent::Http2(requests.try_send_request(request)),
         };
         async move {
@@ -202,6 +206,17 @@ impl Sender {
             Self::Http1(_) => None,
             Self::Http2(requests) => Some(Self::Http2(requests.clone())),
         }
+    }
+}
+
+/// Says how long a body is that has no length: left to itself, hyper sends a GET or HEAD without its body then.
+fn frame(request: &mut Request<Body>) {
+    let body = request.body();
+    let has_length = body.is_end_stream() || body.size_hint().exact().is_some();
+    let may_have_one = request.method() != Method::CONNECT;
+    if may_have_one && !has_length && !request.headers().contains_key(CONTENT_LENGTH) {
+        let chunked = HeaderValue::from_static("chunked");
+        drop(request.headers_mut().insert(TRANSFER_ENCODING, chunked));
     }
 }
 
