@@ -49,16 +49,16 @@ fn known(rules: usize) -> (Compiler, Change) {
 }
 
 #[library_benchmark]
-#[bench::of_16_rules_each(args = (unknown(16)), config = at_most(1))]
-#[bench::of_1_rule_each(args = (unknown(1)), config = at_most(1))]
+#[bench::of_16_rules_each(args = (unknown(16)), config = at_most(165_000_000))]
+#[bench::of_1_rule_each(args = (unknown(1)), config = at_most(300_000_000))]
 fn routes_compiled((mut compiler, routes): (Compiler, Vec<Change>)) {
     let published = black_box(compiler.apply(routes));
     forget((published, compiler));
 }
 
 #[library_benchmark]
-#[bench::of_16_rules(args = (known(16)), config = at_most(1))]
-#[bench::of_1_rule(args = (known(1)), config = at_most(1))]
+#[bench::of_16_rules(args = (known(16)), config = at_most(46_000_000))]
+#[bench::of_1_rule(args = (known(1)), config = at_most(55_000_000))]
 fn one_route_changed((mut compiler, changed): (Compiler, Change)) {
     let published = black_box(compiler.apply([changed]));
     forget((published, compiler));

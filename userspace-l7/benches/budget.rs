@@ -194,8 +194,8 @@ fn table(by: By, size: usize) -> (HttpRouteTable, String, HeaderMap) {
 // The goal is 2 us of a table of 10,000, and no more than logarithmic growth: as many instructions as 500 ns have at most.
 #[library_benchmark]
 #[bench::of_1000_prefixes(args = (table(By::Prefix, 1_000)), config = at_most(1_450))]
-#[bench::of_10000_prefixes(args = (table(By::Prefix, 10_000)), config = at_most(1_800))]
-#[bench::of_10000_paths(args = (table(By::Exact, 10_000)), config = at_most(1_000))]
+#[bench::of_10000_prefixes(args = (table(By::Prefix, 10_000)), config = at_most(1_700))]
+#[bench::of_10000_paths(args = (table(By::Exact, 10_000)), config = at_most(600))]
 #[bench::of_10000_headers(args = (table(By::Header, 10_000)), config = at_most(1_400))]
 fn request_matched_by_routes((table, path, headers): (HttpRouteTable, String, HeaderMap)) {
     let head = RequestHead {
