@@ -78,14 +78,14 @@ fn a_body_arrives_whatever_the_method() {
                 let has_body = ["transfer-encoding", "content-length"]
                     .iter()
                     .any(|name| field(&head, name).is_some());
-                let heard = if has_body {
+                let seen = if has_body {
                     drop(talk.hear("hi").await);
                     "hi"
                 } else {
                     ""
                 };
                 talk.say(format!(
-                    "HTTP/1.1 200 OK\r\nx-heard: {heard}\r\ncontent-length: 0\r\n\r\n"
+                    "HTTP/1.1 200 OK\r\nx-heard: {seen}\r\ncontent-length: 0\r\n\r\n"
                 ))
                 .await;
                 drop(talk.hear("never").await);
