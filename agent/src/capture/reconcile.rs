@@ -173,7 +173,7 @@ fn devices(desired: &Desired, actual: &Actual) -> Vec<Action> {
         .collect()
 }
 
-/// Addresses that count as a pod's own because they are on its devices, besides those that its runtime gave it. Who may give its
+/// How many of the addresses on a pod's devices count as its own; those that its runtime gave it always do. Who may give its
 /// devices addresses is not to leave the other pods of the node without room (`LOCAL_ADDRESSES`): calls to further ones go
 /// to the agent.
 const ADDRESSES_MOST: usize = 64;

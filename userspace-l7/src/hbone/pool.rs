@@ -178,9 +178,7 @@ impl Pool {
     ) -> Result<Stream, OpenError> {
         match timeout(self.0.patience.answer, connection.open(request, first)).await {
             Ok(outcome) => outcome,
-            Err(_elapsed) if first.have_left() => {
-                Err(OpenError::Unsure(Rc::new(OpenError::Unanswered)))
-            }
+            Err(_elapsed) if first.have_left() => Err(OpenError::Unanswered.after_first_bytes()),
             Err(_elapsed) => Err(OpenError::Unanswered),
         }
     }

@@ -63,7 +63,8 @@ pub(super) fn announce(role: Role, out: &mut Vec<u8>) {
 }
 
 impl Machine {
-    /// Takes over one setting, unless it is the initial window. Ours need no acknowledgement to count: they allow more than the defaults do.
+    /// Takes over one setting other than the initial window. Ours need no acknowledgement to count: they allow more than the
+    /// defaults do.
     pub(super) fn apply(&mut self, id: u16, value: u32) -> Result<(), ConnectionError> {
         match id {
             setting::MAX_FRAME_SIZE => {
