@@ -208,6 +208,8 @@ pub enum PodState {
     Up,
     /// Not yet.
     Pending,
+    /// Not any more, but for connections that it had.
+    Draining,
 }
 
 /// How a cluster fares that is followed.

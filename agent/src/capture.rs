@@ -104,6 +104,8 @@ pub(crate) struct Pod {
     pub(crate) dns: bool,
     /// Whether connections to it go to the agent.
     pub(crate) inbound: bool,
+    /// Whether its own connections go to the agent.
+    pub(crate) outbound: bool,
 }
 
 /// What the proxy needs to serve an enrolled pod.
@@ -280,6 +282,39 @@ impl Capture {
             .map_err(node)
     }
 
+    /// Begins to release a pod: its next connections and queries are its own again. Those that are captured go on, and HBONE
+    /// is still taken, as other nodes may not know yet. Enrolling it again takes that back.
+    ///
+    /// # Errors
+    ///
+    /// When the pod is not enrolled or the kernel refuses to write the map.
+    pub(crate) fn let_pass(&mut self, uid: &str) -> Result<(), CaptureError> {
+        self.leave(uid, ArmedPod::let_pass)
+    }
+
+    /// Takes no HBONE any more for a pod that is let pass, once the workers have closed their listeners.
+    ///
+    /// # Errors
+    ///
+    /// As [`Capture::let_pass`].
+    pub(crate) fn close_listeners(&mut self, uid: &str) -> Result<(), CaptureError> {
+        self.leave(uid, ArmedPod::close_listeners)
+    }
+
+    fn leave(
+        &mut self,
+        uid: &str,
+        step: impl FnOnce(&mut ArmedPod) -> io::Result<()>,
+    ) -> Result<(), CaptureError> {
+        let armed = self.pods.get_mut(uid);
+        let armed = armed.ok_or_else(|| not_enrolled(uid))?;
+        step(armed).map_err(|source| CaptureError::Pod {
+            operation: Operation::Disarm,
+            pod: uid.to_owned(),
+            source,
+        })
+    }
+
     /// Ends the capture of a pod: its next connections are its own again. Connections that were
     /// captured end, lest the rest of their bytes go out unprotected.
     ///
@@ -287,10 +322,8 @@ impl Capture {
     ///
     /// When the pod is not enrolled or something cannot be undone.
     pub(crate) fn release(&mut self, uid: &str) -> Result<(), CaptureError> {
-        let not_enrolled = || CaptureError::NotEnrolled {
-            pod: uid.to_owned(),
-        };
-        let armed = self.pods.remove(uid).ok_or_else(not_enrolled)?;
+        let armed = self.pods.remove(uid);
+        let armed = armed.ok_or_else(|| not_enrolled(uid))?;
         let cookie = armed.netns.cookie();
         let failed = |source| CaptureError::Pod {
             operation: Operation::Disarm,
@@ -374,7 +407,7 @@ impl Capture {
             }
         };
         for (index, (uid, armed)) in self.pods.iter_mut().enumerate() {
-            if !is_due(index, armed) {
+            if armed.is_leaving() || !is_due(index, armed) {
                 continue;
             }
             let recorded = recorded.remove(&armed.netns.cookie());
@@ -443,6 +476,12 @@ impl Capture {
     /// The proxy's sockets of an enrolled pod.
     pub(crate) fn sockets(&self, uid: &str) -> Option<Arc<Sockets>> {
         self.pods.get(uid).map(|armed| Arc::clone(&armed.sockets))
+    }
+}
+
+fn not_enrolled(uid: &str) -> CaptureError {
+    CaptureError::NotEnrolled {
+        pod: uid.to_owned(),
     }
 }
 

@@ -13,7 +13,7 @@ mod metrics;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -187,6 +187,14 @@ impl Direct {
         let book = self.book.try_lock();
         book.map(|book| book.served_straight(uid, dialled))
             .unwrap_or_default()
+    }
+
+    /// Whose connections it carries, pods that are dismissed included.
+    pub(crate) fn carried(&self) -> BTreeSet<WorkloadUid> {
+        let flows = self.path.flows().unwrap_or_default();
+        let book = self.lock();
+        let owners = flows.iter().filter_map(|(_, flow)| book.member(flow.own_netns()));
+        owners.map(|owner| owner.uid.clone()).collect()
     }
 
     /// Every end of a live connection, as the admin server shows it.

@@ -37,6 +37,7 @@ use arrivals::Arrivals;
 use ledger::{Entry, Pending};
 use network::Network;
 use orders::Order;
+use release::Draining;
 use whereabouts::{Namespace, Place, Whereabouts};
 
 pub(crate) use arrivals::{Admission, Arrival};
@@ -98,6 +99,7 @@ impl Enrolment {
             whereabouts: processes.map(Whereabouts::new),
             arrivals: Arrivals::default(),
             bystanders: BTreeSet::new(),
+            draining: BTreeMap::new(),
             inherited: true,
             settling: Some(Instant::now()),
         };
@@ -151,6 +153,8 @@ struct Office {
     /// Pods of this node that are not for the mesh. Both have to agree: a name is used again, and a UID can be claimed by
     /// an annotation.
     bystanders: BTreeSet<(ObjectName, Arc<str>)>,
+    /// Pods that have left the mesh and go on without it.
+    draining: BTreeMap<WorkloadUid, Draining>,
     /// Whether there may be pods of an earlier agent that have not been enrolled again.
     inherited: bool,
     /// Since when there is memory that was taken for a moment.
@@ -211,18 +215,21 @@ impl Office {
             &mut self.wanted,
             pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect(),
         );
-        let gone: Vec<_> = self
-            .enrolled
-            .keys()
-            .filter(|uid| !self.wanted.contains_key(*uid))
-            .cloned()
+        let gone = self.enrolled.iter();
+        let gone = gone.filter(|(uid, _)| !self.wanted.contains_key(*uid));
+        let gone: Vec<_> = gone
+            .map(|(uid, captured)| (uid.clone(), self.is_bystander(&captured.pod)))
             .collect();
-        for uid in gone {
-            self.release(&uid);
+        for (uid, goes_on) in gone {
+            if goes_on {
+                self.see_off(&uid);
+            } else {
+                self.release(&uid);
+            }
         }
         read(&self.ledger)
             .pods
-            .retain(|uid, _| self.wanted.contains_key(uid));
+            .retain(|uid, _| self.wanted.contains_key(uid) || self.draining.contains_key(uid));
         if let Some(whereabouts) = self.whereabouts.as_mut().filter(|_| before != self.wanted) {
             whereabouts.look_again();
         }
@@ -238,7 +245,10 @@ impl Office {
         if let Some(whereabouts) = &mut self.whereabouts {
             let arrivals = &self.arrivals;
             let uids: BTreeSet<_> = self.wanted.values().map(|pod| &*pod.pod_uid).collect();
-            whereabouts.keep(|pod| uids.contains(pod) || arrivals.is_awaited(pod));
+            let draining = &self.draining;
+            let drains = |pod: &str| draining.values().any(|one| one.is_of(pod));
+            whereabouts
+                .keep(|pod| uids.contains(pod) || arrivals.is_awaited(pod) || drains(pod));
             whereabouts.look(self.wanted.values().map(|pod| Arc::clone(&pod.pod_uid)));
         }
         let mut missing = Vec::new();
@@ -387,6 +397,7 @@ impl Office {
             addresses: pod.addresses.to_vec(),
             dns: pod.dns_capture,
             inbound: !pod.bypass_inbound,
+            outbound: true,
         };
         Ok((spec, opened))
     }
@@ -414,6 +425,7 @@ impl Office {
             None => self.dns.forget(&pod.uid),
         }
         info!(workload = %pod.uid, "pod captured");
+        self.draining.remove(&pod.uid);
         let before = self.enrolled.insert(pod.uid.clone(), captured);
         read(&self.ledger).started += u64::from(before.is_none());
         self.settling = Some(Instant::now());
@@ -457,6 +469,7 @@ impl Office {
     fn tick(&mut self) {
         self.beat();
         self.repair(Capture::reconcile_some);
+        self.drain();
         if self.capture.is_none() {
             return;
         }

@@ -6,7 +6,8 @@
 //! addresses. Whatever cannot be captured is refused with `ECONNREFUSED`, never let go.
 
 use culvert_ebpf::{
-    Address, MARK_MASK, MARK_OUTBOUND, PodEntry, SOCKET_PLAIN, SOCKET_PROBE, SocketNote,
+    Address, MARK_MASK, MARK_OUTBOUND, POD_OUTBOUND_OPEN, PodEntry, SOCKET_PLAIN, SOCKET_PROBE,
+    SocketNote,
 };
 
 use crate::{
@@ -94,7 +95,7 @@ fn capture(
     }
     forget(socket, &note);
     let mark = socket.mark();
-    if to_itself {
+    if to_itself || pod.flags & POD_OUTBOUND_OPEN != 0 {
         // A forged mark would make `sock_ops` take the connection for a captured one.
         return set_mark(context, mark, mark & !MARK_MASK);
     }

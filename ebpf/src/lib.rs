@@ -117,6 +117,8 @@ pub struct PodEntry {
 pub const POD_DNS: u32 = 1;
 /// Connections from outside reach the application without passing the agent.
 pub const POD_INBOUND_OPEN: u32 = 1 << 1;
+/// New connections of the pod leave it without passing the agent. Those that were captured before still do.
+pub const POD_OUTBOUND_OPEN: u32 = 1 << 2;
 
 /// One address of an enrolled pod: the key of `LOCAL_ADDRESSES`.
 #[repr(C)]

@@ -5,8 +5,9 @@
 //! handshake, not when the connecting side does: with SYN cookies the final ACK is looked up once more.
 
 use culvert_ebpf::{
-    MARK_MASK, MARK_OUTBOUND, SOCKET_ACCEPTED, SOCKET_LEG, SOCKET_OWN, SOCKET_PROBE, SocketNote,
-    TUPLE_DIRECT, TUPLE_LEG, TUPLE_OUTBOUND, TUPLE_PROBE, TUPLE_SELF, TupleEntry, TupleKey,
+    MARK_MASK, MARK_OUTBOUND, POD_OUTBOUND_OPEN, SOCKET_ACCEPTED, SOCKET_LEG, SOCKET_OWN,
+    SOCKET_PROBE, SocketNote, TUPLE_DIRECT, TUPLE_LEG, TUPLE_OUTBOUND, TUPLE_PROBE, TUPLE_SELF,
+    TupleEntry, TupleKey,
 };
 
 use crate::{
@@ -46,9 +47,9 @@ fn publish(context: &SockOps) {
     };
     let note = socket.note();
     let netns_cookie = receiving_netns(context, &note);
-    if maps::pod(netns_cookie).is_none() {
+    let Some(pod) = maps::pod(netns_cookie) else {
         return;
-    }
+    };
     let key = TupleKey {
         netns_cookie,
         local: context.remote(),
@@ -59,6 +60,8 @@ fn publish(context: &SockOps) {
     };
     let kind = match kind_of(&socket, &note, &key) {
         TUPLE_NONE => return,
+        // As `connect` has left it: its own.
+        TUPLE_DIRECT if pod.flags & POD_OUTBOUND_OPEN != 0 => return,
         TUPLE_DIRECT if direct::open(context, &note, &key) => return,
         // It has lost its right since `connect` looked: captured here, while there is no route yet for its SYN.
         TUPLE_DIRECT if recapture(context, &socket) => TUPLE_OUTBOUND,

@@ -16,6 +16,8 @@ const OTHER_PORT: u16 = 7001;
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// How soon the agent says what has happened.
 const SOON: Duration = Duration::from_secs(5);
+/// When nothing is left of a pod that leaves the mesh.
+const DRAINED: Duration = Duration::from_secs(10);
 /// The label of what the kernel has carried.
 const BY_KERNEL: &str = "connection_security_policy=\"kernel\"";
 const BY_TLS: &str = "connection_security_policy=\"mutual_tls\"";
@@ -446,7 +448,13 @@ fn bytes_within_the_node_are_encrypted_where_somebody_wants_it() -> Result<()> {
         "namespace-app.yaml",
         &namespace("  annotations:\n    culvert.dev/same-node: encrypted\n"),
     )?;
-    eventually("what was straight ends", AT_ONCE * 2, || {
+    eventually("it drains", SOON, || {
+        let dump = pods.agent()?.config_dump()?["workloadState"].to_string();
+        ensure!(dump.contains("Draining"), "{dump}");
+        Ok(())
+    })?;
+    echoes(&live, "it has its time")?;
+    eventually("what was straight ends", DRAINED, || {
         ensure!(echoes(&live, "still").is_err(), "it lives on");
         Ok(())
     })?;

@@ -69,18 +69,13 @@ fn service_dynamic_enroll() -> Result<()> {
         is_enrolled(&mesh, true)?;
         mesh.soon_at_layer7("client", to, true)?;
     }
-    // Two agents do not hear of a label at the same moment. A request that finds no way in between waits until they agree;
-    // one that is under way on a connection which ends with its pod's capture is answered 503.
-    let is_cut = |why: &&String| why.contains("connection termination");
-    for Outcome { good, bad, .. } in traffic.map(Traffic::end) {
-        let strange = bad.iter().find(|why| !is_cut(why));
-        ensure!(strange.is_none(), "{strange:?}");
-        ensure!(good > 20 * bad.len(), "{} of {good}: {bad:?}", bad.len());
+    // Two agents do not hear of a label at the same moment: a request that finds no way in between waits until they agree, and
+    // one that is under way when its pod leaves has its time.
+    for outcome in traffic.map(Traffic::end) {
+        outcome.all_good()?;
     }
     for Outcome { good, bad, .. } in forbidden.map(Traffic::end) {
-        let strange = bad
-            .iter()
-            .find(|why| !why.starts_with("403") && !is_cut(why));
+        let strange = bad.iter().find(|why| !why.starts_with("403"));
         ensure!(good == 0 && strange.is_none(), "{good} passed; {strange:?}");
         ensure!(!bad.is_empty(), "nobody asked");
     }

@@ -11,7 +11,6 @@ use data_encoding::HEXLOWER;
 use tokio::sync::{Semaphore, watch};
 
 use crate::connections::Connections;
-use crate::dormant::Dormant;
 use crate::hbone::Pool;
 use crate::http;
 use crate::key_sets::{KeySets, Keys};
@@ -54,7 +53,6 @@ pub(crate) struct Hub {
     identities: Arc<Identities>,
     snapshot: watch::Sender<Arc<Snapshot>>,
     random: RefCell<Random>,
-    draining: watch::Sender<bool>,
 }
 
 impl Hub {
@@ -79,23 +77,7 @@ impl Hub {
             identities,
             snapshot: watch::Sender::new(snapshot),
             random: RefCell::new(Random::seeded()),
-            draining: watch::Sender::new(false),
         }
-    }
-
-    /// Tells every tunnel, of both ends, that no more connections are welcome.
-    pub(crate) fn drain(&self) {
-        self.draining.send_replace(true);
-        self.tunnels.drain();
-    }
-
-    /// Resolves once the worker drains.
-    pub(crate) fn draining(&self) -> impl Future<Output = ()> + use<> {
-        let mut draining = self.draining.subscribe();
-        Dormant::new(async move {
-            // The worker is gone when the sender is: then it certainly drains.
-            let _gone = draining.wait_for(|draining| *draining).await;
-        })
     }
 
     /// The mesh as it is now.

@@ -246,7 +246,7 @@ pub(crate) async fn serve_hbone(hub: &Rc<Hub>, pod: &Pod, tcp: Tcp) {
             return;
         }
     };
-    let over = hbone::serve(session, hub.draining(), |incoming| {
+    let over = hbone::serve(session, pod.outlook.parting(), |incoming| {
         serve_stream(Rc::clone(hub), pod.clone(), (address, arrived_at), incoming)
     });
     // Not inside the macro, which evaluates nothing while its level is off.

@@ -15,7 +15,7 @@ use tracing::debug;
 
 use crate::model::WorkloadUid;
 
-pub(crate) use phase::{Course, Follower, Phase};
+pub(crate) use phase::{Course, Follower, Outlook, Phase};
 
 /// Address family of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -156,4 +156,6 @@ pub(crate) struct Pod {
     pub(crate) sockets: Arc<dyn PodSockets>,
     /// Whom DNS over TCP goes to; without one it is a connection like any other.
     pub(crate) dns: Option<Arc<TakeDns>>,
+    /// How far its end has come.
+    pub(crate) outlook: Outlook,
 }

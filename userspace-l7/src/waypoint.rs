@@ -147,7 +147,7 @@ async fn serve(client: Client, version: Version, wire: Wire) {
         },
         None,
     );
-    let draining = client.hub.draining();
+    let parting = client.pod.outlook.parting();
     let handover = Rc::<Handover>::default();
     let client = Rc::new(client);
     let service = {
@@ -157,7 +157,7 @@ async fn serve(client: Client, version: Version, wire: Wire) {
             async move { Ok::<_, Infallible>(phases::answer(&client, &handover, request).await) }
         })
     };
-    if let Err(error) = http::serve(wire, version, service, handover, draining).await {
+    if let Err(error) = http::serve(wire, version, service, handover, parting).await {
         debug!(%error, "client's connection ended");
     }
     drop(tracked);

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -69,6 +70,7 @@ pub struct Attachment {
 enum Command {
     Publish(Arc<Snapshot>, Option<Arc<ChangeUnderWay>>),
     Attach(Box<Attachment>),
+    Part(WorkloadUid, Duration, oneshot::Sender<()>),
     Detach(WorkloadUid, oneshot::Sender<()>),
     Connections(oneshot::Sender<Vec<LiveConnection>>),
     Idle(oneshot::Sender<()>),
@@ -108,6 +110,15 @@ impl Worker {
     /// Serves a pod, in place of an earlier attachment of the same one. Connections made through that go on.
     pub fn attach(&self, attachment: Attachment) {
         self.send(Command::Attach(Box::new(attachment)));
+    }
+
+    /// Lets a pod go that goes on without the mesh: closes its listeners, has its connections end after what they have
+    /// under way where peers can be told, and ends what is left after `deadline`. The receiver resolves when all of
+    /// them have ended; it fails if the worker has, or if the pod was attached again, whose connections then go on.
+    pub fn part(&self, uid: WorkloadUid, deadline: Duration) -> oneshot::Receiver<()> {
+        let (ended, done) = oneshot::channel();
+        self.send(Command::Part(uid, deadline, ended));
+        done
     }
 
     /// Stops serving a pod and ends its connections. The receiver resolves when all of them have ended, or
@@ -213,6 +224,11 @@ async fn run(
                     }
                 }
             }
+            Command::Part(uid, deadline, ended) => match pods.get_mut(&uid) {
+                Some(served) => served.part(deadline, ended),
+                // Whoever asked may have gone away.
+                None => drop(ended.send(())),
+            },
             Command::Detach(uid, ended) => {
                 hub.requests.forget(|key| key.pod == uid);
                 hub.tunnels.forget(&uid);
@@ -252,10 +268,10 @@ const LAST_CALL: Duration = Duration::from_millis(250);
 async fn drain(hub: &Hub, pods: &mut HashMap<WorkloadUid, Served>, deadline: Duration) {
     let until = Instant::now() + deadline;
     tokio::time::sleep(LAST_CALL.min(deadline)).await;
-    for served in pods.values() {
-        served.stop_accepting();
+    for course in pods.values().flat_map(Served::courses) {
+        course.advance(Phase::Parting);
     }
-    hub.drain();
+    hub.tunnels.drain();
     // Tunnels without a connection, too: a request that was on its way when the client was told is still served.
     let left = async {
         for served in pods.values() {
@@ -280,6 +296,8 @@ struct Served {
     earlier: Vec<Course>,
     netns: u64,
     desk: Rc<Desk>,
+    /// Its parting, if it is to end.
+    parting: Option<AbortHandle>,
 }
 
 impl Served {
@@ -304,6 +322,7 @@ impl Served {
             netns,
             sockets,
             dns,
+            outlook: course.outlook(),
         };
         let door = |listener| -> io::Result<Door> {
             Ok(Door {
@@ -341,12 +360,16 @@ impl Served {
             earlier: Vec::new(),
             netns,
             desk,
+            parting: None,
         })
     }
 
     /// Takes the place of an earlier attachment of the same pod, whose connections go on.
     fn succeed(&mut self, earlier: Self) {
-        earlier.stop_accepting();
+        earlier.course.advance(Phase::Closing);
+        if let Some(parting) = &earlier.parting {
+            parting.abort();
+        }
         if earlier.netns != self.netns {
             earlier.desk.forget(earlier.netns);
         }
@@ -355,8 +378,27 @@ impl Served {
         self.earlier.retain(|course| !course.is_left());
     }
 
-    fn stop_accepting(&self) {
-        self.course.advance(Phase::Closing);
+    /// Ends in good order, and says so unless another attachment takes its place before that.
+    fn part(&mut self, deadline: Duration, ended: oneshot::Sender<()>) {
+        let courses: Vec<_> = self.courses().cloned().collect();
+        let parting = tokio::task::spawn_local(async move {
+            courses
+                .iter()
+                .for_each(|course| course.advance(Phase::Parting));
+            let left = async {
+                for course in &courses {
+                    course.until_left().await;
+                }
+            };
+            let _in_time = tokio::time::timeout(deadline, left).await;
+            for course in &courses {
+                course.advance(Phase::Ended);
+                course.until_left().await;
+            }
+            // Whoever asked may have gone away.
+            let _gone = ended.send(());
+        });
+        self.parting = Some(parting.abort_handle());
     }
 
     /// Ends every connection, and resolves when the last task is gone.

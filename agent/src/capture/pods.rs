@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use culvert_ebpf::{POD_DNS, POD_INBOUND_OPEN, PodEntry};
+use culvert_ebpf::{POD_DNS, POD_INBOUND_OPEN, POD_OUTBOUND_OPEN, PodEntry};
 
 use super::{
     Pod,
@@ -139,6 +139,9 @@ impl ArmedPod {
         }
         if !self.pod.inbound {
             flags |= POD_INBOUND_OPEN;
+        }
+        if !self.pod.outbound {
+            flags |= POD_OUTBOUND_OPEN;
         }
         let ports = self.listeners.as_ref();
         Desired {
@@ -365,6 +368,25 @@ impl ArmedPod {
                 None => PinnedLink::establish(pin, program, target, side),
             }
         })?
+    }
+
+    /// Takes nothing new, but for HBONE, and leaves what is captured in place.
+    pub(super) fn let_pass(&mut self) -> io::Result<()> {
+        self.pod.dns = false;
+        self.pod.inbound = false;
+        self.pod.outbound = false;
+        self.apply(Action::WriteEntry)
+    }
+
+    /// Whether it is being released.
+    pub(super) fn is_leaving(&self) -> bool {
+        !self.pod.outbound
+    }
+
+    /// Gives up its part in the workers' listeners: they end when the workers have closed theirs.
+    pub(super) fn close_listeners(&mut self) -> io::Result<()> {
+        self.listeners = None;
+        self.shared.maps.remove_listeners(self.netns.cookie())
     }
 
     /// Undoes everything, the entry first: nothing new is captured while the rest goes.

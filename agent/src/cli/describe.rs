@@ -227,6 +227,7 @@ fn described_pod(dump: &ConfigDump, layer7: &Layer7Dump, workload: &WorkloadDump
         strict: layer7.strict_namespaces.contains(&workload.namespace),
         capture: match state {
             Some(state) if state.state == "Up" => "captured by this agent".to_owned(),
+            Some(state) if state.state == "Draining" => "not captured any more".to_owned(),
             Some(state) => format!("not captured yet ({})", state.state),
             None if workload.protocol == "HBONE" => "on another node".to_owned(),
             None => "not in the mesh".to_owned(),

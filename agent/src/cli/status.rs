@@ -51,6 +51,7 @@ pub(super) fn text(status: &AgentStatus, objects: &[ObjectStatus], wide: bool) -
         let state = match pod.state {
             PodState::Up => "captured",
             PodState::Pending => "pending",
+            PodState::Draining => "draining",
         };
         pods.push([
             pod.namespace.clone(),

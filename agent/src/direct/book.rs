@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use culvert_ebpf::{FLOW_CLIENT, FlowEntry, SPREAD_MAX};
 use smallvec::SmallVec;
-use userspace_l7::direct::{self, Passage};
+use userspace_l7::direct::{self, Passage, Reason};
 use userspace_l7::model::{Service, Snapshot, Workload, WorkloadUid};
 
 use crate::mesh::SameNode;
@@ -364,7 +364,8 @@ impl<S: Clone> Book<S> {
                 Passage::Straight if is_encrypted => {
                     "connection closed: it has to go through the proxy now".to_owned()
                 }
-                Passage::Straight => return None,
+                // One of them leaves the mesh: whoever ends its capture ends what has not ended by itself.
+                Passage::Straight | Passage::Proxied(Reason::Uncaptured) => return None,
                 Passage::Denied(denial) => {
                     format!("connection closed due to policy change: {denial}")
                 }

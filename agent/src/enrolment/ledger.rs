@@ -35,6 +35,8 @@ pub(super) enum Pending {
     NotStarted,
     /// Something is in the way.
     Hindered(String),
+    /// It is not for the mesh any more, and what it had begun is.
+    Draining,
 }
 
 impl std::fmt::Display for Pending {
@@ -42,6 +44,7 @@ impl std::fmt::Display for Pending {
         match self {
             Self::NotStarted => f.write_str("it has not started on this node"),
             Self::Hindered(why) => f.write_str(why),
+            Self::Draining => f.write_str("it has left the mesh: connections that it had end"),
         }
     }
 }
@@ -54,10 +57,10 @@ impl Ledger {
             name: entry.pod.name.name.to_string(),
             namespace: entry.pod.name.namespace.to_string(),
             service_account: entry.pod.identity.service_account().to_owned(),
-            state: if entry.pending.is_some() {
-                PodState::Pending
-            } else {
-                PodState::Up
+            state: match entry.pending {
+                None => PodState::Up,
+                Some(Pending::NotStarted | Pending::Hindered(_)) => PodState::Pending,
+                Some(Pending::Draining) => PodState::Draining,
             },
             reason: entry.pending.as_ref().map(ToString::to_string),
             encrypted_within_node: entry.pod.same_node == SameNode::Encrypted,

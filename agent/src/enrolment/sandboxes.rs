@@ -62,7 +62,13 @@ impl Office {
         let left = whereabouts.leave(is_gone);
         let captured = self.enrolled.iter();
         let captured = captured.filter(|(_, captured)| left.contains(&captured.pod.pod_uid));
-        for uid in captured.map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
+        let draining = self.draining.iter();
+        let draining = draining.filter(|(_, one)| left.iter().any(|pod_uid| one.is_of(pod_uid)));
+        let captured = captured.map(|(uid, _)| uid.clone());
+        let gone: Vec<_> = captured
+            .chain(draining.map(|(uid, _)| uid.clone()))
+            .collect();
+        for uid in gone {
             self.release(&uid);
         }
         self.enrol_missing();

@@ -4,7 +4,7 @@
 //!  wanted ──► Initializing ──issue──► Available ──half-life──► issue … (sessions keep the old one)
 //!                 │                       │ renewal fails until the end
 //!                 └──fails──► Unavailable ◄┘──retry──► Available
-//!  no longer wanted: withdrawn, forgotten
+//!  no longer wanted: withdrawn a little later, forgotten
 //! ```
 
 use std::collections::HashSet;
@@ -186,7 +186,7 @@ impl Local {
         wanted: &HashSet<SpiffeId>,
         now: SystemTime,
     ) -> Option<SystemTime> {
-        register.want(wanted);
+        register.want(wanted, now);
         for id in register.due(now) {
             match self.ca.issue(&id, now, self.lifetime) {
                 Ok(identity) => register.issued(identity),
@@ -241,9 +241,9 @@ async fn run_remote(
     let mut requests = JoinSet::<Outcome>::new();
     let mut busy = HashSet::new();
     loop {
-        register.want(&wanted.borrow_and_update().clone());
-        remote.follow_roots(&mut register);
         let now = SystemTime::now();
+        register.want(&wanted.borrow_and_update().clone(), now);
+        remote.follow_roots(&mut register);
         for id in register.due(now) {
             if busy.len() >= AT_ONCE {
                 break;

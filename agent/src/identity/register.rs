@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -25,7 +25,12 @@ struct Svid {
     record: Record,
     current: Option<Arc<Identity>>,
     reason: Option<String>,
+    /// Since when nobody wants it any more.
+    unwanted: Option<SystemTime>,
 }
+
+/// How long an identity outlives its last pod: one that leaves the mesh has connections to end, and they may need new tunnels.
+const LINGERING: Duration = Duration::from_secs(10);
 
 /// Where a wanted SVID is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,18 +70,14 @@ impl Register {
         self.statuses.subscribe()
     }
 
-    /// Takes over which SVIDs are wanted: those that are not any more are withdrawn.
-    pub(super) fn want(&mut self, wanted: &HashSet<SpiffeId>) {
-        let before = self.svids.len();
-        self.svids.retain(|id, _| {
-            let keep = wanted.contains(id);
-            if !keep {
-                self.identities.withdraw(id);
-                info!(identity = %id, "identity withdrawn");
-            }
-            keep
-        });
-        let mut changed = self.svids.len() != before;
+    /// Takes over which SVIDs are wanted at `now`: those that are not any more are withdrawn a while later.
+    pub(super) fn want(&mut self, wanted: &HashSet<SpiffeId>, now: SystemTime) {
+        let mut changed = false;
+        for (id, svid) in &mut self.svids {
+            let unwanted = (!wanted.contains(id)).then(|| svid.unwanted.unwrap_or(now));
+            changed |= svid.unwanted != unwanted;
+            svid.unwanted = unwanted;
+        }
         for id in wanted {
             if !self.svids.contains_key(id) {
                 self.svids.insert(id.clone(), Svid::default());
@@ -91,7 +92,7 @@ impl Register {
 
     /// What is to be issued at `now`: first what there is none of yet.
     pub(super) fn due(&self, now: SystemTime) -> Vec<SpiffeId> {
-        let is_due = |svid: &Svid| svid.record.duty(now) == Duty::Issue;
+        let is_due = |svid: &Svid| svid.unwanted.is_none() && svid.record.duty(now) == Duty::Issue;
         let due = self.svids.iter().filter(|(_, svid)| is_due(svid));
         let mut due: Vec<_> = due
             .map(|(id, svid)| (svid.current.is_some(), id.clone()))
@@ -102,8 +103,10 @@ impl Register {
 
     /// Gives up what is over at `now`. The time of the next duty, if there is one, of all but those in `busy`.
     pub(super) fn next(&mut self, now: SystemTime, busy: &HashSet<SpiffeId>) -> Option<SystemTime> {
-        let (mut next, mut changed) = (None::<SystemTime>, false);
-        for (id, svid) in &mut self.svids {
+        let mut next = self.withdraw_unwanted(now);
+        let mut changed = false;
+        let wanted = self.svids.iter_mut();
+        for (id, svid) in wanted.filter(|(_, svid)| svid.unwanted.is_none()) {
             let at = match svid.record.duty(now) {
                 Duty::Issue if busy.contains(id) => continue,
                 // An SVID so short-lived that half of it is over already.
@@ -126,10 +129,30 @@ impl Register {
         next
     }
 
+    /// Withdraws what has been wanted by nobody for long enough at `now`. The time when there is more of it.
+    fn withdraw_unwanted(&mut self, now: SystemTime) -> Option<SystemTime> {
+        let mut next = None::<SystemTime>;
+        self.svids.retain(|id, svid| {
+            let Some(since) = svid.unwanted else {
+                return true;
+            };
+            let over = since + LINGERING;
+            if svid.current.is_some() && now < over {
+                next = Some(next.map_or(over, |next| next.min(over)));
+                return true;
+            }
+            self.identities.withdraw(id);
+            info!(identity = %id, "identity withdrawn");
+            false
+        });
+        next
+    }
+
     /// An SVID was issued. One that nobody wants any more is not published.
     pub(super) fn issued(&mut self, identity: Identity) {
         let identity = Arc::new(identity);
-        let Some(svid) = self.svids.get_mut(identity.id()) else {
+        let svid = self.svids.get_mut(identity.id());
+        let Some(svid) = svid.filter(|svid| svid.unwanted.is_none()) else {
             return;
         };
         let (not_before, not_after) = (identity.not_before(), identity.not_after());
@@ -143,6 +166,7 @@ impl Register {
             record,
             current: Some(identity),
             reason: None,
+            unwanted: None,
         };
         self.report();
     }
@@ -170,6 +194,7 @@ impl Register {
         let mut statuses: Vec<_> = self
             .svids
             .iter()
+            .filter(|(_, svid)| svid.unwanted.is_none())
             .map(|(id, svid)| SvidStatus {
                 id: id.clone(),
                 state: svid.state(),

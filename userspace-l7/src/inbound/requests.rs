@@ -67,7 +67,7 @@ pub(super) async fn serve(
     flow: Rc<OpenFlow>,
 ) -> Result<(), hyper::Error> {
     let key = Rc::new(exchange.key());
-    let draining = exchange.hub.draining();
+    let parting = exchange.pod.outlook.parting();
     let pool = exchange.hub.requests.clone();
     let _closed_with_it = CloseIdle(pool.clone(), Rc::clone(&key));
     if let Some(app) = app {
@@ -87,7 +87,7 @@ pub(super) async fn serve(
             async move { Ok::<_, Infallible>(exchange.answer(&key, &handover, request).await) }
         })
     };
-    http::serve(wire, version, service, handover, draining).await
+    http::serve(wire, version, service, handover, parting).await
 }
 
 /// The client's connection has ended, and with it those that the application had for it.

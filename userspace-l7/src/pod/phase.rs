@@ -14,8 +14,10 @@ use tokio::sync::Notify;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     Serving,
-    /// Accept nothing more; let connections end by themselves.
+    /// Accept nothing more; connections go on.
     Closing,
+    /// Connections end after what they have under way, where the peer can be told.
+    Parting,
     /// End connections too.
     Ended,
 }
@@ -46,9 +48,12 @@ impl Course {
 
     /// A view for one task.
     pub(crate) fn follow(&self) -> Follower {
-        let told = Rc::clone(&self.0.0);
-        let place = told.followers.borrow_mut().insert(None);
-        Follower { told, place }
+        Follower::of(&self.0.0)
+    }
+
+    /// For those who will follow later.
+    pub(crate) fn outlook(&self) -> Outlook {
+        Outlook(Rc::clone(&self.0.0))
     }
 
     /// Moves on to a phase, never back.
@@ -95,6 +100,18 @@ impl Told {
     }
 }
 
+/// What a pod's tasks can learn of its phase. By itself it is no follower: nobody waits for it.
+#[derive(Clone)]
+pub(crate) struct Outlook(Rc<Told>);
+
+impl Outlook {
+    /// Resolves once the pod parts, or has ended. Whoever holds it follows the pod.
+    pub(crate) fn parting(&self) -> impl Future<Output = ()> + use<> {
+        let follower = Follower::of(&self.0);
+        poll_fn(move |cx| follower.poll_reached(Phase::Parting, cx))
+    }
+}
+
 /// One task's view of its pod's phase.
 pub(crate) struct Follower {
     told: Rc<Told>,
@@ -102,6 +119,12 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
+    fn of(told: &Rc<Told>) -> Self {
+        let place = told.followers.borrow_mut().insert(None);
+        let told = Rc::clone(told);
+        Self { told, place }
+    }
+
     /// Ready once the phase is `phase` or a later one. Only the last caller is woken.
     pub(crate) fn poll_reached(&self, phase: Phase, cx: &Context<'_>) -> Poll<()> {
         if self.told.phase.get() >= phase {
@@ -127,9 +150,7 @@ impl Follower {
 
 impl Clone for Follower {
     fn clone(&self) -> Self {
-        let told = Rc::clone(&self.told);
-        let place = told.followers.borrow_mut().insert(None);
-        Self { told, place }
+        Self::of(&self.told)
     }
 }
 
@@ -160,11 +181,15 @@ mod tests {
             let course = Course::new();
             let (closing, ended) = (course.follow(), course.follow());
             let closing = spawn_local(async move { closing.reached(Phase::Closing).await });
+            let parting = spawn_local(course.outlook().parting());
             let ended = spawn_local(async move { ended.reached(Phase::Ended).await });
             yield_now().await;
             assert!(!closing.is_finished());
             course.advance(Phase::Closing);
             closing.await.unwrap();
+            assert!(!parting.is_finished());
+            course.advance(Phase::Parting);
+            parting.await.unwrap();
             assert!(!ended.is_finished() && !course.is_left());
             course.advance(Phase::Ended);
             course.until_left().await;

@@ -25,7 +25,7 @@ use crate::model::{
     WorkloadUid,
 };
 use crate::names::Nameless;
-use crate::pod::{Answer, Family, Opening, Pod, PodSockets};
+use crate::pod::{Answer, Course, Family, Opening, Pod, PodSockets};
 use crate::ring::Tcp;
 use crate::telemetry::Metrics;
 use crate::tls::Identities;
@@ -48,6 +48,8 @@ pub(super) struct Mesh {
     authority: Authority,
     identities: Arc<Identities>,
     hub: Rc<Hub>,
+    /// All pods'.
+    course: Course,
     listening: RefCell<Vec<JoinHandle<()>>>,
 }
 
@@ -110,6 +112,7 @@ impl Mesh {
             authority: Authority::new("root"),
             identities,
             hub,
+            course: Course::new(),
             listening: RefCell::default(),
         };
         mesh.workload("client");
@@ -311,6 +314,7 @@ impl Mesh {
             netns: 0,
             sockets: Arc::new(Loopback),
             dns: None,
+            outlook: self.course.outlook(),
         };
         let task = spawn_local(async move {
             let mut journeys = tokio::task::JoinSet::new();

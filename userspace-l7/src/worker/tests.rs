@@ -12,6 +12,7 @@ fn served(desk: &Rc<Desk>, netns: u64) -> Served {
         earlier: Vec::new(),
         netns,
         desk: Rc::clone(desk),
+        parting: None,
     }
 }
 
@@ -58,6 +59,70 @@ fn connections_go_on_when_their_pod_is_attached_again_and_end_with_it() {
         served_now.end().await;
         tokio::task::yield_now().await;
         assert_eq!(ended(&connections), 3);
+    };
+    ring::run(Backend::Epoll, story).unwrap();
+}
+
+/// A pod with a request under way that is answered when the test says so, and bytes that never end.
+struct Busy {
+    served: Served,
+    answer: oneshot::Sender<()>,
+    request: tokio::task::JoinHandle<()>,
+    bytes: tokio::task::JoinHandle<()>,
+}
+
+impl Busy {
+    fn new(desk: &Rc<Desk>) -> Self {
+        let served = served(desk, 1);
+        let (answer, answered) = oneshot::channel();
+        let parting = served.course.outlook().parting();
+        let request = until_ended(served.course.follow(), async move {
+            parting.await;
+            answered.await.unwrap();
+        });
+        let bytes = until_ended(served.course.follow(), pending());
+        Self {
+            request: tokio::task::spawn_local(request),
+            bytes: tokio::task::spawn_local(bytes),
+            served,
+            answer,
+        }
+    }
+}
+
+#[test]
+fn what_a_pod_has_under_way_when_it_leaves_has_its_time_and_no_more() {
+    const DEADLINE: Duration = Duration::from_millis(200);
+    let story = async {
+        let desk = Desk::new(hub());
+        let mut busy = Busy::new(&desk);
+        let (ended, mut left) = oneshot::channel();
+        let begun = Instant::now();
+        busy.served.part(DEADLINE, ended);
+        busy.answer.send(()).unwrap();
+        busy.request.await.unwrap();
+        assert!(!busy.bytes.is_finished() && left.try_recv().is_err());
+        left.await.unwrap();
+        assert!(begun.elapsed() >= DEADLINE);
+        busy.bytes.await.unwrap();
+    };
+    ring::run(Backend::Epoll, story).unwrap();
+}
+
+#[test]
+fn a_pod_that_comes_back_while_it_leaves_keeps_its_connections() {
+    let story = async {
+        let desk = Desk::new(hub());
+        let mut busy = Busy::new(&desk);
+        let (ended, left) = oneshot::channel();
+        busy.served.part(Duration::from_secs(60), ended);
+        tokio::task::yield_now().await;
+        let mut again = served(&desk, 1);
+        again.succeed(busy.served);
+        assert!(left.await.is_err(), "it has not left");
+        assert!(!busy.request.is_finished() && !busy.bytes.is_finished());
+        again.end().await;
+        busy.bytes.await.unwrap();
     };
     ring::run(Backend::Epoll, story).unwrap();
 }

@@ -117,6 +117,7 @@ fn pod_state(pod: &PodStatus, trust_domain: &str) -> WorkloadStateDump {
     let state = match pod.state {
         PodState::Up => "Up",
         PodState::Pending => "Pending",
+        PodState::Draining => "Draining",
     };
     WorkloadStateDump {
         state: state.to_owned(),

@@ -37,6 +37,10 @@ pub(super) fn client_step(client: &Workload, pods: &[PodStatus]) -> ClientStep {
     let own = pods.iter().find(|pod| pod.uid == client.uid.as_str());
     let capture = match own {
         Some(pod) if pod.state == PodState::Up => "captured by this node's agent".to_owned(),
+        Some(pod) if pod.state == PodState::Draining => {
+            "not captured any more: it has left the mesh, and only what it had begun goes on"
+                .to_owned()
+        }
         Some(pod) => format!(
             "not captured yet: {}",
             pod.reason.as_deref().unwrap_or("the agent is at it")

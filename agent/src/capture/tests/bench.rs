@@ -49,6 +49,7 @@ impl TestPod {
             addresses: vec![self.v4.into(), self.v6.into()],
             dns: false,
             inbound: true,
+            outbound: true,
         }
     }
 

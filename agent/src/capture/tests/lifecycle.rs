@@ -24,7 +24,7 @@ use super::{
         programs::{CGROUP_HOOKS, Loader, Variant},
         sys,
     },
-    bench::{Bench, PATIENCE, TestPod, at, call},
+    bench::{Bench, PATIENCE, TestPod, at, call, finish},
 };
 
 const FOREIGN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
@@ -113,6 +113,34 @@ fn release_ends_captured_connections() {
     }
     assert!(sys::is_listening(untouched.as_fd()).unwrap());
     drop(enrolled);
+}
+
+#[test]
+fn a_pod_that_is_let_pass_keeps_what_was_captured_and_has_the_rest_to_itself() {
+    let mut bench = Bench::new();
+    bench.enrol_a();
+    let (v4, v6) = (bench.a.v4, bench.a.v6);
+    let captured = bench
+        .a
+        .run(|| TcpStream::connect(at(FOREIGN, 443)))
+        .unwrap();
+    let uid = bench.a.name.clone();
+    bench.capture().let_pass(&uid).unwrap();
+    assert_eq!(kinds_of(&mut bench), [""; 0], "it is meant to be so");
+    let call_from = |pod: &TestPod, to| pod.run(|| call(to)).unwrap().greeting.from;
+    let (_own, _other) = (bench.a.serve(8080), bench.b.serve(8080));
+    for to in [at(bench.b.v4, 8080), at(bench.b.v6, 8080)] {
+        assert_eq!(call_from(&bench.a, to), "app", "its own connections");
+    }
+    for to in [at(v4, 8080), at(v6, 8080)] {
+        assert_eq!(call_from(&bench.b, to), "app", "connections to it");
+    }
+    let hbone = at(v4, 15008);
+    assert_eq!(call_from(&bench.b, hbone), "hbone", "who has not heard yet");
+    assert_eq!(finish(captured).unwrap().greeting.from, "outbound");
+    bench.enrol_a();
+    assert_eq!(call_from(&bench.a, at(FOREIGN, 443)), "outbound");
+    assert_eq!(call_from(&bench.b, at(v4, 8080)), "inbound");
 }
 
 #[test]

@@ -63,10 +63,17 @@ fn wanted_svids_are_issued_renewed_and_withdrawn() {
     assert_ne!(second.serial(), first.serial());
     // A session that began with the first one, or begins now, is not affected.
     first.check_trusted(next).unwrap();
-    keeper.keep(&HashSet::from([id("b")]), next);
-    assert!(identities.get(&id("a")).is_none());
+    // Connections of a pod that leaves the mesh may still need a tunnel.
+    let over = keeper.keep(&HashSet::from([id("b")]), next).unwrap();
+    assert!(identities.get(&id("a")).is_some() && over > next);
     assert_eq!(statuses.borrow().len(), 1);
-    assert_eq!(keeper.keep(&HashSet::new(), next), None);
+    keeper.keep(&both, next);
+    assert_eq!(statuses.borrow().len(), 2, "it is back");
+    keeper.keep(&HashSet::from([id("b")]), next);
+    keeper.keep(&HashSet::from([id("b")]), over);
+    assert!(identities.get(&id("a")).is_none());
+    let over = keeper.keep(&HashSet::new(), over).unwrap();
+    assert_eq!(keeper.keep(&HashSet::new(), over), None);
     assert!(identities.all().is_empty() && statuses.borrow().is_empty());
 }
 
