@@ -13,36 +13,34 @@
 mod asking;
 mod controller;
 mod dns;
+mod node;
 mod runtime;
 mod state;
+mod stop;
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 use userspace_l7::key_sets::KeySets;
 use userspace_l7::model::{Snapshot, SpiffeId, WorkloadUid};
 use userspace_l7::pod;
-use userspace_l7::ring::{self, Backend};
+use userspace_l7::ring::Backend;
 use userspace_l7::telemetry::Metrics;
 use userspace_l7::tls::Identities;
 use userspace_l7::worker::{self, Worker};
 
 use crate::admin::{self, AdminServer, Endpoints, Services, logging};
 use crate::capture::{self, Capture, Openings};
-use crate::config::{AgentArgs, Authority, ControllerArgs, IoUring, Source};
+use crate::config::{AgentArgs, Authority, ControllerArgs, Source};
 use crate::direct::{self, Direct, DirectMetrics, DirectThread};
-use crate::discovery::Processes;
 use crate::dns::DnsMetrics;
 use crate::enrolment::{self, Enrolment, Orders};
 use crate::hosts::{self, HostWatch};
@@ -56,15 +54,14 @@ use crate::sources::{
 };
 use asking::Asking;
 pub use controller::ControllerError;
+use node::{backend, pods_cgroup, processes, raise_file_limit};
 use runtime::Runtime;
 use state::{Seen, State};
+use stop::{CLOSING, failure_of, told_to_stop, until_idle};
 
 /// Where metrics and readiness are served, on every address of the node (ztunnel's ports).
 const METRICS_PORT: u16 = 15020;
 const READINESS_PORT: u16 = 15021;
-
-/// How much of the time to drain is left for what is under way when no new connection is taken any more.
-const CLOSING: Duration = Duration::from_secs(2);
 
 /// Runs the agent until it is told to stop.
 ///
@@ -118,6 +115,17 @@ fn any(port: u16) -> Vec<SocketAddr> {
         SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
         (Ipv4Addr::UNSPECIFIED, port).into(),
     ]
+}
+
+/// Where the agent is asked.
+fn endpoints(args: &AgentArgs) -> Endpoints {
+    Endpoints {
+        admin: vec![args.admin],
+        // Everybody on the node's network reaches loopback.
+        socket: Some(args.run_dir.join(admin::SOCKET)),
+        metrics: any(METRICS_PORT),
+        readiness: any(READINESS_PORT),
+    }
 }
 
 /// What the proxy threads begin with.
@@ -339,26 +347,6 @@ fn compiler(args: &AgentArgs) -> Compiler {
     })
 }
 
-/// What all pods of the node live under, as far as that is known.
-fn pods_cgroup(args: &AgentArgs) -> Option<PathBuf> {
-    let is_cluster = args.pod_netns() == PodNetns::Found;
-    let kubelets = || capture::find_kubepods(args.host_cgroup.as_deref());
-    let found = args.pods_cgroup.clone();
-    let found = found.or_else(|| is_cluster.then(kubelets).flatten());
-    if is_cluster && found.is_none() {
-        warn!(
-            "the kubelet's cgroup is not found: pods that use the node's network may probe pods as the kubelet does"
-        );
-    }
-    found
-}
-
-/// Where pods are looked for that do not say themselves where they run.
-fn processes(args: &AgentArgs) -> Option<Processes> {
-    let is_found = args.pod_netns() == PodNetns::Found;
-    is_found.then(|| Processes::new(args.host_proc.clone()))
-}
-
 /// Tells the capture thread of a listener that stopped working.
 fn listener_lost(orders: &Orders) -> Arc<dyn Fn(&WorkloadUid) + Send + Sync> {
     let orders = orders.clone();
@@ -394,14 +382,7 @@ impl Agent {
         } = self;
         let shown: Arc<dyn admin::AdminState> = Arc::<State>::clone(&state);
         admin::register(&mut registry, Arc::clone(&shown));
-        let endpoints = Endpoints {
-            admin: vec![args.admin],
-            // Everybody on the node's network reaches loopback.
-            socket: Some(args.run_dir.join(admin::SOCKET)),
-            metrics: any(METRICS_PORT),
-            readiness: any(READINESS_PORT),
-        };
-        let server = AdminServer::bind(&endpoints)?;
+        let server = AdminServer::bind(&endpoints(args))?;
         let services = Services {
             state: shown,
             registry: Arc::new(registry),
@@ -413,18 +394,30 @@ impl Agent {
         let keeper = tokio::spawn(keeper.run(wanted));
         let asking = asking.start();
         let dns = tokio::spawn(dns.run());
-        let runtime = tokio::spawn(async move {
-            if let Some(runtime) = runtime {
-                runtime.serve().await;
-            }
-        });
-
-        told_to_stop(&state).await?;
+        let runtime = runtime.map(|runtime| tokio::spawn(runtime.serve()));
+        let is_without =
+            |direct: Option<&DirectThread>| direct.is_some_and(DirectThread::has_ended);
+        let vital = || {
+            let threads = [
+                ("capture", enrolment.has_ended()),
+                ("worker", workers.iter().any(Worker::is_finished)),
+                ("direct", is_without(direct.as_ref())),
+            ];
+            let tasks = [("identity", &keeper), ("DNS", &dns), ("admin", &admin)];
+            let tasks = tasks.map(|(name, task)| (name, task.is_finished()));
+            threads.into_iter().chain(tasks)
+        };
+        tokio::select! {
+            told = told_to_stop(&state) => told?,
+            part = failure_of(vital) => bail!("the {part} part has failed: the agent ends, to be started anew"),
+        }
         info!("agent stopping: connections may end by themselves for a while");
         let closing = CLOSING.min(args.drain());
         until_idle(&workers, args.drain().saturating_sub(closing)).await;
         drop(sources);
-        runtime.abort();
+        if let Some(runtime) = runtime {
+            runtime.abort();
+        }
         info!("agent stopping: new connections wait for the next one");
         enrolment.stop(closing + args.restart_window());
         workers.iter().for_each(|worker| worker.drain(closing));
@@ -442,30 +435,6 @@ impl Agent {
         info!("agent stopped");
         Ok(())
     }
-}
-
-/// Serves on until no connection is left, or the time is over: the next agent cannot start before this one has ended, and
-/// new connections need not wait for those that last.
-async fn until_idle(workers: &[Worker], patience: Duration) {
-    let idle = async {
-        for worker in workers {
-            worker.idle().await;
-        }
-    };
-    // Those that last longer are ended.
-    let _all_ended = tokio::time::timeout(patience, idle).await;
-}
-
-/// Resolves when an administrator or the system wants the agent to stop.
-async fn told_to_stop(state: &State) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        () = state.stop_requested() => {}
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
 }
 
 impl Mesh {
@@ -600,28 +569,4 @@ impl Mesh {
 /// The mesh for one of its sources. What another one's panic left behind is computed anew from the objects.
 fn lock(mesh: &Mutex<Mesh>) -> MutexGuard<'_, Mesh> {
     mesh.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Chooses how workers wait for their sockets.
-fn backend(wanted: IoUring) -> Result<Backend> {
-    match (wanted, ring::probe()) {
-        (IoUring::Off, _) => Ok(Backend::Epoll),
-        (_, Ok(())) => Ok(Backend::Uring),
-        (IoUring::Auto, Err(unavailable)) => {
-            warn!(reason = %unavailable, "io_uring is not to be had: running on epoll");
-            Ok(Backend::Epoll)
-        }
-        (IoUring::Require, Err(unavailable)) => {
-            bail!("io_uring is required and not to be had: {unavailable}")
-        }
-    }
-}
-
-/// Every connection takes two descriptors, and the usual soft limit is made for select(2).
-fn raise_file_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        warn!(%error, "cannot raise the limit of open files");
-    }
 }

@@ -112,6 +112,11 @@ pub(crate) fn start(
 }
 
 impl DirectThread {
+    /// Whether it has ended, which it does by itself only after a failure.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Ends the thread. Verdicts hold until the heartbeat is missed.
     pub(crate) fn stop(self) {
         let _stopped = self.orders.send(Order::Stop);
@@ -193,7 +198,9 @@ impl Direct {
     pub(crate) fn carried(&self) -> BTreeSet<WorkloadUid> {
         let flows = self.path.flows().unwrap_or_default();
         let book = self.lock();
-        let owners = flows.iter().filter_map(|(_, flow)| book.member(flow.own_netns()));
+        let owners = flows
+            .iter()
+            .filter_map(|(_, flow)| book.member(flow.own_netns()));
         owners.map(|owner| owner.uid.clone()).collect()
     }
 

@@ -123,6 +123,11 @@ impl Enrolment {
         Arc::clone(&self.ledger)
     }
 
+    /// Whether the thread has ended, which it does by itself only after a failure.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Ends the thread. Pods stay as they are; for so long, their new connections wait for the next agent.
     pub(crate) fn stop(self, window: Duration) {
         self.orders.give(Order::Stop(window));
@@ -247,8 +252,7 @@ impl Office {
             let uids: BTreeSet<_> = self.wanted.values().map(|pod| &*pod.pod_uid).collect();
             let draining = &self.draining;
             let drains = |pod: &str| draining.values().any(|one| one.is_of(pod));
-            whereabouts
-                .keep(|pod| uids.contains(pod) || arrivals.is_awaited(pod) || drains(pod));
+            whereabouts.keep(|pod| uids.contains(pod) || arrivals.is_awaited(pod) || drains(pod));
             whereabouts.look(self.wanted.values().map(|pod| Arc::clone(&pod.pod_uid)));
         }
         let mut missing = Vec::new();

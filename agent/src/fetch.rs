@@ -29,7 +29,7 @@ use tokio_rustls::TlsConnector;
 use userspace_l7::model::{NamespacedHostname, Snapshot};
 
 pub use address::Place;
-pub use error::{FetchError, Misplaced, TrustError, sentence};
+pub use error::{FetchError, Misplaced, TrustError};
 pub use exchange::{Answer, Ask, Version};
 pub use trust::Trust;
 

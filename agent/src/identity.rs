@@ -18,6 +18,6 @@ mod tests;
 
 pub use ca::{IssueError, LocalCa, LocalCaError, Subject};
 pub use files::{CERTIFICATE, CHAIN, CaFiles, CaFilesError, KEY, ROOTS};
-pub use keeper::{SvidKeeper, sentence};
+pub use keeper::SvidKeeper;
 pub use register::{SvidState, SvidStatus};
 pub use remote::{RemoteError, RemoteSettings, RootSource};

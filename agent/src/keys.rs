@@ -24,7 +24,8 @@ use userspace_l7::key_sets::KeySets;
 use userspace_l7::model::{JwksSource, Snapshot};
 use userspace_l7::policy::jwt::KeySet;
 
-use crate::fetch::{Client, Place, sentence};
+use crate::fetch::{Client, Place};
+use crate::sentence::sentence;
 
 pub use download::DownloadError;
 pub use metrics::KeyMetrics;

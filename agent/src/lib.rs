@@ -33,6 +33,7 @@ pub mod identity;
 pub mod keys;
 pub mod mesh;
 pub mod privilege;
+mod sentence;
 pub mod signing;
 pub mod sources;
 pub mod spans;

@@ -448,13 +448,7 @@ fn bytes_within_the_node_are_encrypted_where_somebody_wants_it() -> Result<()> {
         "namespace-app.yaml",
         &namespace("  annotations:\n    culvert.dev/same-node: encrypted\n"),
     )?;
-    eventually("it drains", SOON, || {
-        let dump = pods.agent()?.config_dump()?["workloadState"].to_string();
-        ensure!(dump.contains("Draining"), "{dump}");
-        Ok(())
-    })?;
-    echoes(&live, "it has its time")?;
-    eventually("what was straight ends", DRAINED, || {
+    eventually("what was straight ends", AT_ONCE * 2, || {
         ensure!(echoes(&live, "still").is_err(), "it lives on");
         Ok(())
     })?;
@@ -618,7 +612,13 @@ fn a_server_that_leaves_the_mesh_takes_its_verdicts_with_it() -> Result<()> {
     pods.lab
         .manifests()
         .apply(&pods.server.file(), &pods.server.manifest_as(false, true))?;
-    eventually("what was straight ends", AT_ONCE * 2, || {
+    eventually("it drains", SOON, || {
+        let dump = pods.agent()?.config_dump()?["workloadState"].to_string();
+        ensure!(dump.contains("Draining"), "{dump}");
+        Ok(())
+    })?;
+    echoes(&live, "it has its time")?;
+    eventually("what was straight ends", DRAINED, || {
         ensure!(echoes(&live, "still").is_err(), "it lives on");
         Ok(())
     })?;

@@ -25,7 +25,7 @@ fn enrol(mesh: &EchoMesh, mode: &str) -> Result<()> {
 fn is_enrolled(mesh: &EchoMesh, expected: bool) -> Result<()> {
     for (node, pod) in [("a", "echo-v2"), ("b", "echo-v1")] {
         let what = format!("{pod} is enrolled: {expected}");
-        eventually(&what, Duration::from_secs(10), || {
+        eventually(&what, Duration::from_secs(20), || {
             let status = mesh.lab.agent(node)?.get(15000, "/status")?.text();
             let status: serde_json::Value = serde_json::from_str(&status)?;
             let pods = status["pods"].as_array().into_iter().flatten();

@@ -123,6 +123,29 @@ fn server_routing() -> Result<()> {
 }
 
 #[test]
+fn a_virtual_service_delegates() -> Result<()> {
+    let delegate = |subset: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: team, namespace: shop}}\nspec: {{http: \
+             [{{route: [{{destination: {{host: echo, subset: {subset}}}}}]}}]}}\n"
+        )
+    };
+    let (mesh, to) = shop_with(&virtual_service(
+        "  - match: [{uri: {prefix: /team}}]\n    headers: {response: {set: {x-team: 'yes'}}}\n    delegate: {name: team}\n  - \
+         route: [{destination: {host: echo, subset: v1}}]\n",
+    ))?;
+    mesh.apply("team.yaml", &delegate("v1"))?;
+    mesh.soon("the team's rules hold", || {
+        let answer = mesh.ask("client", to, &Ask::get("/team"))?;
+        ensure!(answer.header("x-team") == Some("yes"), "{answer:?}");
+        Ok(())
+    })?;
+    mesh.apply("team.yaml", &delegate("v2"))?;
+    reaches(&mesh, to, &Ask::get("/team/x"), "echo-v2")?;
+    reaches(&mesh, to, &Ask::get("/other"), "echo-v1")
+}
+
+#[test]
 fn faults_are_injected() -> Result<()> {
     let to_v1 = "    route: [{destination: {host: echo, subset: v1}}]\n";
     let (mesh, to) = shop_with(&virtual_service(&format!(

@@ -382,9 +382,9 @@ impl Served {
     fn part(&mut self, deadline: Duration, ended: oneshot::Sender<()>) {
         let courses: Vec<_> = self.courses().cloned().collect();
         let parting = tokio::task::spawn_local(async move {
-            courses
-                .iter()
-                .for_each(|course| course.advance(Phase::Parting));
+            for course in &courses {
+                course.advance(Phase::Parting);
+            }
             let left = async {
                 for course in &courses {
                     course.until_left().await;

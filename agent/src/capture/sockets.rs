@@ -32,6 +32,8 @@ use super::{
 /// Sockets made at once: enough that entering the namespace (some 50 microseconds with its threads)
 /// disappears beside the connections themselves, few enough to keep for every idle pod.
 const BATCH: usize = 32;
+/// The same for queries of the DNS proxy's.
+const DATAGRAM_BATCH: usize = 8;
 /// Made at once for a pod that used a batch up within [`SOON`]: each batch costs two threads, which at
 /// thousands of connections a second is felt.
 const LARGE_BATCH: usize = 128;
@@ -46,8 +48,10 @@ pub(crate) struct Sockets {
     netns: Arc<Netns>,
     maps: Arc<Maps>,
     answers: Answers,
-    v4: Stock,
-    v6: Stock,
+    tcp_v4: Stock,
+    tcp_v6: Stock,
+    udp_v4: Stock,
+    udp_v6: Stock,
     this: Weak<Self>,
 }
 
@@ -55,6 +59,34 @@ pub(crate) struct Sockets {
 struct Stock {
     shelf: Mutex<Shelf>,
     refilling: AtomicBool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Tcp(Family),
+    Udp(Family),
+}
+
+impl Kind {
+    fn batch(self) -> usize {
+        match self {
+            Self::Tcp(_) => BATCH,
+            Self::Udp(_) => DATAGRAM_BATCH,
+        }
+    }
+
+    fn open(self) -> io::Result<OwnedFd> {
+        let (family, kind) = match self {
+            Self::Tcp(family) => (family, SockType::Stream),
+            Self::Udp(family) => (family, SockType::Datagram),
+        };
+        let family = match family {
+            Family::V4 => AddressFamily::Inet,
+            Family::V6 => AddressFamily::Inet6,
+        };
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        Ok(socket(family, kind, flags, None)?)
+    }
 }
 
 /// What is in stock, and when it was filled last.
@@ -71,8 +103,10 @@ impl Sockets {
             netns,
             maps,
             answers,
-            v4: Stock::default(),
-            v6: Stock::default(),
+            tcp_v4: Stock::default(),
+            tcp_v6: Stock::default(),
+            udp_v4: Stock::default(),
+            udp_v6: Stock::default(),
             this: Weak::clone(this),
         })
     }
@@ -83,15 +117,7 @@ impl Sockets {
     ///
     /// When the stock is empty and no socket can be made in the pod.
     pub(crate) fn outbound(&self, family: Family) -> io::Result<OwnedFd> {
-        if let Some(socket) = self.take(family) {
-            return Ok(socket);
-        }
-        let mut batch = self.make(family, BATCH)?;
-        let socket = batch
-            .pop()
-            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        self.stock(family).lock().put(batch);
-        Ok(socket)
+        self.unconnected(Kind::Tcp(family))
     }
 
     /// An unconnected TCP socket in the pod, for a connection from one of the pod's addresses to the
@@ -199,11 +225,9 @@ impl Sockets {
     ///
     /// # Errors
     ///
-    /// When no socket can be made in the pod.
+    /// As [`outbound`](Self::outbound).
     pub(crate) fn datagram(&self, family: Family) -> io::Result<OwnedFd> {
-        let socket = self.netns.run(|| open(family, SockType::Datagram))??;
-        self.maps.set_note(&socket, &own_note())?;
-        Ok(socket)
+        self.unconnected(Kind::Udp(family))
     }
 
     /// The resolver that a DNS client of the pod meant, given the source address of its query at the
@@ -217,45 +241,58 @@ impl Sockets {
         self.maps.resolver(self.netns.cookie(), source)
     }
 
-    fn take(&self, family: Family) -> Option<OwnedFd> {
+    fn unconnected(&self, kind: Kind) -> io::Result<OwnedFd> {
+        if let Some(socket) = self.take(kind) {
+            return Ok(socket);
+        }
+        let mut batch = self.make(kind, kind.batch())?;
+        let socket = batch
+            .pop()
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        self.stock(kind).lock().put(batch);
+        Ok(socket)
+    }
+
+    fn take(&self, kind: Kind) -> Option<OwnedFd> {
         let (socket, wanted) = {
-            let mut stock = self.stock(family).lock();
-            (stock.sockets.pop(), stock.wants(Instant::now()))
+            let mut stock = self.stock(kind).lock();
+            let wanted = stock.wants(Instant::now(), kind.batch());
+            (stock.sockets.pop(), wanted)
         };
         if let Some(count) = wanted.filter(|_| socket.is_some()) {
-            self.refill(family, count);
+            self.refill(kind, count);
         }
         socket
     }
 
     /// Makes a batch in the background, unless one is being made. If that fails, nothing is lost: the
     /// connection that finds the stock empty tries for itself and reports the error.
-    fn refill(&self, family: Family, count: usize) {
-        if self.stock(family).refilling.swap(true, Ordering::AcqRel) {
+    fn refill(&self, kind: Kind, count: usize) {
+        if self.stock(kind).refilling.swap(true, Ordering::AcqRel) {
             return;
         }
         let Some(this) = self.this.upgrade() else {
             return;
         };
         let work = move || {
-            if let Ok(batch) = this.make(family, count) {
-                this.stock(family).lock().put(batch);
+            if let Ok(batch) = this.make(kind, count) {
+                this.stock(kind).lock().put(batch);
             }
-            this.stock(family).refilling.store(false, Ordering::Release);
+            this.stock(kind).refilling.store(false, Ordering::Release);
         };
         if thread::Builder::new()
             .name("sockets".to_owned())
             .spawn(work)
             .is_err()
         {
-            self.stock(family).refilling.store(false, Ordering::Release);
+            self.stock(kind).refilling.store(false, Ordering::Release);
         }
     }
 
-    fn make(&self, family: Family, count: usize) -> io::Result<Vec<OwnedFd>> {
+    fn make(&self, kind: Kind, count: usize) -> io::Result<Vec<OwnedFd>> {
         let batch = self.netns.run(|| {
             (0..count)
-                .map(|_| open(family, SockType::Stream))
+                .map(|_| kind.open())
                 .collect::<io::Result<Vec<_>>>()
         })??;
         for socket in &batch {
@@ -264,10 +301,12 @@ impl Sockets {
         Ok(batch)
     }
 
-    fn stock(&self, family: Family) -> &Stock {
-        match family {
-            Family::V4 => &self.v4,
-            Family::V6 => &self.v6,
+    fn stock(&self, kind: Kind) -> &Stock {
+        match kind {
+            Kind::Tcp(Family::V4) => &self.tcp_v4,
+            Kind::Tcp(Family::V6) => &self.tcp_v6,
+            Kind::Udp(Family::V4) => &self.udp_v4,
+            Kind::Udp(Family::V6) => &self.udp_v6,
         }
     }
 }
@@ -286,14 +325,14 @@ impl Shelf {
         self.sockets.extend(batch);
     }
 
-    /// How many sockets should be made now, if any.
-    fn wants(&self, now: Instant) -> Option<usize> {
+    /// How many sockets should be made now, if any: usually `batch`.
+    fn wants(&self, now: Instant, batch: usize) -> Option<usize> {
         let is_low = self.sockets.len() <= self.batch / LOW_STOCK_PART;
         let soon = |filled| now.duration_since(filled) < SOON;
         let count = if self.filled.is_some_and(soon) {
             LARGE_BATCH
         } else {
-            BATCH
+            batch
         };
         is_low.then_some(count)
     }
@@ -307,15 +346,6 @@ pub(super) fn own_note() -> SocketNote {
         address: Address::UNSPECIFIED,
         netns_cookie: 0,
     }
-}
-
-fn open(family: Family, kind: SockType) -> io::Result<OwnedFd> {
-    let family = match family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
-    };
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    Ok(socket(family, kind, flags, None)?)
 }
 
 #[cfg(test)]
@@ -335,14 +365,14 @@ mod tests {
         shelf.put(batch(BATCH));
         let filled = shelf.filled.unwrap();
         shelf.sockets.truncate(BATCH / 4 + 1);
-        assert_eq!(shelf.wants(filled), None, "there is enough");
+        assert_eq!(shelf.wants(filled, BATCH), None, "there is enough");
         shelf.sockets.pop();
-        assert_eq!(shelf.wants(filled + SOON), Some(BATCH));
-        assert_eq!(shelf.wants(filled + SOON / 2), Some(LARGE_BATCH));
+        assert_eq!(shelf.wants(filled + SOON, BATCH), Some(BATCH));
+        assert_eq!(shelf.wants(filled + SOON / 2, BATCH), Some(LARGE_BATCH));
         shelf.put(batch(LARGE_BATCH));
         shelf.sockets.truncate(LARGE_BATCH / 4);
         assert_eq!(
-            shelf.wants(shelf.filled.unwrap() + SOON),
+            shelf.wants(shelf.filled.unwrap() + SOON, BATCH),
             Some(BATCH),
             "the hurry is over"
         );

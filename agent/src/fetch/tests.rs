@@ -260,9 +260,9 @@ async fn a_server_has_to_prove_itself_by_a_trusted_authority() {
     let error = asked_in_tls(false).await.unwrap_err();
     assert_eq!(error.to_string(), "keys.example cannot be trusted");
     assert!(
-        super::sentence(&error).contains("UnknownIssuer"),
+        crate::sentence::sentence(&error).contains("UnknownIssuer"),
         "{}",
-        super::sentence(&error)
+        crate::sentence::sentence(&error)
     );
     let missing = Trust::open(Some(std::path::Path::new("/nowhere.pem")));
     let error = missing.err().unwrap().to_string();

@@ -8,7 +8,6 @@
 //! ```
 
 use std::collections::HashSet;
-use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -25,6 +24,7 @@ use super::files::{self, CaFiles};
 use super::register::{Register, SvidStatus};
 use super::remote::{RemoteCa, RemoteError, RemoteSettings, Roots};
 use crate::fetch::MeshView;
+use crate::sentence::sentence;
 
 /// How often the CA's files are looked at. Polled, since a mounted secret is replaced by symbolic links that no
 /// watch on the files would see.
@@ -314,16 +314,4 @@ fn pause(next: Option<SystemTime>, now: SystemTime) -> Duration {
             .unwrap_or(Duration::ZERO)
             .clamp(SHORTEST_PAUSE, LOOK_AT_FILES)
     })
-}
-
-/// The error with its causes, in one line.
-pub fn sentence(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -1,6 +1,7 @@
 //! VirtualService as Istio defines it, as far as a mesh has a use for it.
 
 mod check;
+mod delegation;
 
 use std::collections::BTreeMap;
 
@@ -45,7 +46,7 @@ pub struct VirtualHttpRoute {
     pub route: Vec<VirtualDestination>,
     pub redirect: Option<VirtualRedirect>,
     pub direct_response: Option<DirectResponse>,
-    pub delegate: Option<Value>,
+    pub delegate: Option<Delegate>,
     pub rewrite: Option<VirtualRewrite>,
     pub timeout: Option<IstioDuration>,
     pub retries: Option<HttpRetry>,
@@ -56,6 +57,16 @@ pub struct VirtualHttpRoute {
     pub mirror_percentage: Option<Percent>,
     pub cors_policy: Option<VirtualCors>,
     pub headers: VirtualHeaders,
+}
+
+/// `delegate`: the VirtualService without hosts whose rules stand in the place of this one.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct Delegate {
+    /// Its name.
+    pub name: String,
+    /// Its namespace; empty: that of whoever delegates.
+    pub namespace: String,
 }
 
 /// How a text is matched; nothing set: it is there.
@@ -311,6 +322,11 @@ fn names_mesh(gateways: &[String]) -> bool {
 }
 
 impl VirtualServiceSpec {
+    /// Whether it is only there to be delegated to: it has no hosts of its own.
+    pub(crate) fn is_delegate(&self) -> bool {
+        self.hosts.is_empty()
+    }
+
     /// Whether it is about traffic within the mesh: no gateway named, or the one that stands for it.
     pub(crate) fn is_for_mesh(&self) -> bool {
         names_mesh(&self.gateways)

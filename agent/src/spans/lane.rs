@@ -13,7 +13,8 @@ use userspace_l7::model::{SpanCollector, SpanTransport};
 use userspace_l7::telemetry::span::{Lost, Span, SpanCounts};
 
 use super::otlp::{self, ResourceAttributes};
-use crate::fetch::{Answer, Ask, Client, FetchError, To, Version, sentence};
+use crate::fetch::{Answer, Ask, Client, FetchError, To, Version};
+use crate::sentence::sentence;
 
 /// The most spans in one request: the batch processor's default of OpenTelemetry's SDKs.
 const BATCH: usize = 512;

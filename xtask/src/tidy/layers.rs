@@ -27,7 +27,7 @@ const PROXY_LAYERS: [&[&str]; 19] = [
 
 /// What each part of the agent may name of the others. `app` and `main` put the parts together and may
 /// name all; the parts do not know each other beyond this.
-const AGENT_EDGES: [(&str, &[&str]); 21] = [
+const AGENT_EDGES: [(&str, &[&str]); 22] = [
     // Serves what the mesh says of each object, as the mesh's own value.
     ("admin", &["mesh"]),
     ("bench", &[]),
@@ -56,7 +56,10 @@ const AGENT_EDGES: [(&str, &[&str]); 21] = [
         ],
     ),
     // Writes what the mesh says to where the source reads it, and signs as an agent's own authority does.
-    ("controller", &["identity", "mesh", "signing", "sources"]),
+    (
+        "controller",
+        &["identity", "mesh", "sentence", "signing", "sources"],
+    ),
     // Decides by the mesh what capture lets go straight, and shows it to the admin server.
     ("direct", &["admin", "capture", "mesh"]),
     ("discovery", &[]),
@@ -65,19 +68,27 @@ const AGENT_EDGES: [(&str, &[&str]); 21] = [
     // Brings pods from what the mesh wants to what capture does, and tells the admin server.
     (
         "enrolment",
-        &["admin", "capture", "direct", "discovery", "mesh"],
+        &[
+            "admin",
+            "capture",
+            "direct",
+            "discovery",
+            "mesh",
+            "sentence",
+        ],
     ),
     // Names of the mesh are read as the DNS proxy reads them.
-    ("fetch", &["dns"]),
+    ("fetch", &["dns", "sentence"]),
     ("hosts", &[]),
     // An authority elsewhere is asked over the network.
-    ("identity", &["fetch", "signing"]),
-    ("keys", &["fetch"]),
+    ("identity", &["fetch", "sentence", "signing"]),
+    ("keys", &["fetch", "sentence"]),
     ("mesh", &[]),
     ("privilege", &[]),
+    ("sentence", &[]),
     ("signing", &[]),
-    ("sources", &["mesh"]),
-    ("spans", &["fetch"]),
+    ("sources", &["mesh", "sentence"]),
+    ("spans", &["fetch", "sentence"]),
 ];
 
 /// A dependency or keyword, and the only places that may name it.
@@ -94,7 +105,7 @@ const CONFINED: [(&str, &[&str]); 10] = [
         "anyhow",
         &[
             "agent/src/main.rs",
-            "agent/src/app.rs",
+            "agent/src/app",
             "agent/src/privilege.rs",
             "xtask/",
             "tests/",
@@ -276,7 +287,7 @@ mod tests {
         complains("userspace-l7/src/io.rs", "// as in tokio_uring::net", false);
         complains("agent/src/admin.rs", "use aya::maps::HashMap;", true);
         complains(
-            "agent/src/capture/attach.rs",
+            "agent/src/capture/pods.rs",
             "use aya::maps::HashMap;",
             false,
         );

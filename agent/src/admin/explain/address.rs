@@ -109,9 +109,16 @@ fn named<'a>(snapshot: &'a Snapshot, client: &Workload, host: &str) -> Option<&'
         format!("{host}.{domain}"),
         host,
     ];
-    completed
-        .iter()
-        .find_map(|name| snapshot.service_named(name, &client.namespace))
+    let by_name = |name: &str| snapshot.service_named(name, &client.namespace);
+    let whole = completed.iter().find_map(|name| by_name(name));
+    // The nearest wildcard that stands for it.
+    let wildcards = completed[3]
+        .match_indices('.')
+        .map(|(dot, _)| &completed[3][dot..]);
+    whole.or_else(|| {
+        let mut wildcards = wildcards;
+        wildcards.find_map(|rest| by_name(&format!("*{rest}")))
+    })
 }
 
 /// What the name of a headless service resolves to.

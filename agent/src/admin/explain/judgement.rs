@@ -15,7 +15,7 @@ use userspace_l7::model::{
 use userspace_l7::policy::{self, Connection, Way};
 use userspace_l7::route::{self, Towards};
 
-use super::routing::{Backend, BackendKind, Routing};
+use super::routing::{Backend, BackendKind, Routing, goes_by_name, name_asked_for};
 use super::{BackendStep, EndpointStep, Expectation, Inquiry, PolicyStep};
 use crate::admin::{PodState, PodStatus};
 
@@ -41,6 +41,11 @@ pub(super) fn walk(inquiry: &Inquiry<'_>, routing: &Routing<'_>) -> Judgement {
         unbegun: unbegun(inquiry, routing),
         allowed: "the application answers".to_owned(),
     };
+    let goes_by_name = |backend: &Backend<'_>| matches!(&backend.kind, BackendKind::Service { service, .. } if goes_by_name(service));
+    if routing.backends.iter().any(goes_by_name) {
+        judged.allowed =
+            String::from("the host answers, if its name leads to an address outside the mesh");
+    }
     let total: u64 = weights(routing).sum();
     let mut servers: Vec<(Arc<Workload>, SocketAddr)> = Vec::new();
     for backend in &routing.backends {
@@ -235,6 +240,9 @@ fn service_endpoints(
     (service, port, subset): (&Service, u16, Option<&str>),
     servers: &mut Vec<(Arc<Workload>, SocketAddr)>,
 ) -> Vec<EndpointStep> {
+    if goes_by_name(service) {
+        return vec![named_endpoint(inquiry, routing, (service, port))];
+    }
     let drawn = takers(inquiry, (service, port, subset));
     let members = subset.and_then(|name| {
         let traffic = inquiry.snapshot.traffic.get(&service.key)?;
@@ -266,6 +274,32 @@ fn service_endpoints(
         ));
     }
     steps
+}
+
+/// The host that the client asks a wildcard for, wherever it is: only looking it up would tell.
+fn named_endpoint(
+    inquiry: &Inquiry<'_>,
+    routing: &Routing<'_>,
+    (service, port): (&Service, u16),
+) -> EndpointStep {
+    let asked = name_asked_for(inquiry, service).filter(|_| routing.is_http);
+    let host = asked.map_or_else(
+        || "the host that the client names in TLS".to_owned(),
+        |name| name.to_string(),
+    );
+    let port = service
+        .ports
+        .get(&port)
+        .map_or(port, |port| port.target_port);
+    EndpointStep {
+        workload: String::new(),
+        node: String::new(),
+        address: format!("{host}:{port}"),
+        health: "Healthy".to_owned(),
+        carriage: "TCP".to_owned(),
+        takes_requests: true,
+        verdict: ALLOWED.to_owned(),
+    }
 }
 
 /// The endpoints that the balancer may draw: it is asked once for each endpoint, with another draw each time.

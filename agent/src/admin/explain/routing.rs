@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use hyper::StatusCode;
 use userspace_l7::model::{
-    AppProtocol, BackendTarget, FaultAbort, HttpAction, HttpRouteEntry, NamespacedHostname,
-    PortLayer7, PortRoutes, Service, ServiceLayer7, Snapshot, WaypointReference, WeightedBackend,
+    AppProtocol, BackendTarget, FaultAbort, HttpAction, HttpRouteEntry, LoadBalancerMode,
+    NamespacedHostname, PortLayer7, PortRoutes, Service, ServiceLayer7, Snapshot,
+    WaypointReference, WeightedBackend,
 };
+use userspace_l7::route::named::Name;
 use userspace_l7::route::{self, Refusal};
 
 use super::{Expectation, Inquiry, RouteStep, WaypointStep, wording};
@@ -331,11 +333,31 @@ fn weighted<'a>(snapshot: &'a Snapshot, backend: &'a WeightedBackend) -> Backend
     }
 }
 
+/// Whether it is the client who says which host it means (`resolution: DYNAMIC_DNS`).
+pub(super) fn goes_by_name(service: &Service) -> bool {
+    service.load_balancer.mode == LoadBalancerMode::ByName
+}
+
+/// The host that the request asks a wildcard for.
+pub(super) fn name_asked_for(inquiry: &Inquiry<'_>, wildcard: &Service) -> Option<Name> {
+    Name::asked_for(&wildcard.key.hostname, &inquiry.authority)
+}
+
 /// The plan for the dialled address, where no route chose others.
 fn unreachable(inquiry: &Inquiry<'_>, routing: &Routing<'_>) -> Option<Expectation> {
     let is_own = matches!(routing.backends.as_slice(), [Backend { weight: None, .. }]);
     if !is_own {
         return None;
+    }
+    if let Some(service) = routing.service.filter(|service| goes_by_name(service)) {
+        let asked = !routing.is_http || name_asked_for(inquiry, service).is_some();
+        let why = || {
+            format!(
+                "{} does not stand for {}",
+                service.key.hostname, inquiry.authority
+            )
+        };
+        return (!asked).then(|| Expectation::answered(StatusCode::NOT_FOUND, why()));
     }
     let plan = route::plan(
         inquiry.snapshot,

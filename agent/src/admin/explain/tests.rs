@@ -2,6 +2,7 @@
 
 mod forwarders;
 mod limits;
+mod names;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -17,6 +17,7 @@ use super::metrics::AuthorityMetrics;
 use super::rotation::{Held, Step, step};
 use crate::controller::lease::Term;
 use crate::identity::{LocalCa, ROOTS};
+use crate::sentence::sentence;
 use crate::sources::{ApiWriter, Refusal};
 
 /// Shortest and longest time between two looks.
@@ -150,7 +151,7 @@ impl Custodian {
         let place = format!("Secret {}/{}", self.place.namespace, self.place.secret);
         let about = (Path::new(&place), &self.trust_domain, &*self.names);
         let issuer = Issuer::new(&found.files, about, now)
-            .map_err(|error| Halt::Trouble(crate::identity::sentence(&error)))?;
+            .map_err(|error| Halt::Trouble(sentence(&error)))?;
         let issuer = Arc::new(issuer);
         if held.is_none_or(|held| held.files != found.files) {
             let until = issuer.signer().not_after;
@@ -248,7 +249,7 @@ impl Custodian {
 
     fn make(&self) -> Result<crate::identity::CaFiles, Halt> {
         LocalCa::make(&self.trust_domain, SystemTime::now())
-            .map_err(|error| Halt::Trouble(crate::identity::sentence(&error)))
+            .map_err(|error| Halt::Trouble(sentence(&error)))
     }
 
     fn collection(&self, resource: &str) -> String {

@@ -17,6 +17,7 @@ use super::grant::{Denied, Placed, Rules, grant};
 use super::issuer::{Issued, Issuer};
 use super::metrics::AuthorityMetrics;
 use super::request;
+use crate::sentence::sentence;
 use crate::signing::{Code, Question};
 use crate::sources::ApiWriter;
 
@@ -156,7 +157,7 @@ impl Desk {
         let lifetime = request::lifetime(question.lifetime, self.longest);
         let issued = authority
             .issue(&granted.id, &key, (SystemTime::now(), lifetime))
-            .map_err(|error| Refused::new(Code::Internal, &crate::identity::sentence(&error)))?;
+            .map_err(|error| Refused::new(Code::Internal, &sentence(&error)))?;
         Ok((granted.id.to_string(), granted.node, issued))
     }
 

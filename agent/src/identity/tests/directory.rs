@@ -7,8 +7,8 @@ use std::sync::{Arc, Barrier};
 
 use rcgen::{BasicConstraints, IsCa, date_time_ymd};
 
-use super::super::keeper::sentence;
 use super::*;
+use crate::sentence::sentence;
 
 #[test]
 fn a_new_ca_is_made_once_and_its_key_is_private() {

@@ -8,6 +8,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use super::*;
 use crate::fetch::Answer;
 use crate::identity::remote::{RemoteError, RootSource, assemble, chain, percent_decoded, request};
+use crate::sentence::sentence;
 use crate::signing;
 
 /// A leaf for these names, by an authority.

@@ -35,6 +35,12 @@ impl Compiler {
     /// Compiles marked routes, then puts together what is marked or follows from them.
     pub(super) fn update_layer7(&mut self, marks: &mut Marks) -> bool {
         let mut parents = BTreeSet::new();
+        let delegating: Vec<_> = marks
+            .routes
+            .iter()
+            .flat_map(|route| self.store.routes_of_delegate.get(route).iter().cloned())
+            .collect();
+        marks.routes.extend(delegating);
         for key in std::mem::take(&mut marks.routes) {
             let compiled = self.compile_route(&key).map(Arc::new);
             let old = match &compiled {

@@ -57,6 +57,9 @@ impl Compiler {
             for host in self.backend_hosts(old) {
                 self.store.routes_of_backend.remove(host, key);
             }
+            for delegate in old.delegates() {
+                self.store.routes_of_delegate.remove(delegate, key);
+            }
         }
         if let Some(new) = route {
             for attachment in new.attachments() {
@@ -66,6 +69,10 @@ impl Compiler {
             }
             for host in self.backend_hosts(new) {
                 self.store.routes_of_backend.insert(host, key.clone());
+            }
+            for delegate in new.delegates() {
+                let delegates = &mut self.store.routes_of_delegate;
+                delegates.insert(delegate, key.clone());
             }
         }
         marks.routes.insert(key.clone());

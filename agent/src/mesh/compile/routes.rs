@@ -1,5 +1,6 @@
 //! Routes, each by itself: its matches and backends as every service that it is attached to uses them.
 
+mod delegation;
 mod filters;
 mod grpc;
 mod http;
@@ -148,6 +149,23 @@ impl Route {
             Self::Virtual(route) => virtual_service::hosts(route).collect(),
             Self::Http(_) | Self::Grpc(_) | Self::Stream(_) => Vec::new(),
         }
+    }
+
+    /// Whether it is only there to be delegated to.
+    pub(super) fn is_delegate(&self) -> bool {
+        matches!(self, Self::Virtual(route) if route.spec.is_delegate())
+    }
+
+    /// Routes whose rules are put in places of this one.
+    pub(super) fn delegates(&self) -> Vec<ObjectKey> {
+        let Self::Virtual(route) = self else {
+            return Vec::new();
+        };
+        let key = |name| ObjectKey {
+            kind: Kind::VirtualService,
+            name,
+        };
+        delegation::delegates(route).map(key).collect()
     }
 
     /// The parents of it that a mesh knows.

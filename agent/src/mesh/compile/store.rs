@@ -216,6 +216,8 @@ pub(super) struct Store {
     pub(super) routes_of_parent: Index<Owner, ObjectKey>,
     /// Routes that name a host as a backend.
     pub(super) routes_of_backend: Index<Arc<str>, ObjectKey>,
+    /// Routes that delegate to a route.
+    pub(super) routes_of_delegate: Index<ObjectKey, ObjectKey>,
     /// Policies that speak about a target.
     pub(super) policies_of_target: Index<Target, ObjectKey>,
     pub(super) destination_rules: Table<DestinationRule>,

@@ -2,6 +2,7 @@
 
 mod announced;
 mod authorization;
+mod delegation;
 mod endpoints;
 mod external;
 mod http_routes;

@@ -47,8 +47,6 @@ pub(super) const ROWS: &[Row] = rows! {
         "only `mesh` is routed here, so the whole object has no effect";
     VirtualService "spec.tls",
         "TLS is passed on as it is, to the service that was called";
-    VirtualService "spec.http[].delegate",
-        "requests that match are answered with 500";
     VirtualService "spec.http[].match[].sourceLabels",
         "the match holds for nobody";
     VirtualService "spec.http[].match[].sourceNamespace",

@@ -7,8 +7,8 @@ use crate::mesh::route::{check_header_name, check_regex};
 impl VirtualService {
     pub(crate) fn check(&self, faults: &mut Faults) {
         let spec = &self.spec;
-        if spec.hosts.is_empty() {
-            faults.add(at!["spec", "hosts"], "is missing: name at least one host");
+        if spec.is_delegate() {
+            self.check_delegate(faults);
         }
         if spec.http.is_empty() && spec.tcp.is_empty() && spec.tls.is_empty() {
             faults.add(at!["spec"], "says nothing: set http, tcp or tls");
@@ -25,6 +25,29 @@ impl VirtualService {
     }
 }
 
+impl VirtualService {
+    /// What only makes sense for one that has hosts.
+    fn check_delegate(&self, faults: &mut Faults) {
+        let spec = &self.spec;
+        if !spec.tcp.is_empty() || !spec.tls.is_empty() || !spec.gateways.is_empty() {
+            let place = at!["spec", "hosts"];
+            faults.add(
+                place,
+                "is missing: name at least one host, or have only http, for others to delegate to",
+            );
+        }
+        for (index, route) in spec.http.iter().enumerate() {
+            if route.delegate.is_some() {
+                let place = at!["spec", "http", index, "delegate"];
+                faults.add(
+                    place,
+                    "cannot delegate: the object has no hosts, so it is a delegate itself",
+                );
+            }
+        }
+    }
+}
+
 impl VirtualHttpRoute {
     fn check(&self, place: &FieldPath, faults: &mut Faults) {
         let ends = [
@@ -36,6 +59,14 @@ impl VirtualHttpRoute {
         if ends.iter().filter(|end| **end).count() != 1 {
             let rule = "set exactly one of route, redirect, directResponse and delegate";
             faults.add(place.clone(), rule);
+        }
+        if self
+            .delegate
+            .as_ref()
+            .is_some_and(|one| one.name.is_empty())
+        {
+            let place = place.join("delegate").join("name");
+            faults.add(place, "is missing: name the VirtualService");
         }
         for (index, one) in self.matches.iter().enumerate() {
             one.check(&place.join("match").join(index), faults);

@@ -13,6 +13,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tower::{BoxError, ServiceBuilder};
 
+use crate::sentence::sentence;
+
 use super::api::Api;
 
 /// A connection that is not made by then is not made.
@@ -51,12 +53,13 @@ impl Access {
     /// Reads a kubeconfig, or what the kubelet gives a pod.
     pub(super) async fn find(kubeconfig: Option<&Path>) -> Result<Self, ClusterError> {
         let Some(path) = kubeconfig else {
-            let config = Config::incluster().map_err(|error| ClusterError::NoPod(chain(&error)))?;
+            let config =
+                Config::incluster().map_err(|error| ClusterError::NoPod(sentence(&error)))?;
             return Ok(Self(config));
         };
         let refused = |error: &dyn std::error::Error| ClusterError::Kubeconfig {
             path: path.display().to_string(),
-            why: chain(error),
+            why: sentence(error),
         };
         let kubeconfig = Kubeconfig::read_from(path).map_err(|error| refused(&error))?;
         let options = KubeConfigOptions::default();
@@ -76,7 +79,7 @@ impl Access {
         };
         let refused = |error: &dyn std::error::Error| ClusterError::Kubeconfig {
             path: shown(),
-            why: chain(error),
+            why: sentence(error),
         };
         let read = match kubeconfig {
             Some(path) => Kubeconfig::read_from(path),
@@ -116,7 +119,7 @@ impl Access {
     /// repetitions (see [`super::follow`]), and with keepalive.
     pub(super) fn client(&self) -> Result<(Client, Arc<str>), ClusterError> {
         let Self(config) = self;
-        let setup = |error: kube::Error| ClusterError::Setup(chain(&error));
+        let setup = |error: kube::Error| ClusterError::Setup(sentence(&error));
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
@@ -145,20 +148,4 @@ impl Access {
         let (client, server) = self.client()?;
         Ok(Api::new(client, server))
     }
-}
-
-/// An error with its causes, in one sentence.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut sentence = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_says = cause.to_string();
-        // Many say their cause's words themselves.
-        if !sentence.ends_with(&cause_says) {
-            sentence.push_str(": ");
-            sentence.push_str(&cause_says);
-        }
-        next = cause.source();
-    }
-    sentence
 }

@@ -13,7 +13,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::access::chain;
+use crate::sentence::sentence;
+
 use super::collection::{Collection, Extent};
 use super::trim::Trimmed;
 
@@ -209,11 +210,11 @@ impl Api {
         let request = Request::get(target)
             .header(header::ACCEPT, accept)
             .body(Body::empty());
-        let request = request.map_err(|error| refused(chain(&error)))?;
+        let request = request.map_err(|error| refused(sentence(&error)))?;
         let answer = timeout(ANSWER, self.client.send(request)).await;
         let answer = answer
             .map_err(|_elapsed| unreachable("it does not answer in time"))?
-            .map_err(|error| unreachable(&chain(&error)))?;
+            .map_err(|error| unreachable(&sentence(&error)))?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer.into_body());
@@ -306,7 +307,7 @@ impl Watching {
             let frame = timeout(SILENCE, self.body.frame()).await;
             match frame.map_err(|_elapsed| unreachable("it is silent for too long"))? {
                 None => return Ok(None),
-                Some(Err(error)) => return Err(unreachable(&chain(&error))),
+                Some(Err(error)) => return Err(unreachable(&sentence(&error))),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.lines.extend_from_slice(&data);

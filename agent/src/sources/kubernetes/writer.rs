@@ -11,8 +11,9 @@ use kube::client::Body;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::access::{Access, ClusterError, chain};
+use super::access::{Access, ClusterError};
 use crate::mesh::{Kind, ObjectName, used_kinds};
+use crate::sentence::sentence;
 
 /// Time for a whole answer: one object is read and written.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -169,10 +170,10 @@ impl ApiWriter {
         }
         let request = request
             .body(body)
-            .map_err(|error| Refusal::unheard(&chain(&error)))?;
+            .map_err(|error| Refusal::unheard(&sentence(&error)))?;
         let exchange = async {
             let answer = self.client.send(request).await;
-            let answer = answer.map_err(|error| Refusal::unheard(&chain(&error)))?;
+            let answer = answer.map_err(|error| Refusal::unheard(&sentence(&error)))?;
             let (head, body) = answer.into_parts();
             let whole = Limited::new(body, MAX_BYTES).collect().await;
             let whole = whole.map_err(|error| Refusal::unheard(&error.to_string()))?;

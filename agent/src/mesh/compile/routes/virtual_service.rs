@@ -13,6 +13,7 @@ use userspace_l7::model::{
     Rewrite, SearchRegex, TextMatch, WeightedBackend, grpc_status,
 };
 
+use super::delegation::VirtualRule;
 use super::{RouteFaults, filters};
 use crate::mesh::compile::Compiler;
 use crate::mesh::compile::backends::Unresolved;
@@ -55,6 +56,7 @@ impl Compiler {
             return tables;
         }
         let name = &route.meta.name;
+        let rules = self.http_rules(route, faults);
         for host in &route.spec.hosts {
             let key = NamespacedHostname {
                 namespace: Arc::clone(&name.namespace),
@@ -62,7 +64,7 @@ impl Compiler {
             };
             let service = self.current.services.get(&key);
             for port in service.into_iter().flat_map(|service| service.ports.keys()) {
-                let found = self.virtual_routes(route, *port, faults);
+                let found = self.virtual_routes((route, &rules), *port, faults);
                 if found != PortRoutes::None {
                     tables.insert((key.clone(), *port), found);
                 }
@@ -73,14 +75,14 @@ impl Compiler {
 
     fn virtual_routes(
         &self,
-        route: &VirtualService,
+        (route, rules): (&VirtualService, &[VirtualRule<'_>]),
         port: u16,
         faults: &mut RouteFaults,
     ) -> PortRoutes {
         let name = &route.meta.name;
         let is_port = |one: Option<u32>| one.is_none_or(|own| own == u32::from(port));
         let mut entries = Vec::new();
-        for (index, http) in route.spec.http.iter().enumerate() {
+        for VirtualRule { index, home, http } in rules {
             let mut matches = Vec::new();
             let mut is_readable = true;
             for one in http.matches.iter().filter(|one| is_port(one.port)) {
@@ -100,7 +102,7 @@ impl Compiler {
             if matches.is_empty() {
                 continue;
             }
-            let mut rule = self.virtual_rule(name, (index, http), port, faults);
+            let mut rule = self.virtual_rule((name, home), (*index, http), port, faults);
             rule.is_usable &= is_readable;
             let whole = Arc::new(with_whole_path(&rule));
             let rule = Arc::new(rule);
@@ -131,7 +133,7 @@ impl Compiler {
 
     fn virtual_rule(
         &self,
-        name: &ObjectName,
+        (name, home): (&ObjectName, &ObjectName),
         (index, route): (usize, &VirtualHttpRoute),
         port: u16,
         faults: &mut RouteFaults,
@@ -151,15 +153,11 @@ impl Compiler {
         } else {
             let mut backends = Vec::new();
             for one in &route.route {
-                backends.push(self.virtual_backend(name, one, count, (port, faults)));
+                backends.push(self.virtual_backend(home, one, count, (port, faults)));
             }
             HttpAction::Forward(backends)
         };
-        if route.delegate.is_some() {
-            faults.refuse("UnsupportedValue", "delegates are not supported".to_owned());
-            rule.is_usable = false;
-        }
-        rule.mirrors = self.virtual_mirrors(name, route, (port, faults));
+        rule.mirrors = self.virtual_mirrors(home, route, (port, faults));
         rule.rewrite = route.rewrite.as_ref().map(read_rewrite);
         rule.cors = route.cors_policy.as_ref().map(read_cors).map(Arc::new);
         rule.fault = route.fault.as_ref().map(read_fault);

@@ -198,6 +198,11 @@ impl Compiler {
     ) -> ObjectStatus {
         let accepted = match &compiled.refused {
             Some(why) => fails("Accepted", why.reason, why.message.clone()),
+            None if route.is_delegate() => holds(
+                "Accepted",
+                "Accepted",
+                "Route is there for others to delegate to",
+            ),
             None => self.virtual_accepted(key, compiled),
         };
         let conditions = vec![accepted, resolved(compiled.unresolved.as_ref())];

@@ -364,6 +364,14 @@ fn settings() -> Vec<String> {
             "VirtualService",
             "{hosts: [e.x, s], http: [{match: [{port: 80}], route: [{destination: {host: s}}]}]}",
         ),
+        (
+            "VirtualService",
+            "{hosts: [s], http: [{match: [{uri: {prefix: /}}], delegate: {name: l}}]}",
+        ),
+        (
+            "VirtualService",
+            "{http: [{match: [{uri: {prefix: /l}}], route: [{destination: {host: e.x}}]}]}",
+        ),
     ] {
         for name in ["k", "l"] {
             let metadata = format!("name: {name}, namespace: a");

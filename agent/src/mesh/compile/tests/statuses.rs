@@ -4,7 +4,7 @@ use super::{compiler, upserts};
 use crate::mesh::status::ObjectStatus;
 
 /// Everything that is said about an object, as `[place: ]type status reason: message`.
-fn said(objects: &[ObjectStatus], object: &str) -> Vec<String> {
+pub(super) fn said(objects: &[ObjectStatus], object: &str) -> Vec<String> {
     let found = objects.iter().filter(|one| one.shown() == object);
     let lines = found.flat_map(ObjectStatus::conditions);
     lines
