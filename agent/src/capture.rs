@@ -31,6 +31,7 @@ mod pods;
 pub(crate) mod probe;
 mod programs;
 mod reconcile;
+mod repair;
 mod routing;
 mod sock_diag;
 mod sockets;
@@ -57,6 +58,7 @@ pub(crate) use self::{
     error::{CaptureError, Operation},
     listeners::{DnsSockets, WorkerListeners},
     openings::Openings,
+    repair::Repair,
     routing::Family,
     sock_diag::Carried,
     sockets::Sockets,
@@ -122,8 +124,8 @@ pub(crate) struct Enrolled {
 /// What [`Capture::reconcile`] found and did.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
-    /// Each repair made, by the `kind` label under which it is counted.
-    pub(crate) repairs: Vec<&'static str>,
+    /// Each repair made.
+    pub(crate) repairs: Vec<Repair>,
     /// Listeners that had to be opened anew, by pod UID; the old ones have to be closed, as in
     /// [`Capture::enrol`].
     pub(crate) listeners: Vec<(String, Vec<WorkerListeners>)>,
@@ -351,6 +353,8 @@ impl Capture {
         };
         let (mut released, mut failures) = (Vec::new(), Vec::new());
         for record in self.records.all().map_err(node)? {
+            // There may be hundreds, and each takes the kernel a while. If it fails, the next tick's does, and says so.
+            let _is_renewed = beat(&mut self.control, &self.shared.maps);
             let claimed = self
                 .pods
                 .values()
@@ -358,10 +362,11 @@ impl Capture {
             if claimed || awaited(&record.uid) {
                 continue;
             }
-            let let_go = match Netns::open(&record.netns) {
-                Ok(netns) if netns.cookie() == record.cookie => pods::disarm(&self.shared, &netns),
-                // The namespace is gone, or the path names another one by now.
-                _ => pods::forget(&self.shared, record.cookie),
+            let let_go = match Netns::find(&record.netns, record.cookie) {
+                Ok(Some(netns)) => pods::disarm(&self.shared, &netns),
+                Ok(None) => pods::forget(&self.shared, record.cookie),
+                // It may be there all the same, and captured.
+                Err(error) => Err(error),
             };
             match let_go.and_then(|()| self.records.remove(record.cookie)) {
                 Ok(()) => released.push(record.uid),
@@ -386,7 +391,18 @@ impl Capture {
         let parts = self.pods.len().div_ceil(AT_ONCE).max(1);
         self.part = (self.part + 1) % parts;
         let part = self.part;
-        self.reconcile_those(|index, pod| pod.has_changed() || index % parts == part)
+        self.reconcile_those(|index, pod| {
+            let is_served = pod.has_listeners() && !pod.has_new_listeners();
+            pod.has_changed() || !is_served || index % parts == part
+        })
+    }
+
+    /// A worker has lost a listener of a pod: the next look opens all of them anew. To look whether they listen does not
+    /// tell: what the worker has left is open here still.
+    pub(crate) fn lose_listeners(&mut self, uid: &str) {
+        if let Some(armed) = self.pods.get_mut(uid) {
+            armed.lose_listeners();
+        }
     }
 
     fn reconcile_those(&mut self, is_due: impl Fn(usize, &mut ArmedPod) -> bool) -> Report {
@@ -397,7 +413,8 @@ impl Capture {
                 source,
             });
         }
-        let mut recorded = match self.shared.maps.addresses() {
+        let maps = &self.shared.maps;
+        let mut recorded = match maps.sum_up_openings().and_then(|()| maps.addresses()) {
             Ok(recorded) => recorded,
             Err(source) => {
                 let operation = Operation::OpenMaps;
@@ -412,36 +429,35 @@ impl Capture {
             }
             let recorded = recorded.remove(&armed.netns.cookie());
             match arm(armed, recorded.unwrap_or_default()) {
-                Ok(repairs) => {
-                    if repairs.contains(&"listener") {
-                        match armed.worker_listeners() {
-                            Ok(listeners) => report.listeners.push((uid.clone(), listeners)),
-                            Err(source) => report.failures.push(CaptureError::Pod {
-                                operation: Operation::Observe,
-                                pod: uid.clone(),
-                                source,
-                            }),
-                        }
-                    }
-                    report.repairs.extend(repairs);
-                }
+                Ok(repairs) => report.repairs.extend(repairs),
                 Err(error) => report.failures.push(error),
+            }
+            // Whatever opened them, and whatever failed after that: nobody else hands them over.
+            if armed.has_new_listeners() {
+                match armed.worker_listeners() {
+                    Ok(listeners) => report.listeners.push((uid.clone(), listeners)),
+                    Err(source) => report.failures.push(CaptureError::Pod {
+                        operation: Operation::Observe,
+                        pod: uid.clone(),
+                        source,
+                    }),
+                }
             }
         }
         report
     }
 
     /// Restores what all pods share: directories, map names, programs on the root cgroup.
-    fn restore_hooks(&mut self, repairs: &mut Vec<&'static str>) -> io::Result<()> {
+    fn restore_hooks(&mut self, repairs: &mut Vec<Repair>) -> io::Result<()> {
         pins::lay_out(&self.shared.pins)?;
         let restored = self.shared.maps.restore_pins(&self.shared.map_pins())?;
-        repairs.extend(iter::repeat_n("map", restored));
+        repairs.extend(iter::repeat_n(Repair::Map, restored));
         for hook in &mut self.hooks {
             if !hook.link.is_whole() {
                 let target = Target::Fd(self.cgroup.as_fd());
                 hook.link
                     .restore(hook.program.as_fd(), target, hook.attach)?;
-                repairs.push("cgroup");
+                repairs.push(Repair::Cgroup);
             }
         }
         Ok(())

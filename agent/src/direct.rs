@@ -46,6 +46,8 @@ const MANY_EVENTS: usize = 200;
 const LOOKED_EVERY: Duration = Duration::from_secs(1);
 /// How often live connections' bytes are asked for.
 const CARRIED_EVERY: Duration = Duration::from_secs(10);
+/// How often sums of pods that are gone are forgotten.
+const SWEPT_EVERY: Duration = Duration::from_secs(60);
 /// How often connections that lost their right are looked for again in one go.
 const ROUNDS: usize = 4;
 /// How long a reset may take from one pod to another.
@@ -70,6 +72,8 @@ pub(crate) struct Direct {
     orders: mpsc::Sender<Order>,
     /// Set when the kernel is told of a ruling, until somebody looks at what came of it.
     has_ruled: Arc<AtomicBool>,
+    /// Set once every pod that is to take part has been admitted: whoever is not known after that is gone.
+    has_all: Arc<AtomicBool>,
     metrics: DirectMetrics,
 }
 
@@ -95,6 +99,7 @@ pub(crate) fn start(
         path,
         orders: orders.clone(),
         has_ruled: Arc::default(),
+        has_all: Arc::default(),
         metrics: metrics.clone(),
     };
     let lost = direct.path.lost()?;
@@ -143,6 +148,11 @@ impl Direct {
         self.apply(&mut book, changes);
         drop(book);
         let _stopped = self.orders.send(Order::Changed);
+    }
+
+    /// Every pod has been admitted that an earlier agent has left and that still takes part.
+    pub(crate) fn all_are_admitted(&self) {
+        self.has_all.store(true, Ordering::Release);
     }
 
     /// It is not any more: nothing goes to it or from it by itself once this returns. Live connections are ended by
@@ -274,7 +284,7 @@ struct Desk {
 impl Desk {
     fn run(mut self, inbox: &mpsc::Receiver<Order>) {
         let now = Instant::now();
-        let (mut read, mut looked, mut asked) = (now, now, now);
+        let (mut read, mut looked, mut asked, mut swept) = (now, now, now, now);
         let mut has_changed = false;
         loop {
             // Pods come by the hundred: what they change is looked at when no order waits any more.
@@ -307,6 +317,10 @@ impl Desk {
                     if now >= asked + CARRIED_EVERY {
                         self.ask_for_bytes();
                         asked = now;
+                    }
+                    if now >= swept + SWEPT_EVERY {
+                        self.forget_the_gone();
+                        swept = now;
                     }
                     read = now + self.pause(events);
                 }
@@ -373,6 +387,27 @@ impl Desk {
         self.accounts.make_up_for(&book, lost);
         drop(book);
         self.end_the_wrong(flows);
+    }
+
+    /// Forgets, after counting it, what the kernel has added up for pods that are gone: nobody adds to it any more.
+    fn forget_the_gone(&mut self) {
+        if !self.direct.has_all.load(Ordering::Acquire) {
+            return;
+        }
+        let lost = match self.direct.path.lost() {
+            Ok(lost) => lost,
+            Err(failure) => return cannot_look(&failure),
+        };
+        let book = self.direct.lock();
+        let gone = self.accounts.settle_the_gone(&book, lost);
+        drop(book);
+        for ends in gone {
+            // In the kernel first: what is found there again would be counted anew.
+            match self.direct.path.forget_lost(&ends) {
+                Ok(()) => self.accounts.forget(&ends),
+                Err(failure) => cannot_look(&failure),
+            }
+        }
     }
 
     /// Ends live connections that have lost their right. The verdicts are gone by then, so none follows them.

@@ -100,6 +100,7 @@ impl Enrolment {
             arrivals: Arrivals::default(),
             bystanders: BTreeSet::new(),
             draining: BTreeMap::new(),
+            opened_again: BTreeSet::new(),
             inherited: true,
             settling: Some(Instant::now()),
         };
@@ -160,6 +161,8 @@ struct Office {
     bystanders: BTreeSet<(ObjectName, Arc<str>)>,
     /// Pods that have left the mesh and go on without it.
     draining: BTreeMap<WorkloadUid, Draining>,
+    /// Pods whose listeners were opened anew since the last tick.
+    opened_again: BTreeSet<WorkloadUid>,
     /// Whether there may be pods of an earlier agent that have not been enrolled again.
     inherited: bool,
     /// Since when there is memory that was taken for a moment.
@@ -178,6 +181,11 @@ impl Office {
     fn run(mut self, inbox: &mpsc::Receiver<Order>) {
         let mut next_tick = Instant::now();
         loop {
+            // Before the next order: there may always be one more.
+            if Instant::now() >= next_tick {
+                self.tick();
+                next_tick = Instant::now() + TICK;
+            }
             match inbox.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
                 Ok(Order::Wanted(pods, bystanders)) => {
                     let pairs = bystanders.into_iter().map(|one| (one.name, one.pod_uid));
@@ -188,27 +196,39 @@ impl Office {
                 Ok(Order::Check(arrival, answer)) => {
                     let _given_up = answer.send(self.check(&arrival));
                 }
-                Ok(Order::Departure(container)) => {
-                    self.leave_places(|one| *one == container);
+                Ok(Order::Departure(container, gone)) => {
+                    let left = self.leave_places(|one| *one == container);
+                    // The runtime may have given up.
+                    let _given_up = gone.send(());
+                    self.release_left(left);
                 }
                 Ok(Order::Repaired(kind)) => self.count_repair(kind),
-                Ok(Order::Containers(all)) => self.leave_places(|one| !all.contains(one)),
-                Ok(Order::ListenerLost(uid)) => {
-                    // The reconciler sees which listener it is; it only has to look now.
-                    warn!(workload = %uid, "a listener is lost");
-                    self.repair(Capture::reconcile);
+                Ok(Order::Containers(all)) => {
+                    let left = self.leave_places(|one| !all.contains(one));
+                    self.release_left(left);
                 }
+                Ok(Order::ListenerLost(uid)) => self.open_again(uid),
                 Ok(Order::ReleaseAll(done)) => {
                     // Whoever asked may have gone away.
                     let _gone = done.send(self.release_all());
                 }
                 Ok(Order::Stop(window)) => return self.hand_over(window),
                 Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.tick();
-                    next_tick = Instant::now() + TICK;
-                }
+                Err(RecvTimeoutError::Timeout) => {}
             }
+        }
+    }
+
+    /// Opens a pod's listeners anew, of which a worker has lost one. What the pod's other listeners and other workers say
+    /// of the same mishap is dealt with all at once, with the next tick, and so is a mishap that goes on.
+    fn open_again(&mut self, uid: WorkloadUid) {
+        warn!(workload = %uid, "a listener is lost");
+        let Some(capture) = &mut self.capture else {
+            return;
+        };
+        capture.lose_listeners(uid.as_str());
+        if self.opened_again.insert(uid) {
+            self.repair(Capture::reconcile);
         }
     }
 
@@ -240,9 +260,17 @@ impl Office {
         }
         let is_complete = self.enrol_missing();
         read(&self.ledger).told = true;
-        self.release_inherited(is_complete);
+        self.settle(is_complete);
         self.guard();
         self.settle_arrivals();
+    }
+
+    /// Draws the line under what was there before: whoever is not captured now is wanted no more.
+    fn settle(&mut self, is_complete: bool) {
+        self.release_inherited(is_complete);
+        if let Some(direct) = self.direct.as_ref().filter(|_| is_complete) {
+            direct.all_are_admitted();
+        }
     }
 
     /// Captures what is to be captured and is not. Gives whether all is.
@@ -472,6 +500,7 @@ impl Office {
 
     fn tick(&mut self) {
         self.beat();
+        self.opened_again.clear();
         self.repair(Capture::reconcile_some);
         self.drain();
         if self.capture.is_none() {
@@ -479,7 +508,7 @@ impl Office {
         }
         if read(&self.ledger).told {
             let is_complete = self.enrol_missing();
-            self.release_inherited(is_complete);
+            self.settle(is_complete);
             self.guard();
         }
         self.settle_arrivals();
@@ -507,7 +536,8 @@ impl Office {
                 self.attach(&captured.pod, listeners, &sockets);
             }
         }
-        for kind in report.repairs {
+        for repair in report.repairs {
+            let kind = repair.label();
             warn!(kind, "capture had been changed from outside: repaired");
             self.count_repair(kind);
         }

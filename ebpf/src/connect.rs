@@ -15,7 +15,7 @@ use crate::{
     context::{SockAddr, Socket, ancestor_cgroup, now_ns},
     datagram,
     direct::{self, Way},
-    maps,
+    maps, openings,
 };
 
 const SOCK_STREAM: u32 = 1;
@@ -81,9 +81,8 @@ fn capture(
     destination: &Address,
 ) -> i32 {
     let port = context.port();
-    let to_itself = destination.is_loopback()
-        || destination.is_unspecified()
-        || maps::is_own_address(netns_cookie, destination);
+    let to_own_address = maps::is_own_address(netns_cookie, destination);
+    let to_itself = to_own_address || destination.is_loopback() || destination.is_unspecified();
     // Connected to by name, the listeners would serve a connection that was meant for nobody; the
     // agent itself would do so forever.
     if to_itself && (port == pod.outbound_port || port == pod.inbound_port) {
@@ -95,6 +94,10 @@ fn capture(
     }
     forget(socket, &note);
     let mark = socket.mark();
+    // It may come from another one of the pod's addresses.
+    if to_own_address && !openings::has_room(netns_cookie) {
+        return refuse(context);
+    }
     if to_itself || pod.flags & POD_OUTBOUND_OPEN != 0 {
         // A forged mark would make `sock_ops` take the connection for a captured one.
         return set_mark(context, mark, mark & !MARK_MASK);
@@ -104,9 +107,8 @@ fn capture(
     if socket.bound_device() != 0 || destination.is_link_local_v6() {
         return refuse(context);
     }
-    let captured = (mark & !MARK_MASK) | MARK_OUTBOUND;
     if !lease_is_valid() {
-        return refuse_or_wait(context, mark, captured);
+        return refuse_or_wait(context, netns_cookie, mark);
     }
     match direct::way(context, socket, family, netns_cookie, destination) {
         Way::Captured => {}
@@ -114,18 +116,27 @@ fn capture(
         Way::Refused => return refuse(context),
     }
     if !context.agent_listens(pod.outbound_port) {
-        return refuse_or_wait(context, mark, captured);
+        return refuse_or_wait(context, netns_cookie, mark);
     }
-    set_mark(context, mark, captured)
+    loop_back(context, netns_cookie, mark)
 }
 
 /// There is no agent. Its SYN is dropped behind the hook if one is awaited, and sent again until that one answers.
 #[inline(always)]
-fn refuse_or_wait(context: &SockAddr, mark: u32, captured: u32) -> i32 {
+fn refuse_or_wait(context: &SockAddr, netns_cookie: u64, mark: u32) -> i32 {
     if agent_is_awaited() {
-        return set_mark(context, mark, captured);
+        return loop_back(context, netns_cookie, mark);
     }
     refuse(context)
+}
+
+/// Has the connection come to the agent, if the pod may open one more.
+#[inline(always)]
+fn loop_back(context: &SockAddr, netns_cookie: u64, mark: u32) -> i32 {
+    if !openings::has_room(netns_cookie) {
+        return refuse(context);
+    }
+    set_mark(context, mark, (mark & !MARK_MASK) | MARK_OUTBOUND)
 }
 
 #[inline(always)]

@@ -15,7 +15,7 @@ use culvert_ebpf::{
 use crate::{
     connect::Family,
     context::{SockAddr, SockOps, Socket, add, now_ns, random},
-    maps,
+    maps, openings,
 };
 
 /// `include/net/tcp_states.h`.
@@ -178,7 +178,7 @@ fn announce(flow: &FlowEntry, port: u32, socket_cookie: u64) -> bool {
         socket_cookie,
         client_netns: flow.client_netns,
     };
-    maps::TUPLES.insert(&announced(flow), &entry, 0).is_ok()
+    openings::publish(&announced(flow), &entry)
 }
 
 /// The connection as the pod that it goes to receives it.
@@ -230,10 +230,11 @@ pub fn establish(context: &SockOps, socket: &Socket<'_>) {
     if mark & MARK_MASK != MARK_OUTBOUND {
         return;
     }
-    let Some(flow) = maps::flow(context.socket_cookie()) else {
+    let socket_cookie = context.socket_cookie();
+    let Some(flow) = maps::flow(socket_cookie) else {
         return;
     };
-    let _gone_already = maps::TUPLES.remove(&captured(&flow));
+    openings::withdraw(&captured(&flow), socket_cookie);
     // Without memory for it nobody receives what is sent: the connection ends, as a reset.
     let _takes_the_same_way = context.set_mark(mark & !MARK_MASK);
 }
@@ -242,7 +243,7 @@ pub fn establish(context: &SockOps, socket: &Socket<'_>) {
 #[inline(always)]
 pub fn retract(socket_cookie: u64) {
     if let Some(flow) = maps::flow(socket_cookie) {
-        maps::withdraw(&announced(&flow), socket_cookie);
+        openings::withdraw(&announced(&flow), socket_cookie);
         let _gone_already = maps::FLOWS.remove(&socket_cookie);
     }
 }
@@ -260,9 +261,9 @@ fn captured(flow: &FlowEntry) -> TupleKey {
 #[inline(always)]
 pub fn close(context: &SockOps, socket: &Socket<'_>, socket_cookie: u64, flow: &FlowEntry) {
     if flow.end == FLOW_CLIENT {
-        maps::withdraw(&announced(flow), socket_cookie);
+        openings::withdraw(&announced(flow), socket_cookie);
         if context.old_state() == TCP_SYN_SENT {
-            maps::withdraw(&captured(flow), socket_cookie);
+            openings::withdraw(&captured(flow), socket_cookie);
         }
     }
     let _gone_already = maps::FLOWS.remove(&socket_cookie);
@@ -346,7 +347,7 @@ fn add_up(event: &FlowEvent) {
     };
     let entry = maps::LOST_ENDS.get_ptr_mut(&key).or_else(|| {
         // Another CPU may be first: then its entry stays.
-        let _is_there = maps::LOST_ENDS.insert(&key, &none, BPF_NOEXIST);
+        let _is_there = maps::LOST_ENDS.insert(&key, &none, maps::BPF_NOEXIST);
         maps::LOST_ENDS.get_ptr_mut(&key)
     });
     let Some(entry) = entry else {
@@ -360,6 +361,3 @@ fn add_up(event: &FlowEvent) {
         add(&raw mut (*entry).received, event.received);
     }
 }
-
-/// `bpf_map_update_elem`: only if there is none.
-const BPF_NOEXIST: u64 = 1;

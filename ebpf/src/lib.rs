@@ -178,6 +178,12 @@ pub const TUPLE_RELEASED: u32 = 5;
 /// A connection of another pod's that goes straight to the application.
 pub const TUPLE_DIRECT: u32 = 6;
 
+/// The most connections in their opening that there is room for: `TUPLES`.
+pub const TUPLES_MAX: u32 = 262_144;
+/// The most of them that pods' own applications can have together. The other half is left to what is opened to pods: probes, legs,
+/// and connections between pods of the node.
+pub const OPENINGS_MOST: u64 = TUPLES_MAX as u64 / 2;
+
 /// The longest TCP header (RFC 9293 §3.1: the data offset is four bits, in words).
 pub const TCP_HEADER_MAX: usize = 60;
 
@@ -349,7 +355,7 @@ pub struct Control {
 }
 
 /// Name and size of every type, for the agent to compare with maps that an older agent left pinned.
-pub const MAPS: [(&str, usize, usize); 11] = [
+pub const MAPS: [(&str, usize, usize); 13] = [
     ("PODS", size_of::<u64>(), size_of::<PodEntry>()),
     (
         "LOCAL_ADDRESSES",
@@ -358,6 +364,8 @@ pub const MAPS: [(&str, usize, usize); 11] = [
     ),
     ("POD_BY_ADDRESS", size_of::<Address>(), size_of::<u64>()),
     ("TUPLES", size_of::<TupleKey>(), size_of::<TupleEntry>()),
+    ("OPENINGS", size_of::<u64>(), size_of::<u64>()),
+    ("OPENINGS_ALL", size_of::<u32>(), size_of::<u64>()),
     ("REFUSALS", size_of::<TupleKey>(), size_of::<u64>()),
     ("SOCKETS", size_of::<u32>(), size_of::<SocketNote>()),
     ("LISTENERS", size_of::<ListenerKey>(), size_of::<u64>()),
@@ -452,15 +460,6 @@ mod user {
         pub fn tcp_header(&self) -> &[u8] {
             let length = usize::try_from(self.header_length).unwrap_or(usize::MAX);
             self.header.get(..length).unwrap_or(&self.header)
-        }
-    }
-
-    impl SocketNote {
-        /// The address and port the note speaks of.
-        #[must_use]
-        pub fn socket_addr(&self) -> Option<SocketAddr> {
-            let port = u16::try_from(self.port).ok()?;
-            Some(SocketAddr::new(self.address.into(), port))
         }
     }
 

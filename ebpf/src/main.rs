@@ -13,6 +13,7 @@ mod exit;
 mod handshake;
 mod hold;
 mod maps;
+mod openings;
 mod peername;
 mod segment;
 mod sk_lookup;

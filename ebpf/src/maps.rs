@@ -12,8 +12,11 @@ use aya_ebpf::{
 use culvert_ebpf::{
     Address, Control, DestinationEntry, DestinationKey, FLOW_EVENTS_BYTES, FlowEntry, HeldSyn,
     ListenerKey, LocalAddress, LostEntry, LostKey, PodEntry, RING_BYTES, RINGS_MAX, ResolverEntry,
-    ResolverKey, SocketNote, SpreadEntry, TupleEntry, TupleKey, VerdictEntry,
+    ResolverKey, SocketNote, SpreadEntry, TUPLES_MAX, TupleEntry, TupleKey, VerdictEntry,
 };
+
+/// `bpf_map_update_elem`: only if there is none.
+pub const BPF_NOEXIST: u64 = 1;
 
 /// Enrolled pods by network namespace cookie. Cookies are never reused before a reboot.
 #[map]
@@ -32,12 +35,22 @@ pub static POD_BY_ADDRESS: HashMap<Address, u64> = HashMap::with_max_entries(163
 /// A plain hash, not an LRU: an LRU evicts handshakes in flight, which would hand an application's
 /// connection to the inbound listener. Entries live from the SYN to the end of the handshake; whoever
 /// completes it deletes the entry, and the connecting socket's last state change deletes what is left,
-/// so none leaks. If the map is full the insert fails and the connection goes to the inbound
-/// listener, which never treats it as anyone's: closed, not open. Not preallocated, because a
-/// preallocated hash reuses an element at once and a reader could see another connection's entry.
+/// so none leaks. No pod's applications can fill it (`openings`). If it is full all the same, the insert fails and the
+/// connection goes to the inbound listener, which never treats it as anyone's: closed, not open. Not preallocated, because
+/// a preallocated hash reuses an element at once and a reader could see another connection's entry.
 #[map]
 pub static TUPLES: HashMap<TupleKey, TupleEntry> =
-    HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+    HashMap::with_max_entries(TUPLES_MAX, BPF_F_NO_PREALLOC);
+
+/// How many of them each enrolled pod's own applications have, by its network namespace cookie. The agent makes an entry
+/// with the pod's, and removes it behind it. Not preallocated: a program may still add to one that is removed.
+#[map]
+pub static OPENINGS: HashMap<u64, u64> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// The sum of [`OPENINGS`]. The agent sums up anew from time to time: it cannot take away from it what a pod has had that
+/// is gone.
+#[map]
+pub static OPENINGS_ALL: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Wire connections to closed ports, with the time they were seen.
 ///
@@ -194,14 +207,6 @@ pub fn is_opening(key: &TupleKey) -> bool {
 #[inline(always)]
 pub fn tuple_mut(key: &TupleKey) -> Option<*mut TupleEntry> {
     TUPLES.get_ptr_mut(key)
-}
-
-/// Removes what a socket has published; its port may already serve another connection with an entry of its own.
-#[inline(always)]
-pub fn withdraw(key: &TupleKey, socket_cookie: u64) {
-    if self::tuple(key).is_some_and(|entry| entry.socket_cookie == socket_cookie) {
-        let _gone_already = TUPLES.remove(key);
-    }
 }
 
 /// What becomes of a pod's connections to a destination.

@@ -12,7 +12,7 @@ use culvert_ebpf::{
 
 use crate::{
     context::{SockOps, Socket},
-    direct, maps,
+    direct, maps, openings,
 };
 
 const TCP_CONNECT_CB: u32 = 3;
@@ -78,7 +78,7 @@ fn publish(context: &SockOps) {
         client_netns: context.netns_cookie(),
     };
     // A full map sends the connection to the inbound listener: closed.
-    if maps::TUPLES.insert(&key, &entry, 0).is_ok() {
+    if openings::publish(&key, &entry) {
         context.watch_state();
     }
 }
@@ -142,7 +142,7 @@ fn accept(context: &SockOps) {
             netns_cookie,
         });
     }
-    let _gone_already = maps::TUPLES.remove(&key);
+    openings::end(&key, entry.kind);
 }
 
 /// The connecting socket closes: whatever it published and nobody took goes with it.
@@ -164,7 +164,7 @@ fn withdraw(context: &SockOps) {
         remote_port: context.local_port(),
         pad: 0,
     };
-    maps::withdraw(&key, socket_cookie);
+    openings::withdraw(&key, socket_cookie);
 }
 
 /// The network namespace in which the connection's SYN will be looked up.

@@ -145,7 +145,20 @@ pub struct LostKey {
     pub pad: u32,
 }
 
-/// Connections of which no event could be told because the ring was full: the value of `LOST_ENDS`. It only grows.
+impl LostKey {
+    /// The network namespace of the end that is counted: only its sockets add to the entry.
+    #[must_use]
+    pub const fn own_netns(&self) -> u64 {
+        if self.end == FLOW_SERVER {
+            self.server_netns
+        } else {
+            self.client_netns
+        }
+    }
+}
+
+/// Connections of which no event could be told because the ring was full: the value of `LOST_ENDS`. It only grows, until
+/// the agent removes it some time after its pod.
 /// Refused ones are told while half of the ring is free: whoever is refused thousands of times a second must not keep
 /// others' accounts from being told.
 #[repr(C)]

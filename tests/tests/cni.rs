@@ -4,11 +4,12 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use e2e::kubelet::{Nodes, SOON};
 use e2e::lab::{Driver, Pod, PodSpec, culvert, eventually};
 use e2e::net;
 use e2e::net::serve::{Server, echo};
+use e2e::net::sys;
 use e2e::runtime::{KINDNET, Runtime, Sandbox};
 use e2e::scenario::echoes;
 use nix::sys::signal::{Signal, kill};
@@ -114,6 +115,35 @@ fn a_pod_starts_once_it_is_captured() -> Result<()> {
         installed.is_up(&client)?,
         "it started before it was captured"
     );
+    Ok(())
+}
+
+#[test]
+fn nothing_leads_to_a_sandbox_that_has_ended() -> Result<()> {
+    let mut installed = Installed::new()?;
+    let mut pods = Vec::new();
+    for name in ["client", "server"] {
+        let (pod, sandbox) = installed.scheduled(PodSpec::new("a", name))?;
+        installed.runtime.add(&sandbox)?;
+        installed.nodes.api.apply(&pod.manifest())?;
+        pods.push((pod, sandbox));
+    }
+    let [(client, _), (server, sandbox)] = &pods[..] else {
+        bail!("two pods");
+    };
+    let _echo = Server::start(server, Ipv6Addr::UNSPECIFIED, PORT, echo)?;
+    let to = SocketAddr::new(server.v4(), PORT);
+    let verdicts = installed.nodes.lab.agent("a")?.pins().join("maps/VERDICTS");
+    let verdicts = || sys::map_keys(&verdicts)?.context("a map with keys");
+    eventually("the kernel knows the way", SOON, || {
+        client.run(|| echoes(&net::connect(to)?, SECRET))?;
+        ensure!(verdicts()? > 0, "the proxy carries it");
+        Ok(())
+    })?;
+    // Its address is another pod's from now on.
+    let ended = installed.runtime.run("DEL", sandbox)?;
+    ensure!(verdicts()? == 0, "{} verdicts are left", verdicts()?);
+    ensure!(ended.good, "{ended:?}");
     Ok(())
 }
 

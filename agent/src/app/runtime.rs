@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tracing::error;
@@ -12,6 +13,9 @@ use crate::cni::{Command, Gate, Keeper, ListenError, Outcome, PluginSocket, SOCK
 use crate::config::AgentArgs;
 use crate::enrolment::{Admission, Arrival, Orders};
 use crate::mesh::{ObjectName, PodNetns};
+
+/// How long the end of a sandbox may take to be taken notice of. A runtime ends many at once.
+const DEPARTURE_TIME: Duration = Duration::from_secs(2);
 
 /// A kind of repair, as operators see it.
 const CNI: &str = "cni";
@@ -76,8 +80,12 @@ impl Gate for Reception {
             Command::Add(sandbox) => Box::pin(outcome(self.0.arrival(arrival(sandbox)))),
             Command::Check(sandbox) => Box::pin(outcome(self.0.check(arrival(sandbox)))),
             Command::Del { container } => {
-                self.0.departure(container);
-                Box::pin(async { Outcome::Done })
+                let departure = self.0.departure(container);
+                Box::pin(async {
+                    // Late or stopped: what has ended has ended, and the runtime would only try again.
+                    let _gone = tokio::time::timeout(DEPARTURE_TIME, departure).await;
+                    Outcome::Done
+                })
             }
             Command::Gc { containers } => {
                 self.0.containers(containers);

@@ -25,6 +25,7 @@ use super::{
     pods::{ArmedPod, PodPrograms, Shared},
     programs::Loader,
     reconcile,
+    repair::Repair,
 };
 
 /// Pods that are prepared and not armed yet. More would only wait longer.
@@ -210,21 +211,18 @@ fn enrol(pod: &mut ArmedPod, recorded: Vec<IpAddr>) -> Result<Enrolled, CaptureE
     })
 }
 
-/// Brings a pod to the wanted state; returns the kinds of what was done. `recorded` are the addresses that the maps know
+/// Brings a pod to the wanted state; returns what was put in place for that. `recorded` are the addresses that the maps know
 /// as its own.
-pub(super) fn arm(
-    pod: &mut ArmedPod,
-    recorded: Vec<IpAddr>,
-) -> Result<Vec<&'static str>, CaptureError> {
+pub(super) fn arm(pod: &mut ArmedPod, recorded: Vec<IpAddr>) -> Result<Vec<Repair>, CaptureError> {
     let uid = pod.pod.uid.clone();
     let actual = pod.observe(recorded);
     let actual = actual.map_err(failed(&uid, Operation::Observe))?;
     let mut done = Vec::new();
     for action in reconcile::reconcile(&pod.desired(), &actual) {
-        let kind = action.kind();
+        let repair = action.repair();
         let applied = pod.apply(action);
-        applied.map_err(failed(&uid, Operation::Arm(kind)))?;
-        done.push(kind);
+        applied.map_err(failed(&uid, Operation::Arm(repair)))?;
+        done.push(repair);
     }
     Ok(done)
 }

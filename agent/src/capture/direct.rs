@@ -196,13 +196,22 @@ impl DirectPath {
         self.maps.direct.flows()
     }
 
-    /// Ends that could not be told one by one, since the maps were made.
+    /// Ends that could not be told one by one.
     ///
     /// # Errors
     ///
     /// When the map cannot be read.
     pub(crate) fn lost(&self) -> io::Result<Vec<(LostKey, LostEntry)>> {
         self.maps.direct.lost.entries()
+    }
+
+    /// Forgets ends of a pod that is gone.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be written. They are told on.
+    pub(crate) fn forget_lost(&self, ends: &LostKey) -> io::Result<()> {
+        self.maps.direct.lost.remove(ends)
     }
 
     /// What happens from now on, and what has happened while no agent ran. For one reader.

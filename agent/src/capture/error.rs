@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::programs::LoadError;
+use super::{programs::LoadError, repair::Repair};
 
 /// What capture was doing when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub(crate) enum Operation {
     PrepareRunDirectory,
     Prepare,
     OpenNetns,
-    Arm(&'static str),
+    Arm(Repair),
     OpenDnsSockets,
     OpenAnswerSockets,
     MakeRings,
@@ -36,7 +36,7 @@ impl std::fmt::Display for Operation {
             Self::PrepareRunDirectory => "prepare the run directory",
             Self::Prepare => "start the thread that prepares pods",
             Self::OpenNetns => "open the network namespace",
-            Self::Arm(kind) => return write!(f, "put the {kind} in place"),
+            Self::Arm(repair) => return write!(f, "put the {repair} in place"),
             Self::OpenDnsSockets => "open the DNS proxy's sockets on port 15053",
             Self::OpenAnswerSockets => "open the sockets that answer held connections",
             Self::MakeRings => "make the rings of held connections",

@@ -26,6 +26,8 @@ pub(crate) struct Maps {
     local_addresses: Table<LocalAddress, u32>,
     pod_by_address: Table<Address, u64>,
     tuples: Table<TupleKey, TupleEntry>,
+    openings: Table<u64, u64>,
+    openings_all: Table<u32, u64>,
     refusals: Table<TupleKey, u64>,
     sockets: Table<u32, SocketNote>,
     listeners: Table<ListenerKey, u64>,
@@ -79,6 +81,8 @@ impl Maps {
             local_addresses: Table::open(&directory.join("LOCAL_ADDRESSES"))?,
             pod_by_address: Table::open(&directory.join("POD_BY_ADDRESS"))?,
             tuples: Table::open(&directory.join("TUPLES"))?,
+            openings: Table::open(&directory.join("OPENINGS"))?,
+            openings_all: Table::open(&directory.join("OPENINGS_ALL"))?,
             refusals: Table::open(&directory.join("REFUSALS"))?,
             sockets: Table::open(&directory.join("SOCKETS"))?,
             listeners: Table::open(&directory.join("LISTENERS"))?,
@@ -98,6 +102,8 @@ impl Maps {
             ("LOCAL_ADDRESSES", self.local_addresses.as_fd()),
             ("POD_BY_ADDRESS", self.pod_by_address.as_fd()),
             ("TUPLES", self.tuples.as_fd()),
+            ("OPENINGS", self.openings.as_fd()),
+            ("OPENINGS_ALL", self.openings_all.as_fd()),
             ("REFUSALS", self.refusals.as_fd()),
             ("SOCKETS", self.sockets.as_fd()),
             ("LISTENERS", self.listeners.as_fd()),
@@ -133,6 +139,10 @@ impl Maps {
     }
 
     pub(crate) fn set_pod(&self, netns_cookie: u64, entry: PodEntry) -> io::Result<()> {
+        // First: what is captured without a count is not bounded.
+        if self.openings.get(&netns_cookie)?.is_none() {
+            self.openings.insert(&netns_cookie, &0)?;
+        }
         self.pods.insert(&netns_cookie, &entry)
     }
 
@@ -319,10 +329,14 @@ impl Maps {
         Ok(true)
     }
 
-    /// How many connections are in their opening: tests see by it that nothing is left behind.
-    #[cfg(test)]
-    pub(crate) fn openings(&self) -> io::Result<usize> {
-        Ok(self.tuples.keys()?.len())
+    /// Sums up anew how many connections in their opening pods have. What changes meanwhile is missing until the next time.
+    pub(crate) fn sum_up_openings(&self) -> io::Result<()> {
+        let counts = self.openings.entries()?.into_iter();
+        // One that has fallen below zero has lost a few to a moment in which nobody counted; it is nothing that others have.
+        let sum = counts
+            .map(|(_, count)| count.cast_signed().max(0))
+            .sum::<i64>();
+        self.openings_all.insert(&0, &sum.cast_unsigned())
     }
 
     /// Forgets everything about a pod whose network namespace may be gone, the pod's entry first.
@@ -334,11 +348,13 @@ impl Maps {
             self.remove_address(netns_cookie, address)?;
         }
         self.remove_listeners(netns_cookie)?;
-        for key in self.tuples.keys()? {
+        for (key, _) in self.tuples.entries()? {
             if key.netns_cookie == netns_cookie {
                 self.tuples.remove(&key)?;
             }
         }
+        self.openings.remove(&netns_cookie)?;
+        self.sum_up_openings()?;
         for key in self.resolvers.keys()? {
             if key.netns_cookie == netns_cookie {
                 self.resolvers.remove(&key)?;
@@ -350,6 +366,31 @@ impl Maps {
             }
         }
         Ok(())
+    }
+}
+
+/// What tests see and set of connections in their opening.
+#[cfg(test)]
+impl Maps {
+    /// How many there are: by it is seen that nothing is left behind.
+    pub(crate) fn openings(&self) -> io::Result<usize> {
+        Ok(self.tuples.entries()?.len())
+    }
+
+    /// How many of a pod's own are counted; `None` if it has no count.
+    pub(crate) fn opening_count(&self, netns_cookie: u64) -> io::Result<Option<u64>> {
+        self.openings.get(&netns_cookie)
+    }
+
+    /// How many of all pods' are.
+    pub(crate) fn opening_sum(&self) -> io::Result<Option<u64>> {
+        self.openings_all.get(&0)
+    }
+
+    /// Has a pod have so many.
+    pub(crate) fn set_opening_count(&self, netns_cookie: u64, count: u64) -> io::Result<()> {
+        self.openings.insert(&netns_cookie, &count)?;
+        self.sum_up_openings()
     }
 }
 

@@ -37,6 +37,22 @@ impl Netns {
         Ok(Self { file, cookie })
     }
 
+    /// The namespace with this cookie that a path named once; `None` if it is gone, or the path names something else by now.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be known: it may be there.
+    pub(crate) fn find(path: &Path, cookie: u64) -> io::Result<Option<Self>> {
+        match Self::open(path) {
+            Ok(netns) => Ok((netns.cookie == cookie).then_some(netns)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // What a runtime mounts namespaces on stays behind as an empty file: setns(2), "fd refers to a namespace whose
+            // type does not match", which is what no namespace at all gets, too.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The namespace's cookie: unlike its inode number never reused before a reboot.
     pub(crate) fn cookie(&self) -> u64 {
         self.cookie

@@ -74,6 +74,8 @@ pub(super) struct ArmedPod {
     exits: BTreeMap<Device, PinnedLink>,
     /// Copies of the workers' listeners, by which their state is watched.
     listeners: Option<PodListeners>,
+    /// Whether workers have not been given these yet.
+    has_new_listeners: bool,
 }
 
 /// The programs that act in one pod.
@@ -128,6 +130,7 @@ impl ArmedPod {
             devices: BTreeMap::new(),
             exits: BTreeMap::new(),
             listeners: None,
+            has_new_listeners: false,
         })
     }
 
@@ -285,11 +288,29 @@ impl ArmedPod {
             }
         }
         self.listeners = Some(opened);
+        self.has_new_listeners = true;
         Ok(())
     }
 
+    /// Whether it has listeners that workers have not been given yet.
+    pub(super) fn has_new_listeners(&self) -> bool {
+        self.has_new_listeners && self.has_listeners()
+    }
+
+    /// Whether it has listeners. That they accept connections is another question.
+    pub(super) fn has_listeners(&self) -> bool {
+        self.listeners.is_some()
+    }
+
+    /// Has the next look open new ones. One that leaves the mesh takes nothing more.
+    pub(super) fn lose_listeners(&mut self) {
+        if !self.is_leaving() {
+            self.listeners = None;
+        }
+    }
+
     /// The listeners, for the workers to accept from.
-    pub(super) fn worker_listeners(&self) -> io::Result<Vec<WorkerListeners>> {
+    pub(super) fn worker_listeners(&mut self) -> io::Result<Vec<WorkerListeners>> {
         let listeners = self
             .listeners
             .iter()
@@ -301,7 +322,9 @@ impl ArmedPod {
                 hbone: worker.hbone.try_clone()?,
             })
         });
-        copies.collect()
+        let copies = copies.collect::<io::Result<_>>()?;
+        self.has_new_listeners = false;
+        Ok(copies)
     }
 
     /// Opens the DNS proxy's sockets in the pod.

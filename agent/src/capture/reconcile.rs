@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use culvert_ebpf::PodEntry;
 
-use super::routing::{Device, Family, Routing};
+use super::{
+    repair::Repair,
+    routing::{Device, Family, Routing},
+};
 
 /// What an enrolled pod is to be like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,21 +80,23 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    /// The value of the `kind` label under which the repair is counted.
-    pub(crate) fn kind(self) -> &'static str {
+    /// What it puts in place.
+    pub(crate) fn repair(self) -> Repair {
         match self {
-            Self::RaiseLoopback => "loopback",
-            Self::AddBackstopRule(_) | Self::AddLoopRule(_) => "rule",
-            Self::AddRoute(_) => "route",
-            Self::OpenListeners => "listener",
-            Self::FillSlots => "slot",
-            Self::AttachLookup => "sk_lookup",
+            Self::RaiseLoopback => Repair::Loopback,
+            Self::AddBackstopRule(_) | Self::AddLoopRule(_) => Repair::Rule,
+            Self::AddRoute(_) => Repair::Route,
+            Self::OpenListeners => Repair::Listener,
+            Self::FillSlots => Repair::Slot,
+            Self::AttachLookup => Repair::SkLookup,
             Self::GuardDevice(_)
             | Self::BarExit(_)
             | Self::HoldOpenings(_)
-            | Self::ForgetDevice(_) => "tcx",
-            Self::RecordAddress(_) | Self::FindByAddress(_) | Self::ForgetAddress(_) => "address",
-            Self::WriteEntry => "entry",
+            | Self::ForgetDevice(_) => Repair::Tcx,
+            Self::RecordAddress(_) | Self::FindByAddress(_) | Self::ForgetAddress(_) => {
+                Repair::Address
+            }
+            Self::WriteEntry => Repair::Entry,
         }
     }
 }

@@ -91,8 +91,10 @@ pub(crate) fn link_create(
         pad: 0,
         expected_revision: 0,
     };
-    let fd = bpf(command::LINK_CREATE, &attr)?;
-    Ok(owned(fd))
+    // SAFETY: `attr` is that command's arm and names no memory.
+    let fd = unsafe { bpf(command::LINK_CREATE, &attr) }?;
+    // SAFETY: the command has made this descriptor.
+    Ok(unsafe { owned(fd) })
 }
 
 /// Replaces the program of a link, without a moment in which none is attached.
@@ -110,7 +112,8 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         flags: 0,
         old_program: 0,
     };
-    bpf(command::LINK_UPDATE, &attr).map(drop)
+    // SAFETY: `attr` is that command's arm and names no memory.
+    unsafe { bpf(command::LINK_UPDATE, &attr) }.map(drop)
 }
 
 /// Whether a link still acts on something: the kernel clears the target's id when the cgroup, the
@@ -167,7 +170,10 @@ pub(crate) fn create_ring(bytes: u32) -> io::Result<OwnedFd> {
         max_entries: bytes,
         flags: 0,
     };
-    Ok(owned(bpf(command::MAP_CREATE, &attr)?))
+    // SAFETY: `attr` is the start of that command's arm, which names no memory; the rest counts as zero.
+    let fd = unsafe { bpf(command::MAP_CREATE, &attr) }?;
+    // SAFETY: the command has made this descriptor.
+    Ok(unsafe { owned(fd) })
 }
 
 /// The sizes a map was created with.
@@ -211,8 +217,9 @@ fn object_info<T: Pod + Default>(object: BorrowedFd<'_>) -> io::Result<T> {
         size,
         info: (&raw mut info) as u64,
     };
-    // It answers with the size that it has filled.
-    bpf_mut(command::OBJ_GET_INFO_BY_FD, &mut attr)?;
+    // SAFETY: `attr` is that command's arm; it writes no more than `size` bytes to `info`, which has as many, is this
+    // function's own, and is a `T` whatever is written. Into `attr` it writes how many it has filled.
+    unsafe { bpf_mut(command::OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(info)
 }
 
@@ -224,7 +231,8 @@ pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
         object: object.as_raw_fd(),
         flags: 0,
     };
-    bpf(command::OBJ_PIN, &attr).map(drop)
+    // SAFETY: `attr` is that command's arm, and its path a string with its zero byte that lives to the end of this function.
+    unsafe { bpf(command::OBJ_PIN, &attr) }.map(drop)
 }
 
 /// Opens what is pinned under a name.
@@ -235,7 +243,10 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
         object: 0,
         flags: 0,
     };
-    Ok(owned(bpf(command::OBJ_GET, &attr)?))
+    // SAFETY: `attr` is that command's arm, and its path a string with its zero byte that lives to the end of this function.
+    let fd = unsafe { bpf(command::OBJ_GET, &attr) }?;
+    // SAFETY: the command has made this descriptor.
+    Ok(unsafe { owned(fd) })
 }
 
 #[repr(C)]
@@ -249,28 +260,41 @@ fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
-/// `bpf(2)`. Callers pass the arm of `union bpf_attr` that belongs to the command; its pointers are to
-/// values that live across the call and are as large as the command reads or writes.
-fn bpf<T>(command: i64, attr: &T) -> io::Result<i64> {
+/// `bpf(2)`.
+///
+/// # Safety
+///
+/// `attr` is the arm of `union bpf_attr` that belongs to the command, or its start, without padding. Whatever memory it
+/// names is valid across the call for as many bytes as the command reads or writes there, and what it writes is the caller's
+/// alone. The command does not write to `attr` itself.
+unsafe fn bpf<T>(command: i64, attr: &T) -> io::Result<i64> {
     let (attr, size) = (std::ptr::from_ref(attr), size_of::<T>());
-    // SAFETY: `attr` is valid for `size` bytes; for what it points to see above: every caller is in
-    // this file, and takes each pointer from a reference held across this call.
+    // SAFETY: `attr` is a reference, and `size` its size; for what it names the caller vouches.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size) };
     Ok(Errno::result(result)?)
 }
 
 /// As [`bpf`], for commands that answer in the attributes.
-fn bpf_mut<T>(command: i64, attr: &mut T) -> io::Result<i64> {
+///
+/// # Safety
+///
+/// As [`bpf`]; any bytes that the command writes to `attr` are a `T`.
+unsafe fn bpf_mut<T>(command: i64, attr: &mut T) -> io::Result<i64> {
     let (attr, size) = (std::ptr::from_mut(attr), size_of::<T>());
-    // SAFETY: as in `bpf`; nobody else reads or writes `attr` meanwhile.
+    // SAFETY: as in `bpf`; by the reference nobody else reads or writes `attr` meanwhile.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size) };
     Ok(Errno::result(result)?)
 }
 
-fn owned(fd: i64) -> OwnedFd {
+/// A descriptor as a system call has returned it.
+///
+/// # Safety
+///
+/// It is new: the caller has it from the call that made it, and gives it to nobody else.
+unsafe fn owned(fd: i64) -> OwnedFd {
     #[expect(clippy::cast_possible_truncation, reason = "file descriptors are ints")]
     let fd = fd as RawFd;
-    // SAFETY: called with the result of a bpf command that returns a new descriptor.
+    // SAFETY: the caller's: open, and nobody else's.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -330,7 +354,8 @@ pub(crate) fn mptcp_socket() -> io::Result<OwnedFd> {
     // SAFETY: takes numbers.
     let fd = unsafe { libc::socket(libc::AF_INET, kind, libc::IPPROTO_MPTCP) };
     Errno::result(fd)?;
-    Ok(owned(i64::from(fd)))
+    // SAFETY: socket(2) has made this descriptor.
+    Ok(unsafe { owned(i64::from(fd)) })
 }
 
 /// Makes the allocator give freed memory back as soon as it is much. To be called before there are threads.

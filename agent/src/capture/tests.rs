@@ -10,6 +10,7 @@ mod exit;
 mod held;
 mod inbound;
 mod lifecycle;
+mod openings;
 mod outbound;
 mod resolver;
 mod restart;

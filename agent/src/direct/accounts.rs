@@ -324,6 +324,30 @@ impl Accounts {
             .retain(|_, credit| *credit != LostEntry::default());
     }
 
+    /// Counts what the kernel has added up since, and gives what can be forgotten of it: what pods that nobody remembers have
+    /// left, if nothing came to it since it was counted last.
+    pub(super) fn settle_the_gone<S: Clone>(
+        &mut self,
+        book: &Book<S>,
+        lost: Vec<(LostKey, LostEntry)>,
+    ) -> Vec<LostKey> {
+        let is_gone = |ends: &LostKey| book.member(ends.own_netns()).is_none();
+        let settled = lost
+            .iter()
+            .filter(|(ends, now)| is_gone(ends) && self.lost.get(ends) == Some(now))
+            .map(|(ends, _)| *ends)
+            .collect();
+        self.make_up_for(book, lost);
+        // Their ends that were not told are in the sums by now, or never will be.
+        self.credit.retain(|ends, _| !is_gone(ends));
+        settled
+    }
+
+    /// Forgets a sum that the kernel has forgotten.
+    pub(super) fn forget(&mut self, ends: &LostKey) {
+        self.lost.remove(ends);
+    }
+
     /// The network namespaces in which accounts are open.
     pub(super) fn pods(&self) -> BTreeSet<u64> {
         let entries = self.open.values().map(|account| &account.entry);

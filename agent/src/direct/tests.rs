@@ -4,13 +4,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use culvert_ebpf::{Address, FLOW_CLIENT, FLOW_SERVER, FlowEntry};
+use culvert_ebpf::{
+    Address, FLOW_CLIENT, FLOW_REFUSED, FLOW_SERVER, FlowEntry, LostEntry, LostKey,
+};
 use userspace_l7::model::{
     Action, AuthorizationPolicy, Health, Locality, MeshSettings, NetworkMode, Peer, PolicyKey,
     Rule, Scope, Snapshot, TrustDomain, TunnelProtocol, Workload, WorkloadLabels, WorkloadUid,
 };
+use userspace_l7::telemetry::Metrics;
 
+use super::accounts::Accounts;
 use super::book::{Book, Change, End, Ruling, Wrong};
+use super::metrics::DirectMetrics;
 use crate::mesh::SameNode;
 
 const CLIENT: u64 = 101;
@@ -236,6 +241,66 @@ fn live_connections_are_judged_where_both_pods_are_known() {
     without.workloads.remove(&uid("server"));
     book.publish(Arc::new(without));
     assert_eq!(wrong(&book), [0_u64; 0]);
+}
+
+/// What the kernel has added up: so many at this end.
+fn sum(client_netns: u64, server_netns: u64, (end, ended): (u16, u64)) -> (LostKey, LostEntry) {
+    let ends = LostKey {
+        client_netns,
+        server_netns,
+        dialled: flow(0, 0, end).dialled,
+        dialled_port: 80,
+        end,
+        pad: 0,
+    };
+    let sum = LostEntry {
+        ended,
+        ..LostEntry::default()
+    };
+    (ends, sum)
+}
+
+#[test]
+fn sums_of_pods_that_are_gone_are_forgotten_once_nothing_comes_to_them() {
+    const GONE: u64 = 7;
+    let mut book = ruled();
+    let kept = [
+        sum(CLIENT, GONE, (FLOW_CLIENT, 1)),
+        sum(GONE, SERVER, (FLOW_SERVER, 1)),
+        sum(CLIENT, 0, (FLOW_REFUSED, 1)),
+    ];
+    let settled = [
+        sum(GONE, SERVER, (FLOW_CLIENT, 1)),
+        sum(CLIENT, GONE, (FLOW_SERVER, 1)),
+    ];
+    let refused = |count| sum(GONE, 0, (FLOW_REFUSED, count));
+    let all = |refusals| [&kept[..], &settled[..], &[refused(refusals)]].concat();
+    let metrics = DirectMetrics::default();
+    let traffic = Arc::new(Metrics::new());
+    let mut accounts = Accounts::new(traffic, metrics.clone(), all(1));
+    // Something has come to one of them.
+    let gone = accounts.settle_the_gone(&book, all(5));
+    assert_eq!(gone, settled.map(|(ends, _)| ends));
+    assert_eq!(metrics.denied.get(), 4);
+    for ends in &gone {
+        accounts.forget(ends);
+    }
+    let left = [&kept[..], &[refused(5)]].concat();
+    let gone = accounts.settle_the_gone(&book, left);
+    assert_eq!(gone, [refused(5).0]);
+    assert_eq!(metrics.denied.get(), 4);
+    for ends in &gone {
+        accounts.forget(ends);
+    }
+    // What is forgotten counts from zero.
+    accounts.make_up_for(&book, vec![refused(2)]);
+    assert_eq!(metrics.denied.get(), 6);
+    let now = Instant::now();
+    book.dismiss(&uid("client"), now);
+    assert_eq!(accounts.settle_the_gone(&book, kept.to_vec()), []);
+    book.forget_the_gone(now + Duration::from_secs(60));
+    let gone = accounts.settle_the_gone(&book, kept.to_vec());
+    assert_eq!(gone, [kept[0].0, kept[2].0]);
 }
 
 #[test]

@@ -16,7 +16,8 @@ pub(super) enum Order {
     Wanted(Vec<LocalPod>, Vec<Bystander>),
     Arrival(Arrival, oneshot::Sender<Admission>),
     Check(Arrival, oneshot::Sender<Admission>),
-    Departure(String),
+    /// Answered once nothing goes to the sandbox's address by itself any more.
+    Departure(String, oneshot::Sender<()>),
     Repaired(&'static str),
     Containers(BTreeSet<String>),
     ListenerLost(WorkloadUid),
@@ -50,9 +51,12 @@ impl Orders {
         admission
     }
 
-    /// The runtime has ended a sandbox.
-    pub(crate) fn departure(&self, container: String) {
-        self.give(Order::Departure(container));
+    /// The runtime has ended a sandbox. The answer comes once its address can be given to another one: no pod of the node is led
+    /// to this one by it any more. What is left of it goes after that.
+    pub(crate) fn departure(&self, container: String) -> oneshot::Receiver<()> {
+        let (gone, departure) = oneshot::channel();
+        self.give(Order::Departure(container, gone));
+        departure
     }
 
     /// Something was put back that others had changed: counted with what the reconciler repairs.

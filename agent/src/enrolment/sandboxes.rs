@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
+use userspace_l7::model::WorkloadUid;
 
 use super::arrivals::{Admission, Arrival, Standing};
 use super::whereabouts::Place;
@@ -53,11 +54,12 @@ impl Office {
         }
     }
 
-    /// The runtime has ended sandboxes. Only its word opens a pod's namespace again before the pod is deleted: that no
-    /// process of a pod is found leaves the pod captured.
-    pub(super) fn leave_places(&mut self, is_gone: impl Fn(&String) -> bool) {
+    /// The runtime has ended sandboxes. Gives the pods that were in them, to be released: from now on nothing goes to them by
+    /// itself, so their addresses can be other pods'. Only the runtime's word opens a pod's namespace again before the pod is
+    /// deleted: that no process of a pod is found leaves the pod captured.
+    pub(super) fn leave_places(&mut self, is_gone: impl Fn(&String) -> bool) -> Vec<WorkloadUid> {
         let Some(whereabouts) = &mut self.whereabouts else {
-            return;
+            return Vec::new();
         };
         let left = whereabouts.leave(is_gone);
         let captured = self.enrolled.iter();
@@ -68,7 +70,17 @@ impl Office {
         let gone: Vec<_> = captured
             .chain(draining.map(|(uid, _)| uid.clone()))
             .collect();
-        for uid in gone {
+        if let Some(direct) = &self.direct {
+            for uid in &gone {
+                direct.dismiss(uid);
+            }
+        }
+        gone
+    }
+
+    /// Releases pods that have left their places.
+    pub(super) fn release_left(&mut self, pods: Vec<WorkloadUid>) {
+        for uid in pods {
             self.release(&uid);
         }
         self.enrol_missing();

@@ -25,9 +25,6 @@ use super::PATIENCE;
 /// Room for what arrives while the capturing thread is not scheduled.
 const PACKET_BUFFER: usize = 256 << 20;
 
-/// linux/tcp.h: "Is MPTCP being used?"
-const TCP_IS_MPTCP: libc::c_int = 43;
-
 /// Waits until a descriptor has something to read; `false` when the other end of `stop` is closed instead.
 ///
 /// # Errors
@@ -293,27 +290,6 @@ pub fn reset_on_close(stream: &TcpStream) -> Result<()> {
             l_linger: 0,
         },
     )?)
-}
-
-/// Whether this end of a Multipath TCP socket fell back to plain TCP (`TCP_IS_MPTCP` is 0).
-///
-/// # Errors
-/// What the kernel says.
-pub fn is_multipath(stream: &TcpStream) -> Result<bool> {
-    let mut value: libc::c_int = 0;
-    let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>()).context("length")?;
-    // SAFETY: the pointers are to a live int and to its size.
-    let read = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            TCP_IS_MPTCP,
-            (&raw mut value).cast(),
-            &raw mut length,
-        )
-    };
-    Errno::result(read).context("TCP_IS_MPTCP")?;
-    Ok(value != 0)
 }
 
 /// Bytes in a socket's send queue that the peer's kernel has not acknowledged.

@@ -44,7 +44,7 @@ enum Pass {
 pub(super) struct Driver {
     // The order matters: closing the ring ends the registration of `provided`'s memory.
     ring: RefCell<IoUring>,
-    provided: Provided,
+    provided: Rc<Provided>,
     operations: Operations,
     /// Entries to submit, in order. The queue shared with the kernel is filled from here.
     queued: RefCell<VecDeque<squeue::Entry>>,
@@ -58,7 +58,7 @@ impl Driver {
         let provided = Provided::register(&ring, pool)?;
         Ok(Rc::new(Self {
             ring: RefCell::new(ring),
-            provided,
+            provided: Rc::new(provided),
             operations: Operations::default(),
             queued: RefCell::default(),
             reaped: RefCell::default(),
@@ -340,8 +340,13 @@ impl Drop for Driver {
         while !self.operations.is_empty() {
             if let Err(error) = self.enter(1) {
                 tracing::error!(%error, "io_uring did not finish its operations");
-                // Leaked rather than freed under a kernel that may still use it.
-                Box::leak(Box::new(std::mem::take(&mut self.operations)));
+                // Leaked rather than freed under a kernel that may still use it: what operations send, and the slots that
+                // they receive into. Closing the ring only begins to end them: `io_ring_ctx_wait_and_kill` leaves the rest
+                // to a work item that nobody can wait for.
+                Box::leak(Box::new((
+                    std::mem::take(&mut self.operations),
+                    Rc::clone(&self.provided),
+                )));
                 return;
             }
         }

@@ -42,7 +42,9 @@ impl<K: Pod, V: Pod> Table<K, V> {
     pub(crate) fn get(&self, key: &K) -> io::Result<Option<V>> {
         let mut value = MaybeUninit::<V>::uninit();
         let attr = self.element(key, value.as_mut_ptr() as u64);
-        match bpf(command::MAP_LOOKUP_ELEM, &attr) {
+        // SAFETY: `attr` is that command's arm; `key` and `value` are of the map's sizes, as `open` found, and live to the end
+        // of this function, where nobody else has `value`.
+        match unsafe { bpf(command::MAP_LOOKUP_ELEM, &attr) } {
             // SAFETY: on success the kernel has written a value of the map's size, which `open` found
             // to be that of `V`, and every bit pattern is a `V` because it is `Pod`.
             Ok(_) => Ok(Some(unsafe { value.assume_init() })),
@@ -53,12 +55,16 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
     pub(crate) fn insert(&self, key: &K, value: &V) -> io::Result<()> {
         let attr = self.element(key, std::ptr::from_ref(value) as u64);
-        bpf(command::MAP_UPDATE_ELEM, &attr).map(drop)
+        // SAFETY: `attr` is that command's arm; it reads a key and a value, references to which this function has and whose
+        // sizes are the map's, as `open` found.
+        unsafe { bpf(command::MAP_UPDATE_ELEM, &attr) }.map(drop)
     }
 
     /// Removes an entry; it is no error if there is none.
     pub(crate) fn remove(&self, key: &K) -> io::Result<()> {
-        match bpf(command::MAP_DELETE_ELEM, &self.element(key, 0)) {
+        // SAFETY: the attributes are that command's arm; it reads a key, a reference to which this function has and whose size
+        // is the map's, as `open` found.
+        match unsafe { bpf(command::MAP_DELETE_ELEM, &self.element(key, 0)) } {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
             _ => Ok(()),
         }
@@ -77,7 +83,9 @@ impl<K: Pod, V: Pod> Table<K, V> {
                 value: next.as_mut_ptr() as u64,
                 flags: 0,
             };
-            match bpf(command::MAP_GET_NEXT_KEY, &attr) {
+            // SAFETY: `attr` is that command's arm; it reads a key in `keys`, if any, and writes one to `next`, both of the
+            // map's size, as `open` found. Neither is touched meanwhile.
+            match unsafe { bpf(command::MAP_GET_NEXT_KEY, &attr) } {
                 // SAFETY: on success the kernel has written a key of the map's size, that of `K`.
                 Ok(_) => keys.push(unsafe { next.assume_init() }),
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(keys),
@@ -109,7 +117,10 @@ impl<K: Pod, V: Pod> Table<K, V> {
                 element_flags: 0,
                 flags: 0,
             };
-            let outcome = bpf_mut(command::MAP_LOOKUP_BATCH, &mut attr);
+            // SAFETY: `attr` is that command's arm, of which it writes `count`, a number. It writes at most `count` keys and
+            // values, of the map's sizes, as `open` found, for which both vectors have room. A position, `next` or `position`,
+            // has four bytes: it is the number of a bucket of a hash map, or the key of an array. No other maps of ours have it.
+            let outcome = unsafe { bpf_mut(command::MAP_LOOKUP_BATCH, &mut attr) };
             let is_last = match outcome {
                 Ok(_) => false,
                 Err(error) => match error.raw_os_error() {

@@ -310,9 +310,23 @@ impl Bench {
         self.capture.as_ref().unwrap()
     }
 
-    /// How many captured connections are in their opening.
+    /// How many connections are in their opening. If there are none, none is counted either.
+    #[track_caller]
     pub(super) fn openings(&self) -> usize {
-        self.capture_ref().shared.maps.openings().unwrap()
+        let maps = &self.capture_ref().shared.maps;
+        let openings = maps.openings().unwrap();
+        if openings == 0 {
+            let counts = [&self.a, &self.b].map(|pod| self.counted(pod));
+            assert_eq!((counts, maps.opening_sum().unwrap()), ([0; 2], Some(0)));
+        }
+        openings
+    }
+
+    /// How many of a pod's own connections are counted as being in their opening.
+    pub(super) fn counted(&self, pod: &TestPod) -> u64 {
+        let maps = &self.capture_ref().shared.maps;
+        let count = maps.opening_count(pod.netns.cookie()).unwrap();
+        count.unwrap_or_default()
     }
 
     pub(super) fn into_capture(mut self) -> (Capture, Self) {

@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use culvert_ebpf::{EVENT_DENIED, EVENT_ENDED, FLOW_CLIENT, FLOW_SERVER, FlowEvent};
+use culvert_ebpf::{
+    EVENT_DENIED, EVENT_ENDED, FLOW_CLIENT, FLOW_EVENTS_BYTES, FLOW_SERVER, FlowEvent,
+};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
     sockopt::Linger,
@@ -108,6 +110,34 @@ fn denied_connections_are_refused_at_once_and_told() {
         assert_eq!(event.flow.server().ip(), to.ip().to_canonical());
         assert_eq!(event.flow.server().port(), PORT);
     }
+}
+
+#[test]
+fn what_the_ring_has_no_room_for_is_added_up_until_it_is_forgotten() {
+    // Refusals are told while half of the ring is free.
+    let told = FLOW_EVENTS_BYTES as usize / 2 / size_of::<FlowEvent>();
+    let (bench, path) = bench();
+    let client = bench.a.netns.cookie();
+    let to = at(bench.b.v4, PORT);
+    path.deny(client, to).unwrap();
+    let deny = |count: usize| {
+        bench.a.run(|| {
+            for _ in 0..count {
+                TcpStream::connect(to).unwrap_err();
+            }
+        });
+    };
+    let sums = || path.lost().unwrap();
+    deny(told);
+    let before = sums().first().map_or(0, |(_, sum)| sum.ended);
+    deny(3);
+    let [(ends, sum)] = <[_; 1]>::try_from(sums()).unwrap();
+    assert_eq!((ends.own_netns(), sum.ended), (client, before + 3));
+    path.forget_lost(&ends).unwrap();
+    assert!(sums().is_empty());
+    deny(1);
+    let [(again, sum)] = <[_; 1]>::try_from(sums()).unwrap();
+    assert_eq!((again, sum.ended), (ends, 1));
 }
 
 #[test]

@@ -10,7 +10,10 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt::BindToDevice};
 
-use super::bench::{Bench, PATIENCE, TestPod, at, call};
+use super::{
+    super::repair::Repair,
+    bench::{Bench, PATIENCE, TestPod, at, call},
+};
 
 /// How many TCP segments a pod has received, from whomever.
 fn segments_received(pod: &TestPod) -> u64 {
@@ -89,7 +92,7 @@ fn pod_without_its_rules_sends_nothing_past_the_agent() {
     }
     assert_eq!(segments_received(&bench.b), before);
     let repairs = bench.capture().reconcile().repairs;
-    assert_eq!(repairs, ["rule"; 4]);
+    assert_eq!(repairs, [Repair::Rule; 4]);
     let greeting = bench.a.run(|| call(targets[0])).unwrap().greeting;
     assert_eq!(greeting.from, "outbound");
 }

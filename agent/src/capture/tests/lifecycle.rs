@@ -22,6 +22,7 @@ use super::{
         changes::Changes,
         pins,
         programs::{CGROUP_HOOKS, Loader, Variant},
+        repair::Repair,
         sys,
     },
     bench::{Bench, PATIENCE, TestPod, at, call, finish},
@@ -308,7 +309,7 @@ fn repaired(bench: &mut Bench) -> Vec<&'static str> {
 #[track_caller]
 fn kinds(report: Report) -> Vec<&'static str> {
     assert!(report.failures.is_empty(), "{:?}", report.failures);
-    report.repairs
+    report.repairs.into_iter().map(Repair::label).collect()
 }
 
 #[test]
@@ -328,12 +329,64 @@ fn closed_listener_is_replaced_and_reported() {
     .unwrap();
     drop((listener, enrolled));
     let report = bench.capture().reconcile();
-    assert_eq!(report.repairs, ["listener", "slot", "entry"]);
+    let opened = [Repair::Listener, Repair::Slot, Repair::Entry];
+    assert_eq!(report.repairs, opened);
+    serve_new(&mut bench, report);
+}
+
+/// Serves the listeners that a look has opened anew, and finds that capture works.
+#[track_caller]
+fn serve_new(bench: &mut Bench, report: Report) {
     let [(uid, listeners)] = <[_; 1]>::try_from(report.listeners).unwrap();
     assert_eq!(uid, bench.a.name);
+    assert_eq!(listeners.len(), bench.settings.workers.get());
     bench.serve(listeners);
     let call = bench.a.run(|| call(at(FOREIGN, 443))).unwrap();
     assert_eq!(call.greeting.from, "outbound");
+}
+
+#[test]
+fn listeners_of_which_a_worker_has_lost_one_are_opened_anew() {
+    let mut bench = Bench::new();
+    let enrolled = {
+        let spec = bench.a.spec();
+        bench.try_enrol(spec).unwrap()
+    };
+    bench.clerk().serve(Arc::clone(&enrolled.sockets));
+    // What is left of it, the copies by which it is watched, listens still: no look sees anything.
+    drop(enrolled);
+    let report = bench.capture().reconcile();
+    assert!(report.listeners.is_empty());
+    let uid = bench.a.name.clone();
+    bench.capture().lose_listeners(&uid);
+    let report = bench.capture().reconcile_some();
+    serve_new(&mut bench, report);
+    // One that is let go takes nothing more.
+    bench.capture().let_pass(&uid).unwrap();
+    bench.capture().lose_listeners(&uid);
+    assert!(bench.capture().reconcile().listeners.is_empty());
+    let hbone = at(bench.a.v4, 15008);
+    let greeting = bench.b.run(|| call(hbone)).unwrap().greeting;
+    assert_eq!(greeting.from, "hbone", "who has not heard yet");
+}
+
+#[test]
+fn listeners_that_something_else_has_opened_are_handed_over_by_the_next_look() {
+    let mut bench = Bench::new();
+    let enrolled = {
+        let spec = bench.a.spec();
+        bench.try_enrol(spec).unwrap()
+    };
+    bench.clerk().serve(Arc::clone(&enrolled.sockets));
+    drop(enrolled);
+    let uid = bench.a.name.clone();
+    bench.capture().lose_listeners(&uid);
+    bench.capture().pods.get_mut(&uid).unwrap().guarded = false;
+    assert!(bench.capture().guard().is_empty());
+    let report = bench.capture().reconcile_some();
+    assert!(report.repairs.is_empty(), "{:?}", report.repairs);
+    serve_new(&mut bench, report);
+    assert!(bench.capture().reconcile().listeners.is_empty());
 }
 
 #[test]

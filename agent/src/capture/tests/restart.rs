@@ -3,6 +3,9 @@
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener},
+    os::unix::fs::symlink,
+    path::Path,
+    sync::Arc,
 };
 
 use culvert_ebpf::HBONE_PORT;
@@ -40,6 +43,26 @@ fn restarted_agent_takes_over_what_it_finds() {
 }
 
 #[test]
+fn agent_that_did_not_count_openings_is_taken_over() {
+    let mut bench = Bench::new();
+    bench.enrol_a();
+    let maps = bench.capture().shared.map_pins();
+    bench.kill_agent();
+    for missing in ["OPENINGS", "OPENINGS_ALL"] {
+        fs::remove_file(maps.join(missing)).unwrap();
+    }
+    bench.load();
+    let maps = Arc::clone(&bench.capture().shared.maps);
+    let cookie = bench.a.netns.cookie();
+    assert_eq!(maps.opening_count(cookie).unwrap(), None);
+    bench.enrol_a();
+    assert_eq!(maps.opening_count(cookie).unwrap(), Some(0));
+    let answered = bench.a.run(|| call(at(FOREIGN, 443))).unwrap();
+    assert_eq!(answered.greeting.from, "outbound");
+    assert_eq!(bench.openings(), 0);
+}
+
+#[test]
 fn pod_whose_namespace_is_gone_is_forgotten() {
     let mut bench = Bench::new();
     bench.enrol_a();
@@ -56,6 +79,39 @@ fn pod_whose_namespace_is_gone_is_forgotten() {
     assert_eq!(released(&mut bench), [bench.a.name.clone()]);
     assert_eq!(bench.capture().shared.maps.pod(cookie).unwrap(), None);
     assert!(!bench.capture().shared.pod_pins(cookie).exists());
+}
+
+#[test]
+fn pod_whose_namespace_cannot_be_looked_at_is_not_forgotten() {
+    let mut bench = Bench::new();
+    bench.enrol_a();
+    let cookie = bench.a.netns.cookie();
+    bench.kill_agent();
+    let records = bench.settings.run_dir.join("capture");
+    let record = records.join(format!("{cookie}.json"));
+    let before = fs::read_to_string(&record).unwrap();
+    let [empty, endless] = ["empty", "endless"].map(|name| bench.settings.run_dir.join(name));
+    fs::write(&empty, "").unwrap();
+    symlink(&endless, &endless).unwrap();
+    let path_before = bench.a.path().display().to_string();
+    let instead = |path: &Path| {
+        let text = before.replace(&path_before, path.to_str().unwrap());
+        fs::write(&record, text).unwrap();
+    };
+    instead(&endless);
+    bench.load();
+    for _ in 0..2 {
+        let (released, failures) = bench.capture().release_unclaimed(|_| false).unwrap();
+        assert_eq!(released, [""; 0]);
+        let told = failures.iter().map(ToString::to_string);
+        let expected = format!("cannot remove capture of pod {}", bench.a.name);
+        assert_eq!(told.collect::<Vec<_>>(), [expected]);
+    }
+    assert!(bench.capture().shared.maps.pod(cookie).unwrap().is_some());
+    // What a runtime mounts a namespace on, and leaves behind.
+    instead(&empty);
+    assert_eq!(released(&mut bench), [bench.a.name.clone()]);
+    assert_eq!(bench.capture().shared.maps.pod(cookie).unwrap(), None);
 }
 
 #[test]
