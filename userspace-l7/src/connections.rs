@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -11,7 +11,7 @@ use slab::Slab;
 use tokio::sync::Notify;
 
 use crate::model::{NamespacedHostname, Snapshot, SpiffeId, WorkloadUid};
-use crate::policy::{self, BytesClaim, Denial};
+use crate::policy::{self, BytesClaim, BytesView, Denial};
 
 /// Which way a connection runs, as the workload sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,32 +52,64 @@ pub struct LiveConnection {
     pub carriage: Carriage,
 }
 
-/// What a connection is judged by each time.
-#[derive(Clone, Debug)]
-pub(crate) struct Claim {
-    pub(crate) workload: WorkloadUid,
-    pub(crate) source: IpAddr,
-    pub(crate) identity: Option<SpiffeId>,
+/// By which way a connection came to its workload, as far as that one's policies ask: what is not shown of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Via {
     /// Who the waypoint would be that it went through.
     pub(crate) waypoint: Option<SpiffeId>,
     /// The service that was called, whose demands it meets.
-    pub(crate) through: Option<NamespacedHostname>,
-    pub(crate) destination: SocketAddr,
+    pub(crate) service: Option<NamespacedHostname>,
 }
 
-impl Claim {
-    /// Judges the claim as the mesh is now. A workload that is gone has no policies left to ask, and no
-    /// one to serve: refused.
-    pub(crate) fn judge(&self, snapshot: &Snapshot) -> Result<policy::Verdict, WorkloadGone> {
-        let workload = snapshot.workloads.get(&self.workload).ok_or(WorkloadGone)?;
-        let connection = policy::Connection {
-            source: self.source,
-            identity: self.identity.as_ref(),
-            waypoint: self.waypoint.as_ref(),
-            through: self.through.as_ref(),
-            destination: self.destination,
-        };
-        Ok(policy::judge(snapshot, workload, &connection))
+/// Whose policies a connection is judged by. On the heap is what few connections have.
+enum Claim {
+    /// None that are ours to ask.
+    Elsewhere,
+    /// The workload's own.
+    Here(Option<Box<Via>>),
+}
+
+/// What a connection that is carried as bytes has to meet besides.
+#[derive(Default)]
+enum Bytes {
+    /// Nothing that is known of.
+    #[default]
+    Nothing,
+    /// The demands of its workload's own waypoint: all else of the claim is shown.
+    OfWorkload { is_declared: bool },
+    /// Others.
+    Claimed(Box<BytesClaim>),
+}
+
+impl Bytes {
+    fn of(shown: &LiveConnection, claim: BytesClaim) -> Self {
+        let is_declared = claim.is_declared;
+        if claim.view() == of_workload(shown, is_declared) {
+            Self::OfWorkload { is_declared }
+        } else {
+            Self::Claimed(Box::new(claim))
+        }
+    }
+
+    fn view<'a>(&'a self, shown: &'a LiveConnection) -> Option<BytesView<'a>> {
+        match self {
+            Self::Nothing => None,
+            Self::OfWorkload { is_declared } => Some(of_workload(shown, *is_declared)),
+            Self::Claimed(claim) => Some(claim.view()),
+        }
+    }
+}
+
+/// The claim of a connection that called its workload by an address of it.
+fn of_workload(shown: &LiveConnection, is_declared: bool) -> BytesView<'_> {
+    BytesView {
+        called: None,
+        besides: &[],
+        workload: &shown.workload,
+        identity: shown.peer.as_ref(),
+        source: shown.source.ip(),
+        destination: shown.destination,
+        is_declared,
     }
 }
 
@@ -88,10 +120,9 @@ pub(crate) struct WorkloadGone;
 
 struct Entry {
     shown: LiveConnection,
-    /// Boxed, as half of all connections have none.
-    claim: Option<Box<Claim>>,
+    claim: Claim,
     /// What it has to meet besides, if it is carried as bytes.
-    bytes: RefCell<Option<Box<BytesClaim>>>,
+    bytes: RefCell<Bytes>,
     /// Why it has lost its right, if it has.
     reason: RefCell<Option<Box<Denial>>>,
     /// Whom to wake then.
@@ -102,12 +133,34 @@ impl Entry {
     /// Why the mesh would refuse it now. A workload that disappears takes its connections with it by its sockets;
     /// cutting them here would also cut the last answers of a pod that is terminating.
     fn denial(&self, snapshot: &Snapshot) -> Option<Denial> {
-        let verdict = self.claim.as_ref().map(|claim| claim.judge(snapshot));
-        let own = verdict.and_then(|verdict| verdict.ok()?.decision.err());
-        own.or_else(|| {
-            let judged = self.bytes.borrow().as_ref()?.judge(snapshot);
+        let own = match &self.claim {
+            Claim::Elsewhere => None,
+            Claim::Here(_) => self.judge(snapshot).ok(),
+        };
+        own.and_then(|verdict| verdict.decision.err()).or_else(|| {
+            let judged = self.bytes.borrow().view(&self.shown)?.judge(snapshot);
             judged.err().map(Denial::Demanded)
         })
+    }
+
+    fn judge(&self, snapshot: &Snapshot) -> Result<policy::Verdict, WorkloadGone> {
+        let shown = &self.shown;
+        let via = match &self.claim {
+            Claim::Here(via) => via.as_deref(),
+            Claim::Elsewhere => None,
+        };
+        let workload = snapshot
+            .workloads
+            .get(&shown.workload)
+            .ok_or(WorkloadGone)?;
+        let connection = policy::Connection {
+            source: shown.source.ip(),
+            identity: shown.peer.as_ref(),
+            waypoint: via.and_then(|via| via.waypoint.as_ref()),
+            through: via.and_then(|via| via.service.as_ref()),
+            destination: shown.destination,
+        };
+        Ok(policy::judge(snapshot, workload, &connection))
     }
 }
 
@@ -122,12 +175,22 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    /// Registers a connection until the returned handle is dropped. With a claim, it is judged again at each
-    /// [`Connections::judge_again`].
-    pub(crate) fn track(self: &Rc<Self>, shown: LiveConnection, claim: Option<Claim>) -> Tracked {
+    /// Registers a connection until the returned handle is dropped. One that is judged elsewhere.
+    pub(crate) fn track(self: &Rc<Self>, shown: LiveConnection) -> Tracked {
+        self.register(shown, Claim::Elsewhere)
+    }
+
+    /// As [`Connections::track`], of a connection that came to its workload `via`: by that one's policies it is judged again
+    /// at each [`Connections::judge_again`].
+    pub(crate) fn track_judged(self: &Rc<Self>, shown: LiveConnection, via: Via) -> Tracked {
+        let via = Some(via).filter(|via| *via != Via::default());
+        self.register(shown, Claim::Here(via.map(Box::new)))
+    }
+
+    fn register(self: &Rc<Self>, shown: LiveConnection, claim: Claim) -> Tracked {
         let entry = Rc::new(Entry {
             shown,
-            claim: claim.map(Box::new),
+            claim,
             bytes: RefCell::default(),
             reason: RefCell::default(),
             waiting: RefCell::default(),
@@ -208,9 +271,18 @@ pub(crate) struct Tracked {
 }
 
 impl Tracked {
+    /// Judges the connection by its workload's own policies, as the mesh is now.
+    ///
+    /// # Errors
+    /// A workload that is gone has no policies left to ask, and no one to serve: refused.
+    pub(crate) fn judge(&self, snapshot: &Snapshot) -> Result<policy::Verdict, WorkloadGone> {
+        self.entry.judge(snapshot)
+    }
+
     /// From now on the connection is carried as bytes, and judged again by this as well.
     pub(crate) fn meet(&self, claim: BytesClaim) {
-        self.entry.bytes.replace(Some(Box::new(claim)));
+        let bytes = Bytes::of(&self.entry.shown, claim);
+        self.entry.bytes.replace(bytes);
     }
 
     /// Resolves once the connection has lost its right to exist.
@@ -244,3 +316,6 @@ impl Drop for Tracked {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

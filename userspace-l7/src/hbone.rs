@@ -20,6 +20,7 @@ mod frame;
 #[cfg(fuzzing)]
 #[expect(clippy::expect_used, reason = "a fuzz target reports by panicking")]
 pub mod fuzzing;
+mod handlers;
 mod head;
 mod hpack;
 mod machine;

@@ -23,7 +23,7 @@ use self::places::{Key, Places};
 use self::verdicts::Verdicts;
 use crate::dial::DialError;
 use crate::hub::Hub;
-use crate::outbound::{self, DNS_PORT, OutboundError, Reached};
+use crate::outbound::{self, Carrying, DNS_PORT, OutboundError, Reached};
 use crate::pod::{Answer, Course, Opening, Openings, Pod, until_ended};
 use crate::ring::{Readiness, RecvBuf, Tcp};
 use crate::telemetry::Reporter;
@@ -298,29 +298,27 @@ fn answer(pod: &Pod, syn: &Opening, answer: Answer) {
     }
 }
 
-/// Carries one connection of `pod` from its acceptance to its end, to the far side that was reached for it or to one
-/// that is reached now.
+/// Opens one connection of `pod`: to the far side that was reached for it, or to one that is reached now. `None` if it was
+/// refused, or served at layer 7.
 ///
 /// # Cancel safety
 /// Dropping the future closes the connection as a reset.
-pub(crate) async fn serve(desk: &Desk, pod: &Pod, app: Tcp) {
+pub(crate) async fn serve(desk: &Desk, pod: &Pod, app: Tcp) -> Option<Carrying> {
     let (Ok(source), Ok(dialled)) = (app.peer_addr(), app.local_addr()) else {
         // Reset between the handshake and accept: there is no one left to serve or to tell of.
-        return;
+        return None;
     };
     let reached = desk.take(Key {
         netns: pod.netns,
         source,
         dialled,
     });
-    let carrying = match reached {
+    match reached {
         Some(reached) => {
             let said = RecvBuf::default();
             Some(outbound::carry(&desk.hub, pod, (app, said), *reached))
         }
+        // On the heap, for those that were reached need no room for it.
         None => Box::pin(outbound::open(&desk.hub, pod, (source, dialled), app)).await,
-    };
-    if let Some(carrying) = carrying {
-        carrying.await;
     }
 }

@@ -54,6 +54,10 @@ pub(crate) use target::{Malformed, receive, respell, send};
 pub(crate) use unanswered::{take_told, tell};
 pub(crate) use wire::{Peer, Wire};
 
+/// Bytes of one HTTP/2 stream that wait for its peer. Far below hyper's own bounds (400 KiB as a server, 1 MiB as a
+/// client): peers that stop reading make us hold this much for each of their streams.
+const MAX_STREAM_BACKLOG: usize = 64 << 10;
+
 /// Runs hyper's futures on this worker.
 #[derive(Clone, Copy, Debug)]
 struct OnWorker;

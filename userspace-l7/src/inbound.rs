@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use crate::connections::{Carriage, Claim, Direction, LiveConnection, Tracked, WorkloadGone};
+use crate::connections::{Carriage, Direction, LiveConnection, Tracked, Via, WorkloadGone};
 use crate::dial::{self, DialError};
 use crate::hbone::{self, Baggage, Cause, ConnectResponse, Incoming, OpeningClaim};
 use crate::hub::{Hub, UnknownWorkload};
@@ -32,7 +32,8 @@ use crate::telemetry::{Metrics, Reporter, ResponseFlags, WatchedAction};
 use crate::tls;
 use crate::waypoint;
 
-use carriage::{Fulfilment, carry, fulfil};
+pub(crate) use carriage::Fulfilment;
+use carriage::{carry, fulfil};
 use demands::{Demanded, Protocol};
 use destination::{Called, Destination};
 
@@ -167,19 +168,12 @@ struct Admitted {
     opening: Opening,
 }
 
-/// Serves plaintext that arrived for `pod`.
+/// Serves plaintext that arrived for `pod`: judges it and reaches its application. What is left to do for it then; `None` if
+/// it was refused.
 ///
 /// # Cancel safety
-/// Dropping the future resets the connection.
-pub(crate) async fn serve_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) {
-    // On the heap until it is known what follows: most of a connection's life needs less room than its opening.
-    if let Some(fulfilled) = Box::pin(open_plain(hub, pod, client)).await {
-        fulfilled.await;
-    }
-}
-
-/// Judges plaintext and reaches its application; `None` if it was refused.
-async fn open_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) -> Option<Fulfilment> {
+/// Dropping the future, or what it leaves, resets the connection.
+pub(crate) async fn serve_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) -> Option<Fulfilment> {
     let (Ok(address), Ok(arrived_at)) = (client.peer_addr(), client.local_addr()) else {
         return None;
     };
@@ -254,7 +248,7 @@ pub(crate) async fn serve_hbone(hub: &Rc<Hub>, pod: &Pod, tcp: Tcp) {
     debug!(workload = %pod.uid, peer = %address, %reason, "tunnel served");
 }
 
-/// Serves one stream. As in [`serve_plain`], and the rest on the heap as well: a task's own room is rounded up generously.
+/// Serves one stream. All of it on the heap: a task's own room is rounded up generously.
 fn serve_stream(
     hub: Rc<Hub>,
     pod: Pod,
@@ -342,15 +336,11 @@ async fn admit(
         opening: (opening, speaks),
         called,
     } = asked;
-    let claim = Claim {
-        workload: workload.uid.clone(),
-        source: caller.address.ip(),
-        identity: caller.identity.clone(),
+    let via = Via {
         waypoint: demands.and_then(Demanded::waypoint).cloned(),
-        through: demands.and_then(Demanded::service).cloned(),
-        destination: to,
+        service: demands.and_then(Demanded::service).cloned(),
     };
-    let tracked = hub.connections.track(
+    let tracked = hub.connections.track_judged(
         LiveConnection {
             workload: workload.uid.clone(),
             direction: Direction::Inbound,
@@ -361,7 +351,7 @@ async fn admit(
             peer: caller.identity.clone(),
             carriage: caller.carriage,
         },
-        Some(claim.clone()),
+        via,
     );
     let snapshot = hub.snapshot();
     let bytes = demands.filter(|demands| demands.protocol() == Protocol::Bytes);
@@ -369,7 +359,7 @@ async fn admit(
         bytes.judge(&snapshot).map_err(InboundError::Demanded)?;
         tracked.meet(bytes);
     }
-    let verdict = claim.judge(&snapshot)?;
+    let verdict = tracked.judge(&snapshot)?;
     for observed in &verdict.dry_run {
         count(&hub.metrics, observed);
         info!(workload = %workload.uid, source = %caller.address, policy = %observed, "dry run");

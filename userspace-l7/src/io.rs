@@ -57,6 +57,10 @@ impl Source for TcpSource {
         let chunk = ready!(self.0.poll_recv(cx))?;
         Poll::Ready(Ok((!chunk.is_empty()).then_some(chunk)))
     }
+
+    fn has_ended(&self) -> bool {
+        self.0.has_ended()
+    }
 }
 
 /// A stream of which a part has been received already.
@@ -240,4 +244,59 @@ pub(crate) fn is_ordinary_end(error: &io::Error) -> bool {
         error.kind(),
         BrokenPipe | ConnectionReset | NotConnected | UnexpectedEof
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::io::{self, Write as _};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::rc::Rc;
+    use std::task::{Context, Poll};
+
+    use super::{Followed, Sink, TcpSource, carry};
+    use crate::ring::{Backend, RecvBuf, Tcp, run};
+
+    /// Writes down what it is given.
+    #[derive(Clone, Default)]
+    struct Book(Rc<RefCell<Vec<(usize, Followed)>>>, Rc<RefCell<usize>>);
+
+    impl Sink<RecvBuf> for Book {
+        fn put(&mut self, chunk: RecvBuf, followed: Followed) -> io::Result<()> {
+            self.0.borrow_mut().push((chunk.len(), followed));
+            Ok(())
+        }
+
+        fn poll_through(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn finish(&mut self) -> io::Result<()> {
+            *self.1.borrow_mut() += 1;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_end_goes_on_with_the_last_bytes_where_it_came_with_them() {
+        for (backend, expected) in [
+            (Backend::Uring, (Followed::ByTheEnd, 0)),
+            (Backend::Epoll, (Followed::No, 1)),
+        ] {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (far, _address) = listener.accept().unwrap();
+            let book = Book::default();
+            near.write_all(b"last").unwrap();
+            drop(near);
+            run(backend, async {
+                let source = TcpSource(Tcp::from_fd(far.into()).unwrap());
+                carry(source, book.clone(), |_| {}).await.unwrap();
+            })
+            .unwrap();
+            let finished = *book.1.borrow();
+            assert_eq!(*book.0.borrow(), [(4, expected.0)]);
+            assert_eq!(finished, expected.1);
+        }
+    }
 }

@@ -553,22 +553,19 @@ pub(crate) fn carry(
         Transport::Plain => (Carriage::Tcp, target.destination, false),
         Transport::Hbone { tunnel, .. } => (Carriage::Hbone, *tunnel, true),
     };
-    let tracked = hub.connections.track(
-        LiveConnection {
-            workload: pod.uid.clone(),
-            direction: Direction::Outbound,
-            source,
-            original_destination: dialled,
-            service: plan
-                .service
-                .as_ref()
-                .map(|service| service.key.hostname.to_string()),
-            destination: target.destination,
-            peer: server.clone().filter(|_| authenticated),
-            carriage,
-        },
-        None,
-    );
+    let tracked = hub.connections.track(LiveConnection {
+        workload: pod.uid.clone(),
+        direction: Direction::Outbound,
+        source,
+        original_destination: dialled,
+        service: plan
+            .service
+            .as_ref()
+            .map(|service| service.key.hostname.to_string()),
+        destination: target.destination,
+        peer: server.clone().filter(|_| authenticated),
+        carriage,
+    });
     let refused = bytes.and_then(|bytes| meet(hub, &tracked, bytes));
     let flow = hub.metrics.open(Flow {
         reporter: Reporter::Source,

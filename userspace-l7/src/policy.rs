@@ -13,6 +13,7 @@ mod pattern;
 mod strict;
 mod way;
 
+pub(crate) use bytes::BytesView;
 pub use bytes::{BytesClaim, CalledPort};
 pub use layer4::without_requests;
 pub use strict::{circumvented, is_waypoint};

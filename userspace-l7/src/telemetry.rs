@@ -45,7 +45,7 @@ pub use labels::{Reporter, ResponseFlags, Security, WatchedAction};
 
 use change::Changes;
 use cost::Costs;
-use flow::{Series, SeriesKey};
+use flow::{Ends, Series};
 use http::RequestMetrics;
 use labels::{QuestionLabels, RefusalLabels, ReporterLabel, TrafficLabels, WatchedLabels};
 pub(crate) use limit::RateLimit;
@@ -69,7 +69,7 @@ pub struct Metrics {
     sockets: Family<ReporterLabel, Gauge>,
     refused: Family<RefusalLabels, Counter>,
     unanswered: Family<QuestionLabels, Counter>,
-    series: RwLock<HashMap<SeriesKey, Arc<Series>>>,
+    series: RwLock<HashMap<Ends, Arc<Series>>>,
     requests: Arc<RequestMetrics>,
     costs: Costs,
     changes: Changes,
@@ -169,27 +169,29 @@ impl Metrics {
     /// Starts to account for a connection: counts it as opened and logs that at DEBUG.
     pub fn open(&self, flow: Flow) -> OpenFlow {
         let series = self.series_of(&flow);
-        OpenFlow::start(flow, series)
+        let addresses = (flow.source_address, flow.destination_address);
+        OpenFlow::start(series, addresses, flow.hbone_target)
     }
 
     /// What a connection will have in common with every later one between its two ends, as the mesh is now.
     pub fn acquaint(&self, flow: Flow) -> Acquaintance {
-        let series = self.series_of(&flow);
-        Acquaintance { flow, series }
+        Acquaintance {
+            series: self.series_of(&flow),
+            hbone_target: flow.hbone_target,
+        }
     }
 
     /// As [`Metrics::open`], for a connection of which only its addresses, the client's and the next hop's, are new.
     pub fn open_known(
         &self,
         known: &Acquaintance,
-        (source_address, destination_address): (SocketAddr, SocketAddr),
+        addresses: (SocketAddr, SocketAddr),
     ) -> OpenFlow {
-        let flow = Flow {
-            source_address,
-            destination_address,
-            ..known.flow.clone()
-        };
-        OpenFlow::start(flow, Arc::clone(&known.series))
+        OpenFlow::start(
+            Arc::clone(&known.series),
+            addresses,
+            known.hbone_target.clone(),
+        )
     }
 
     /// Adds connections that were opened and closed without having been told one by one, and the bytes that they
@@ -263,29 +265,30 @@ impl Metrics {
 
     /// The counters of a flow's label set: built on first use, found by pointer afterwards.
     fn series_of(&self, flow: &Flow) -> Arc<Series> {
-        let key = SeriesKey::of(flow);
+        let ends = Ends::of(flow);
         let cached = self
             .series
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
+            .get(&ends)
             .cloned();
         cached.unwrap_or_else(|| {
-            let built = Arc::new(self.build_series(flow));
+            let built = Arc::new(self.build_series(flow, ends.clone()));
             let mut cache = self.series.write().unwrap_or_else(PoisonError::into_inner);
             if cache.len() >= CACHED_SERIES {
                 cache.clear();
             }
-            Arc::clone(cache.entry(key).or_insert(built))
+            Arc::clone(cache.entry(ends).or_insert(built))
         })
     }
 
-    fn build_series(&self, flow: &Flow) -> Series {
+    fn build_series(&self, flow: &Flow, ends: Ends) -> Series {
         let labels = TrafficLabels::of(flow);
         let reporter = ReporterLabel {
             reporter: flow.reporter,
         };
         Series {
+            ends,
             opened: self.opened.get_or_create_owned(&labels),
             closed: self.closed.get_or_create_owned(&labels),
             received: self.received.get_or_create_owned(&labels),

@@ -10,6 +10,8 @@ mod http;
 mod http2;
 mod judging;
 mod mesh;
+mod pooled;
+mod serving;
 
 use std::future::Future;
 use std::time::Duration;

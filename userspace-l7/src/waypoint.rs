@@ -134,19 +134,16 @@ fn addressed(
 }
 
 async fn serve(client: Client, version: Version, wire: Wire) {
-    let tracked = client.hub.connections.track(
-        LiveConnection {
-            workload: client.pod.uid.clone(),
-            direction: Direction::Outbound,
-            source: client.source,
-            original_destination: client.dialled,
-            service: Some(client.service.key.hostname.to_string()),
-            destination: client.dialled,
-            peer: None,
-            carriage: Carriage::Hbone,
-        },
-        None,
-    );
+    let tracked = client.hub.connections.track(LiveConnection {
+        workload: client.pod.uid.clone(),
+        direction: Direction::Outbound,
+        source: client.source,
+        original_destination: client.dialled,
+        service: Some(client.service.key.hostname.to_string()),
+        destination: client.dialled,
+        peer: None,
+        carriage: Carriage::Hbone,
+    });
     let parting = client.pod.outlook.parting();
     let handover = Rc::<Handover>::default();
     let client = Rc::new(client);

@@ -1,6 +1,9 @@
 //! L7: one proxy thread. It owns its ring, its share of every pod's listeners, its tunnels and its copy of
 //! the mesh; the control plane reaches it by commands only.
 
+mod inbox;
+mod journey;
+
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub use crate::connections::{Carriage, Direction, LiveConnection};
 use crate::held::{self, Desk};
@@ -26,6 +29,9 @@ use crate::ring::{self, Backend, Listener, Tcp};
 use crate::telemetry::{ChangeUnderWay, Metrics};
 use crate::tls::Identities;
 use crate::traffic::Traffic;
+
+use inbox::{Command, Inbox, Publication};
+use journey::{Carrying, Journey};
 
 /// What every worker is given.
 #[derive(Clone)]
@@ -67,20 +73,10 @@ pub struct Attachment {
     pub dns: Option<Arc<TakeDns>>,
 }
 
-enum Command {
-    Publish(Arc<Snapshot>, Option<Arc<ChangeUnderWay>>),
-    Attach(Box<Attachment>),
-    Part(WorkloadUid, Duration, oneshot::Sender<()>),
-    Detach(WorkloadUid, oneshot::Sender<()>),
-    Connections(oneshot::Sender<Vec<LiveConnection>>),
-    Idle(oneshot::Sender<()>),
-    Drain(Duration),
-}
-
 /// A running worker. Dropping it without [`Worker::drain`] ends its connections at once.
 pub struct Worker {
     commands: mpsc::UnboundedSender<Command>,
-    thread: thread::JoinHandle<io::Result<()>>,
+    thread: thread::JoinHandle<()>,
 }
 
 impl Worker {
@@ -88,23 +84,33 @@ impl Worker {
     /// side is known to answer.
     ///
     /// # Errors
-    /// The thread could not be started; what goes wrong on it is told by [`Worker::drain`].
+    /// The thread could not be started. What goes wrong on it later is logged there, and ends it: see
+    /// [`Worker::is_finished`].
     pub fn start(
         index: usize,
         settings: Settings,
         openings: Option<Box<dyn Openings>>,
     ) -> io::Result<Self> {
         let (commands, inbox) = mpsc::unbounded_channel();
+        let backend = settings.backend;
         let thread = thread::Builder::new()
             .name(format!("culvert-worker-{index}"))
-            .spawn(move || ring::run(settings.backend, run(index, settings, openings, inbox)))?;
+            .spawn(move || {
+                let work = run(index, settings, openings, Inbox::new(inbox));
+                if let Err(error) = ring::run(backend, work) {
+                    error!(worker = index, %error, "the worker stopped working");
+                }
+            })?;
         Ok(Self { commands, thread })
     }
 
-    /// Gives the worker a new mesh, which it follows when it lets go of `change`. Live connections that it forbids are
-    /// ended.
+    /// Gives the worker a new mesh, or one in place of those that it has not come to yet; it follows it when it lets go of
+    /// `change`. Live connections that it forbids are ended.
     pub fn publish(&self, snapshot: Arc<Snapshot>, change: Option<Arc<ChangeUnderWay>>) {
-        self.send(Command::Publish(snapshot, change));
+        self.send(Command::Publish(Publication {
+            snapshot,
+            changes: change.into_iter().collect(),
+        }));
     }
 
     /// Serves a pod, in place of an earlier attachment of the same one. Connections made through that go on.
@@ -155,17 +161,6 @@ impl Worker {
         self.thread.is_finished()
     }
 
-    /// Waits for the thread, which blocks: call it after [`Worker::drain`].
-    ///
-    /// # Errors
-    /// The ring failed, or the thread panicked.
-    pub fn join(self) -> io::Result<()> {
-        drop(self.commands);
-        self.thread
-            .join()
-            .map_err(|_panic| io::Error::other("the worker thread panicked"))?
-    }
-
     fn send(&self, command: Command) {
         // A worker that has stopped needs no more commands; `is_finished` tells the agent.
         let _stopped = self.commands.send(command);
@@ -176,7 +171,7 @@ async fn run(
     index: usize,
     settings: Settings,
     openings: Option<Box<dyn Openings>>,
-    mut inbox: mpsc::UnboundedReceiver<Command>,
+    mut inbox: Inbox,
 ) {
     let Settings {
         snapshot,
@@ -195,20 +190,9 @@ async fn run(
         spawn(Rc::clone(&desk).attend(openings));
     }
     let mut pods = HashMap::<WorkloadUid, Served>::new();
-    while let Some(command) = inbox.recv().await {
+    while let Some(command) = inbox.next().await {
         match command {
-            Command::Publish(snapshot, change) => {
-                let generation = snapshot.generation;
-                let refused = hub.publish(snapshot);
-                hub.metrics.follow(index, generation);
-                drop(change);
-                if refused > 0 {
-                    info!(
-                        connections = refused,
-                        "connections lost their right by a policy change"
-                    );
-                }
-            }
+            Command::Publish(publication) => follow(&hub, index, publication),
             Command::Attach(attachment) => {
                 let uid = attachment.uid.clone();
                 match Served::start(&desk, &hub, *attachment, &listener_lost) {
@@ -233,9 +217,12 @@ async fn run(
                 hub.requests.forget(|key| key.pod == uid);
                 hub.tunnels.forget(&uid);
                 let served = pods.remove(&uid);
+                let hub = Rc::clone(&hub);
                 spawn(async move {
                     if let Some(served) = served {
                         served.end().await;
+                        // What its last requests have left behind.
+                        hub.requests.forget(|key| key.pod == uid);
                     }
                     // Whoever asked may have gone away.
                     let _gone = ended.send(());
@@ -251,6 +238,20 @@ async fn run(
                 return;
             }
         }
+    }
+}
+
+fn follow(hub: &Hub, index: usize, publication: Publication) {
+    let Publication { snapshot, changes } = publication;
+    let generation = snapshot.generation;
+    let refused = hub.publish(snapshot);
+    hub.metrics.follow(index, generation);
+    drop(changes);
+    if refused > 0 {
+        info!(
+            connections = refused,
+            "connections lost their right by a policy change"
+        );
     }
 }
 
@@ -340,20 +341,23 @@ impl Served {
             let desk = Rc::clone(&outbound_desk);
             let under_way = hub.connections.accepted();
             async move {
-                held::serve(&desk, &pod, tcp).await;
+                let carrying = held::serve(&desk, &pod, tcp).await;
                 drop(under_way);
+                carrying
             }
         }));
         spawn(inbound.open(|hub, pod, tcp| {
             let under_way = hub.connections.accepted();
             async move {
-                inbound::serve_plain(&hub, &pod, tcp).await;
+                let carrying = inbound::serve_plain(&hub, &pod, tcp).await;
                 drop(under_way);
+                carrying
             }
         }));
-        spawn(
-            hbone.open(|hub, pod, tcp| async move { inbound::serve_hbone(&hub, &pod, tcp).await }),
-        );
+        spawn(hbone.open(|hub, pod, tcp| async move {
+            inbound::serve_hbone(&hub, &pod, tcp).await;
+            None
+        }));
         let desk = Rc::clone(desk);
         Ok(Self {
             course,
@@ -433,10 +437,10 @@ struct Door {
 
 impl Door {
     /// Accepts until the pod's phase moves on, giving each connection a task that ends with the pod.
-    async fn open<J, F>(self, journey: J)
+    async fn open<J, F>(self, opening: J)
     where
         J: Fn(Rc<Hub>, Pod, Tcp) -> F + 'static,
-        F: Future<Output = ()> + 'static,
+        F: Future<Output = Option<Carrying>> + 'static,
     {
         let Self {
             listener,
@@ -454,7 +458,7 @@ impl Door {
             };
             match accepted {
                 Ok(tcp) => {
-                    let travel = journey(Rc::clone(&hub), pod.clone(), tcp);
+                    let travel = Journey::new(opening(Rc::clone(&hub), pod.clone(), tcp));
                     spawn(time.meter(until_ended(follower.clone(), travel)));
                 }
                 Err(error) if ring::is_passing(&error) => {

@@ -307,8 +307,13 @@ impl Core {
             self.idle_since = Some(Instant::now());
             self.waiting.shrink_to_fit();
         }
-        self.wake_watchers();
-        self.wake_writer();
+        // Most streams end with nothing left to say and nobody to tell.
+        if self.machine.is_closing() {
+            self.wake_watchers();
+        }
+        if self.machine.has_output() || self.machine.is_drained() {
+            self.wake_writer();
+        }
     }
 
     /// Ends the connection for everyone on it, and lets the writer say what it has left. The first reason stays.

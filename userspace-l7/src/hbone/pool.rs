@@ -151,7 +151,7 @@ impl Pool {
                 },
                 Next::Wait(mut outcome) => {
                     let outcome = outcome.wait_for(Option::is_some).await;
-                    // A dial without an outcome was taken down.
+                    // A dial without an outcome was taken down, or panicked.
                     match outcome.map_err(|_taken_down| OpenError::Closing)?.clone() {
                         Some(Err(error)) => return Err(OpenError::Dial(error)),
                         Some(Ok(fresh)) if fresh.takes_none() => {
@@ -203,7 +203,7 @@ impl Pool {
                 .connections
                 .drain(..)
                 .for_each(|connection| connection.drain());
-            tunnels.dialling.is_some()
+            tunnels.under_way().is_some()
         });
     }
 
@@ -244,7 +244,7 @@ impl Pool {
         if let Some(connection) = with_room.min_by_key(|one| one.room(MAX_STREAMS)) {
             return Ok(Next::Use(connection.clone()));
         }
-        if let Some(dialling) = &tunnels.dialling {
+        if let Some(dialling) = tunnels.under_way() {
             return Ok(Next::Wait(dialling.outcome.clone()));
         }
         if is_closing {
@@ -282,6 +282,13 @@ impl Drop for Inner {
 }
 
 impl Tunnels {
+    /// The dial that will come to an outcome, if there is one. A task that panicked leaves none, and nobody at the
+    /// other end of its channel.
+    fn under_way(&self) -> Option<&Dialling> {
+        let dialling = self.dialling.as_ref()?;
+        dialling.outcome.has_changed().is_ok().then_some(dialling)
+    }
+
     fn take_down(&self) {
         self.connections.iter().for_each(Connection::take_down);
         self.dialling
@@ -343,7 +350,7 @@ async fn dialled(
     let mut all = pool.tunnels.borrow_mut();
     if let Some(tunnels) = all.get_mut(&key) {
         tunnels.connections.retain(|one| !one.is_closing());
-        if tunnels.connections.is_empty() && tunnels.dialling.is_none() {
+        if tunnels.connections.is_empty() && tunnels.under_way().is_none() {
             drop(all.remove(&key));
         }
     }

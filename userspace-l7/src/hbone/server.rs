@@ -4,10 +4,9 @@ use std::fmt;
 use std::future::Future;
 use std::pin::pin;
 
-use tokio::task::JoinSet;
-
 use super::connection::{Connection, Held, Liveness, Stream};
 use super::error::{ErrorCode, Lost};
+use super::handlers::Handlers;
 use super::head::{ConnectRequest, ConnectResponse};
 use super::machine::Role;
 use crate::tls::{Session, VerifiedPeer};
@@ -70,7 +69,7 @@ where
         Liveness::default(),
     ));
     let connection = &served.0;
-    let mut handlers = JoinSet::new();
+    let handlers = Handlers::default();
     let mut draining = pin!(draining);
     let mut is_draining = false;
     loop {
@@ -80,16 +79,14 @@ where
                 is_draining = true;
                 connection.drain();
             }
-            // A handler that panicked is reported by the runtime.
-            Some(_done) = handlers.join_next(), if !handlers.is_empty() => {}
             next = connection.next_request() => {
                 let Some((held, request)) = next else { break };
                 let incoming = Incoming { request, peer: connection.peer().clone(), held };
-                drop(handlers.spawn_local(handler(incoming)));
+                handlers.spawn(handler(incoming));
             }
         }
     }
-    while handlers.join_next().await.is_some() {}
+    handlers.until_done().await;
     connection.ended().await
 }
 

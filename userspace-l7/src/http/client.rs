@@ -9,10 +9,10 @@ use hyper::{Method, Request, Response};
 use tokio::sync::oneshot;
 use tracing::debug;
 
-use super::OnWorker;
 use super::body::Body;
 use super::sniff::Version;
 use super::wire::Wire;
+use super::{MAX_STREAM_BACKLOG, OnWorker};
 use crate::ring::RecvBuf;
 
 /// The right to send requests on a connection.
@@ -99,6 +99,7 @@ pub(crate) async fn connect(wire: Wire, version: Version) -> Result<Sender, hype
         }
         Version::Http2 => {
             let (requests, connection) = http2::Builder::new(OnWorker)
+                .max_send_buf_size(MAX_STREAM_BACKLOG)
                 .handshake::<_, Body>(wire)
                 .await?;
             drop(tokio::task::spawn_local(async move {

@@ -11,6 +11,10 @@ use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 
 use crate::telemetry::{MessageCount, OpenRequest, RequestProtocol};
 
+/// Bytes below which a piece is kept together with the one before: a client that sends its body byte by byte makes us keep
+/// bytes, and not a frame and a buffer for each.
+const SMALL: usize = 1 << 10;
+
 /// A request's body from its client.
 #[derive(Debug)]
 pub(crate) struct Inflow {
@@ -83,7 +87,7 @@ impl Inflow {
             };
             let frame = frame?;
             length += data_len(&frame);
-            self.ahead.push_back(frame);
+            self.keep(frame);
         }
         let mut bytes = BytesMut::with_capacity(length.min(max_bytes));
         for data in self.ahead.iter().filter_map(Frame::data_ref) {
@@ -94,6 +98,16 @@ impl Inflow {
             bytes: bytes.freeze(),
             is_partial: length > max_bytes,
         })
+    }
+
+    /// Keeps a frame for later; a small piece together with the one before.
+    fn keep(&mut self, frame: Frame<Bytes>) {
+        let piece = frame.data_ref().filter(|data| data.len() < SMALL);
+        let before = self.ahead.back_mut().and_then(Frame::data_mut);
+        match (piece, before) {
+            (Some(piece), Some(before)) => append(before, piece),
+            _ => self.ahead.push_back(frame),
+        }
     }
 
     pub(super) fn poll_frame(
@@ -152,6 +166,44 @@ impl Inflow {
     }
 }
 
+/// Copies only `piece`, unless somebody else reads what is before it.
+fn append(before: &mut Bytes, piece: &[u8]) {
+    let mut joined = match std::mem::take(before).try_into_mut() {
+        Ok(own) => own,
+        Err(shared) => BytesMut::from(shared.as_ref()),
+    };
+    joined.extend_from_slice(piece);
+    *before = joined.freeze();
+}
+
 fn data_len(frame: &Frame<Bytes>) -> usize {
     frame.data_ref().map_or(0, Bytes::len)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use hyper::body::Frame;
+
+    use super::{Inflow, SMALL};
+
+    #[test]
+    fn small_pieces_of_what_is_read_ahead_are_kept_together() {
+        let mut inflow = Inflow::empty();
+        let mut expected = Vec::new();
+        let large = [b'-'; SMALL];
+        for _ in 0..4 {
+            for piece in [&large, &b"a"[..], b"bc", b"d"] {
+                inflow.keep(Frame::data(Bytes::copy_from_slice(piece)));
+                expected.extend_from_slice(piece);
+            }
+        }
+        let kept: Vec<&[u8]> = inflow
+            .ahead
+            .iter()
+            .filter_map(|frame| frame.data_ref().map(AsRef::as_ref))
+            .collect();
+        assert_eq!(kept.len(), 4, "{kept:?}");
+        assert_eq!(kept.concat(), expected);
+    }
 }

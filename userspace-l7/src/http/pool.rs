@@ -125,6 +125,8 @@ struct Inner {
 
 #[derive(Default)]
 struct Kept {
+    /// What connections that are in use know it by: those of a key that was closed meanwhile do not come back.
+    era: Rc<()>,
     /// The one that was used last at the end: it is the least likely to have been closed meanwhile.
     idle: Vec<Idle>,
     shared: Vec<Shared>,
@@ -172,7 +174,7 @@ impl Pool {
                     let is_fresh = since.elapsed() < keeping.idle && life.suits(keeping);
                     if sender.is_ready() && is_fresh {
                         life.spend();
-                        return Some(self.lease(key, sender, life, None));
+                        return Some(self.lease(key, sender, life, (&kept.era, None)));
                     }
                 }
                 None
@@ -191,7 +193,7 @@ impl Pool {
                 shared.life.spend();
                 let counted = Counted::new(&shared.requests);
                 let (sender, life) = (shared.sender.share()?, shared.life);
-                Some(self.lease(key, sender, life, Some(counted)))
+                Some(self.lease(key, sender, life, (&kept.era, Some(counted))))
             }
         }
     }
@@ -200,22 +202,23 @@ impl Pool {
     pub(crate) fn adopt(&self, key: &Rc<PoolKey>, sender: Sender, keeping: Keeping) -> Lease {
         let mut life = Life::begin(keeping);
         life.spend();
+        let mut all = self.0.kept.borrow_mut();
+        let kept = all.entry(Rc::clone(key)).or_default();
         let counted = sender.share().map(|own| {
             let requests = Rc::<Cell<usize>>::default();
             let counted = Counted::new(&requests);
-            let shared = Shared {
+            kept.shared.push(Shared {
                 sender: own,
                 requests,
                 idle_since: Instant::now(),
                 life,
-            };
-            let mut all = self.0.kept.borrow_mut();
-            all.entry(Rc::clone(key)).or_default().shared.push(shared);
-            drop(all);
-            self.sweep();
+            });
             counted
         });
-        self.lease(key, sender, life, counted)
+        let lease = self.lease(key, sender, life, (&kept.era, counted));
+        drop(all);
+        self.sweep();
+        lease
     }
 
     /// Resolves when a connection waits again; to be asked for before looking.
@@ -223,13 +226,13 @@ impl Pool {
         self.0.waits.notified()
     }
 
-    /// Closes the idle connections of one key.
+    /// Closes the idle connections of one key, and those in use after their requests.
     pub(crate) fn close(&self, key: &PoolKey) {
         let closed = self.0.kept.borrow_mut().remove(key);
         drop(closed);
     }
 
-    /// Closes the idle connections that `which` names.
+    /// Closes the idle connections that `which` names, and those in use after their requests.
     pub(crate) fn forget(&self, which: impl Fn(&PoolKey) -> bool) {
         let mut gone = Vec::new();
         self.0.kept.borrow_mut().retain(|key, kept| {
@@ -246,11 +249,12 @@ impl Pool {
         key: &Rc<PoolKey>,
         sender: Sender,
         life: Life,
-        counted: Option<Counted>,
+        (era, counted): (&Rc<()>, Option<Counted>),
     ) -> Lease {
         Lease {
             pool: Rc::downgrade(&self.0),
             key: Rc::clone(key),
+            era: Rc::clone(era),
             sender,
             life,
             _counted: counted,
@@ -290,7 +294,8 @@ impl Inner {
                     one.requests.get() > 0 || one.idle_since.elapsed() < one.life.keeping.idle;
                 is_used && !one.sender.is_closed()
             });
-            !kept.idle.is_empty() || !kept.shared.is_empty()
+            let is_in_use = Rc::strong_count(&kept.era) > 1;
+            is_in_use || !kept.idle.is_empty() || !kept.shared.is_empty()
         });
         kept.is_empty()
     }
@@ -301,6 +306,7 @@ impl Inner {
 pub(crate) struct Lease {
     pool: Weak<Inner>,
     key: Rc<PoolKey>,
+    era: Rc<()>,
     sender: Sender,
     life: Life,
     _counted: Option<Counted>,
@@ -343,42 +349,39 @@ impl Lease {
     }
 
     /// The response has ended: the connection may take another request.
-    pub(crate) fn give_back(self) {
-        let Self {
-            pool,
-            key,
-            mut sender,
-            life,
-            ..
-        } = self;
-        let Some(pool) = pool.upgrade().map(Pool) else {
+    pub(crate) fn give_back(mut self) {
+        let Some(pool) = self.pool.upgrade().map(Pool) else {
             return;
         };
-        if sender.version() == Version::Http2 || sender.is_closed() || !life.may_go_on() {
+        let is_shared = self.sender.version() == Version::Http2;
+        if is_shared || self.sender.is_closed() || !self.life.may_go_on() {
             return;
         }
-        if sender.is_ready() {
-            pool.keep(key, sender, life);
+        if self.sender.is_ready() {
+            pool.keep(self);
             return;
         }
         // The request's body is not at its end yet, or the connection's task has to notice it.
         drop(tokio::task::spawn_local(async move {
-            if sender.ready().await {
-                pool.keep(key, sender, life);
+            if self.sender.ready().await {
+                pool.keep(self);
             }
         }));
     }
 }
 
 impl Pool {
-    fn keep(&self, key: Rc<PoolKey>, sender: Sender, life: Life) {
+    fn keep(&self, lease: Lease) {
         let mut all = self.0.kept.borrow_mut();
-        let idle = &mut all.entry(key).or_default().idle;
-        if idle.len() < MAX_IDLE {
-            idle.push(Idle {
-                sender,
+        let Some(kept) = all.get_mut(&lease.key) else {
+            return;
+        };
+        let is_welcome = Rc::ptr_eq(&kept.era, &lease.era) && kept.idle.len() < MAX_IDLE;
+        if is_welcome {
+            kept.idle.push(Idle {
+                sender: lease.sender,
                 since: Instant::now(),
-                life,
+                life: lease.life,
             });
         }
         drop(all);

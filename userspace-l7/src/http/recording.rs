@@ -14,6 +14,9 @@ use super::inflow::Inflow;
 /// Bytes of a body that are kept. A longer one passes, but is sent only once.
 const KEPT: usize = 64 << 10;
 
+/// Bytes that each piece counts for at least: about what keeping it takes besides.
+const PIECE: usize = 64;
+
 /// A body and what has passed of it; clones are the same one.
 #[derive(Clone, Debug)]
 pub(crate) struct Recording(Rc<RefCell<Tape>>);
@@ -181,7 +184,7 @@ impl Tape {
                 }
                 let bytes = frame.data_ref().filter(|_| self.state == State::Running);
                 if let Some(bytes) = bytes {
-                    self.kept += bytes.len();
+                    self.kept += bytes.len().max(PIECE);
                     if self.kept > KEPT {
                         self.state = State::TooLong;
                         self.passed = Vec::new();
@@ -193,5 +196,28 @@ impl Tape {
             }
         }
         0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use hyper::body::Frame;
+
+    use super::{Inflow, KEPT, PIECE, Recording};
+
+    #[test]
+    fn a_body_in_small_pieces_is_kept_as_long_as_what_it_takes_is_bounded() {
+        let (recording, _first) = Recording::new(Inflow::empty());
+        let pass = || {
+            let piece = Frame::data(Bytes::from_static(b"x"));
+            recording.0.borrow_mut().pass(Some(&Ok(piece)))
+        };
+        let kept: usize = (0..KEPT / PIECE).map(|_| pass()).sum();
+        assert_eq!(kept, KEPT / PIECE);
+        assert!(recording.replay().is_some());
+        assert_eq!(pass(), 0);
+        assert!(recording.replay().is_none());
+        assert!(recording.0.borrow().passed.is_empty());
     }
 }

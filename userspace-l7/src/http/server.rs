@@ -1,22 +1,24 @@
 //! The side towards whoever asks: serves one connection until it ends.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::error::Error;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 
 use super::guard::Guard;
 use super::sniff::Version;
 use super::wire::Wire;
-use super::{OnWorker, tunnel};
+use super::{MAX_STREAM_BACKLOG, OnWorker, tunnel};
 
 /// Largest head of a request (Envoy's default, `max_request_headers_kb`).
 const MAX_HEAD: usize = 60 << 10;
@@ -24,12 +26,18 @@ const MAX_HEAD: usize = 60 << 10;
 /// Largest receive buffer of an HTTP/1 connection: a head, and what came with it.
 const MAX_BUFFER: usize = 64 << 10;
 
-/// Streams of one HTTP/2 connection at once: bounded, since each costs a task.
-const MAX_STREAMS: u32 = 1024;
+/// Streams of one HTTP/2 connection at once: bounded, since each costs a task and its backlog. A client that wants
+/// more of them waits, or opens another connection.
+const MAX_STREAMS: u32 = 256;
 
 /// Time that a client has to read our last words before its unread bytes reset the connection (Envoy's
 /// `delayed_close_timeout`).
 const PARTING: Duration = Duration::from_secs(1);
+
+/// Time that an HTTP/1.1 connection without a request stays open once it is to end. A request that is on its way by then would
+/// find it closed, and only its client knows whether it may be sent again; one that comes in time learns from its
+/// answer that it is the last. Longer than a round trip within any cluster.
+const LAST_REQUEST: Duration = Duration::from_millis(250);
 
 /// Where a service leaves the other end of a connection that stops being HTTP (`101 Switching Protocols`).
 #[derive(Default)]
@@ -43,7 +51,8 @@ impl Handover {
 }
 
 /// Serves a connection until it ends, by its own peer or, once `draining` resolves, after the requests that
-/// it has. What is left in `handover` when the protocol is switched is carried to its end.
+/// it has. HTTP/1.1 has no other way to tell a client than in an answer (`Connection: close`): a connection without a
+/// request waits for one a little longer. What is left in `handover` when the protocol is switched is carried to its end.
 ///
 /// # Errors
 /// The peer broke the protocol or the connection; it has been answered where it could be.
@@ -70,16 +79,48 @@ where
 }
 
 /// Puts each request's future on the heap: hyper gives a connection back for something else only if nothing
-/// in it is pinned.
-struct Boxed<S>(S);
+/// in it is pinned. Once the connection is to end, answers say so.
+struct Http1Service<S> {
+    service: S,
+    is_draining: Rc<Cell<bool>>,
+}
 
-impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Boxed<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = Pin<Box<S::Future>>;
+impl<S, B> Service<Request<Incoming>> for Http1Service<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+{
+    type Response = Response<B>;
+    type Error = Infallible;
+    type Future = Answering<S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        Box::pin(self.0.call(request))
+        Answering {
+            answer: Box::pin(self.service.call(request)),
+            is_draining: Rc::clone(&self.is_draining),
+        }
+    }
+}
+
+/// The answer to one request. Whether it is the connection's last is known when it is there.
+struct Answering<F> {
+    answer: Pin<Box<F>>,
+    is_draining: Rc<Cell<bool>>,
+}
+
+impl<F, B> Future for Answering<F>
+where
+    F: Future<Output = Result<Response<B>, Infallible>>,
+{
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let mut answer = ready!(self.answer.as_mut().poll(cx))?;
+        // What stops being HTTP is not told in HTTP.
+        if self.is_draining.get() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let close = HeaderValue::from_static("close");
+            drop(answer.headers_mut().insert(CONNECTION, close));
+        }
+        Poll::Ready(Ok(answer))
     }
 }
 
@@ -94,15 +135,25 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
+    let is_draining = Rc::<Cell<bool>>::default();
+    let service = Http1Service {
+        service,
+        is_draining: Rc::clone(&is_draining),
+    };
     let mut connection = http1::Builder::new()
         .max_header_size(MAX_HEAD)
         .max_buf_size(MAX_BUFFER)
-        .serve_connection(Guard::new(wire), Boxed(service));
-    let mut draining = pin!(draining);
-    let mut is_draining = false;
+        .serve_connection(Guard::new(wire), service);
+    let mut closing = pin!(async move {
+        draining.await;
+        is_draining.set(true);
+        // On the heap: no connection needs it before its end.
+        Box::pin(tokio::time::sleep(LAST_REQUEST)).await;
+    });
+    let mut is_closing = false;
     std::future::poll_fn(|cx| {
-        if !is_draining && draining.as_mut().poll(cx).is_ready() {
-            is_draining = true;
+        if !is_closing && closing.as_mut().poll(cx).is_ready() {
+            is_closing = true;
             Pin::new(&mut connection).graceful_shutdown();
         }
         connection.poll_without_shutdown(cx)
@@ -136,6 +187,7 @@ where
     let connection = builder
         .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
         .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buf_size(MAX_STREAM_BACKLOG)
         .serve_connection(wire, service);
     let mut connection = pin!(connection);
     let mut draining = pin!(draining);

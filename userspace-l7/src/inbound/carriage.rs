@@ -23,7 +23,7 @@ use crate::telemetry::{Flow, Reporter, Security};
 use crate::upstream;
 
 /// What is left to do for an admitted connection, on the heap: how much room that takes depends on what it carries.
-pub(super) type Fulfilment = Pin<Box<dyn Future<Output = ()>>>;
+pub(crate) type Fulfilment = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Carries an admitted connection: as bytes, or as requests that are judged one by one.
 ///

@@ -278,7 +278,7 @@ impl Front<'_> {
             carriage: Carriage::Hbone,
         };
         // The workload's own policies are asked where it runs.
-        self.hub.connections.track(shown, None)
+        self.hub.connections.track(shown)
     }
 
     fn flow(&self, target: &Target, service: Option<Arc<Service>>) -> Flow {

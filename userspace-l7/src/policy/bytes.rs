@@ -57,13 +57,45 @@ impl BytesClaim {
     /// # Errors
     /// A policy refuses it.
     pub fn judge(&self, snapshot: &Snapshot) -> Result<(), HttpDenial> {
+        self.view().judge(snapshot)
+    }
+
+    /// The claim without its room.
+    pub(crate) fn view(&self) -> BytesView<'_> {
+        BytesView {
+            called: self.called.as_ref(),
+            besides: &self.besides,
+            workload: &self.workload,
+            identity: self.identity.as_ref(),
+            source: self.source,
+            destination: self.destination,
+            is_declared: self.is_declared,
+        }
+    }
+}
+
+/// A [`BytesClaim`] whose parts lie elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BytesView<'a> {
+    pub(crate) called: Option<&'a CalledPort>,
+    pub(crate) besides: &'a [ServedPort],
+    pub(crate) workload: &'a WorkloadUid,
+    pub(crate) identity: Option<&'a SpiffeId>,
+    pub(crate) source: IpAddr,
+    pub(crate) destination: SocketAddr,
+    pub(crate) is_declared: bool,
+}
+
+impl<'a> BytesView<'a> {
+    /// As [`BytesClaim::judge`].
+    pub(crate) fn judge(self, snapshot: &Snapshot) -> Result<(), HttpDenial> {
         for (demands, port) in self.demands(snapshot) {
             self.meet(demands, port)?;
         }
         Ok(())
     }
 
-    fn meet(&self, demands: &Demands, port: u16) -> Result<(), HttpDenial> {
+    fn meet(self, demands: &Demands, port: u16) -> Result<(), HttpDenial> {
         if demands.is_empty() {
             return Ok(());
         }
@@ -83,7 +115,7 @@ impl BytesClaim {
                     headers: &headers,
                 },
                 normalization: PathNormalization::None,
-                identity: self.identity.as_ref(),
+                identity: self.identity,
                 source: self.source,
                 destination: self.destination,
                 service_port: port,
@@ -98,13 +130,16 @@ impl BytesClaim {
     }
 
     /// By whose port each is meant. None of a binding that is gone: nothing is demanded any more.
-    fn demands<'s>(&'s self, snapshot: &'s Snapshot) -> impl Iterator<Item = (&'s Demands, u16)> {
+    fn demands<'s>(
+        self,
+        snapshot: &'s Snapshot,
+    ) -> impl Iterator<Item = (&'s Demands, u16)> + use<'a, 's> {
         let of_service =
             |service, side| Some(&*snapshot.services_layer7.get(service)?.at(side).demands);
-        let own = if let Some(called) = &self.called {
+        let own = if let Some(called) = self.called {
             of_service(&called.service, called.side).map(|found| (found, called.port))
         } else {
-            let layer7 = snapshot.workloads_layer7.get(&self.workload);
+            let layer7 = snapshot.workloads_layer7.get(self.workload);
             layer7.map(|layer7| (&*layer7.demands, self.destination.port()))
         };
         let besides = self.besides.iter();

@@ -12,7 +12,7 @@ use bytes::Bytes;
 /// Bytes of one slot: eight of the largest TLS records per receive. Twice as many as of 64 KiB in a stream cost a tenth
 /// less CPU a byte; cores' second-level caches hold some of them.
 pub(super) const SLOT_LEN: u32 = 128 * 1024;
-const SLOT_BYTES: usize = SLOT_LEN as usize;
+pub(super) const SLOT_BYTES: usize = SLOT_LEN as usize;
 /// Slots per worker (a power of two, as the kernel's buffer ring wants): 8 MiB if all are ever touched.
 pub(super) const SLOTS: u16 = 64;
 /// Size of a buffer that stands in when every slot is taken.

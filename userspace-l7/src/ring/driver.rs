@@ -317,11 +317,10 @@ impl Driver {
         if result == -libc::ENOBUFS {
             self.provided.exhausted();
         }
-        let len = usize::try_from(result).unwrap_or(0);
-        let buf = cqueue::buffer_select(cqe.flags()).and_then(|id| self.provided.taken(id, len));
+        let slot = cqueue::buffer_select(cqe.flags()).and_then(|id| self.provided.taken(id));
         let completion = Completion {
             result,
-            buf,
+            slot,
             more: cqueue::sock_nonempty(cqe.flags()),
         };
         if let Ok(key) = usize::try_from(cqe.user_data()) {

@@ -16,14 +16,14 @@ use std::task::{Context, Poll, Waker, ready};
 
 use slab::Slab;
 
-use super::buffers::{RecvBuf, SendBuf};
+use super::buffers::{RecvBuf, SendBuf, Slot};
 use super::driver::Driver;
 
 /// What the kernel said of one operation.
 pub(super) struct Completion {
     pub(super) result: i32,
-    /// The filled buffer, owned from the moment its completion was read.
-    pub(super) buf: Option<RecvBuf>,
+    /// The filled slot, owned from the moment its completion was read.
+    pub(super) slot: Option<Slot>,
     /// The socket had more to receive (`IORING_CQE_F_SOCK_NONEMPTY`).
     pub(super) more: bool,
 }
@@ -33,21 +33,27 @@ impl Completion {
     pub(super) fn count(&self) -> io::Result<usize> {
         usize::try_from(self.result).map_err(|_negative| io::Error::from_raw_os_error(-self.result))
     }
+
+    /// What a receive has brought, or its error.
+    pub(super) fn received(self) -> io::Result<RecvBuf> {
+        let count = self.count()?;
+        let received = self.slot.map(|slot| RecvBuf::filled(slot, count));
+        Ok(received.unwrap_or_else(RecvBuf::end))
+    }
 }
 
 /// An operation in flight. It owns what the kernel uses: the descriptor, so that its number cannot be
-/// reused meanwhile, and (once nobody waits any more) the buffer.
+/// reused meanwhile, and (once nobody waits any more) the buffer. Small: there is one for each idle connection.
 struct Operation {
     state: State,
     #[expect(dead_code, reason = "held open, not used")]
     file: Rc<OwnedFd>,
-    buf: Option<Box<dyn SendBuf>>,
 }
 
 enum State {
     Waiting(Option<Waker>),
     Done(Completion),
-    Abandoned,
+    Abandoned(Option<Box<dyn SendBuf>>),
 }
 
 /// A ring's operations, by the key that their completions carry. Wakers, descriptors and buffers are let
@@ -60,7 +66,6 @@ impl Operations {
         self.0.borrow_mut().insert(Operation {
             state: State::Waiting(None),
             file,
-            buf: None,
         })
     }
 
@@ -76,10 +81,10 @@ impl Operations {
                     waker.wake();
                 }
             }
-            State::Abandoned => {
+            State::Abandoned(buf) => {
                 let finished = operations.remove(key);
                 drop(operations);
-                drop(finished);
+                drop((finished, buf));
             }
             State::Done(_) => {}
         }
@@ -101,7 +106,7 @@ impl Operations {
                     return Poll::Ready(completion);
                 }
             }
-            State::Abandoned => {}
+            State::Abandoned(_) => {}
         }
         Poll::Pending
     }
@@ -118,8 +123,7 @@ impl Operations {
             drop(finished);
             return false;
         }
-        let waited = std::mem::replace(&mut operation.state, State::Abandoned);
-        operation.buf = buf;
+        let waited = std::mem::replace(&mut operation.state, State::Abandoned(buf));
         drop(operations);
         drop(waited);
         true
@@ -209,5 +213,15 @@ impl<B: SendBuf> Drop for Sending<B> {
         if let (Some(key), Some(buf)) = (self.ticket.key.take(), self.buf.take()) {
             self.ticket.driver.abandon(key, Some(Box::new(buf)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Operation;
+
+    #[test]
+    fn an_operation_is_small() {
+        assert_eq!(size_of::<Operation>(), 32);
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::{IoUring, types};
 
-use super::buffers::{Mapping, Pool, RecvBuf, SLOT_LEN, SLOTS, Slot};
+use super::buffers::{Mapping, Pool, SLOT_LEN, SLOTS, Slot};
 
 /// The only group of our rings.
 pub(super) const GROUP: u16 = 0;
@@ -73,11 +73,11 @@ impl Provided {
         self.depth.set(SLOTS.min(self.depth.get() * 2));
     }
 
-    /// Takes back the slot that the kernel filled with `len` bytes.
-    pub(super) fn taken(&self, id: u16, len: usize) -> Option<RecvBuf> {
+    /// Takes back a slot that the kernel has filled.
+    pub(super) fn taken(&self, id: u16) -> Option<Slot> {
         let slot = self.lent.borrow_mut().get_mut(usize::from(id))?.take()?;
         self.lent_count.set(self.lent_count.get() - 1);
-        Some(RecvBuf::filled(slot, len))
+        Some(slot)
     }
 
     fn lend(&self, slot: Slot) {

@@ -1,6 +1,7 @@
 //! Plain system calls on sockets. None of them blocks: every socket here is non-blocking.
 
 use std::io::{self, IoSlice, Read};
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -74,6 +75,12 @@ pub(super) fn recv(fd: &impl AsFd, mut buf: RecvBuf) -> io::Result<(RecvBuf, boo
 /// What has arrived by now, as far as `buf` has room; 0 at the end of the stream.
 pub(super) fn recv_now(fd: &impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
     retrying(|| (&*SockRef::from(fd)).read(buf))
+}
+
+/// Whether a byte has arrived that was not received, which stays: 1 or, at the end of the stream, 0.
+pub(super) fn peek(fd: &impl AsFd) -> io::Result<usize> {
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    retrying(|| SockRef::from(fd).recv_with_flags(&mut [MaybeUninit::uninit()], flags))
 }
 
 /// Starts a connection, or asks how one does that was started. `WouldBlock` while it is under way.

@@ -13,9 +13,9 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::unix::AsyncFd;
 
-use super::buffers::{Pool, RecvBuf, SendBuf};
+use super::buffers::{Pool, RecvBuf, SLOT_BYTES, SendBuf};
 use super::driver::Driver;
-use super::operation::Ticket;
+use super::operation::{Completion, Ticket};
 use super::socket::{self, Followed};
 use super::worker::Worker;
 
@@ -68,7 +68,7 @@ impl Tcp {
                 file: Rc::new(fd),
                 reading: RefCell::default(),
                 room: RefCell::default(),
-                empty: Cell::new(false),
+                ahead: Cell::new(Ahead::Perhaps),
             }),
             Worker::Epoll(pool) => Io::Epoll(OnEpoll {
                 file: socket::watch(fd)?,
@@ -190,6 +190,27 @@ impl Tcp {
                 // the next receive as well.
                 self.abort();
                 RecvBuf::default()
+            }
+        }
+    }
+
+    /// Whether the end of the peer's stream is known to come next, behind what was received last. Asks the kernel only where
+    /// that is likely; false where it is not known, or will be a reset.
+    pub fn has_ended(&self) -> bool {
+        let Io::Uring(ring) = &self.0.io else {
+            return false;
+        };
+        if ring.ahead.get() != Ahead::PerhapsTheEnd || ring.reading.borrow().is_some() {
+            return false;
+        }
+        match socket::peek(self) {
+            Ok(waiting) => waiting == 0,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    // As in `received`: the kernel has told of it once.
+                    self.abort();
+                }
+                false
             }
         }
     }
@@ -400,25 +421,46 @@ struct OnRing {
     reading: RefCell<Option<Ticket>>,
     /// The wait for room of a sender that is polled.
     room: RefCell<Option<Ticket>>,
-    /// The last receive left nothing behind, so trying before waiting would be in vain.
-    empty: Cell<bool>,
+    ahead: Cell<Ahead>,
+}
+
+/// What the last receive left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ahead {
+    /// Nothing, so trying before waiting would be in vain.
+    Nothing,
+    /// There may be something.
+    Perhaps,
+    /// Something, although there was room for it: what has come since, or the end. Linux counts that as one byte
+    /// (`tcp_inq_hint`).
+    PerhapsTheEnd,
+}
+
+impl Ahead {
+    fn of(completion: &Completion) -> Self {
+        let is_short = |count: usize| count > 0 && count < SLOT_BYTES;
+        if !completion.more {
+            Self::Nothing
+        } else if completion.count().is_ok_and(is_short) {
+            Self::PerhapsTheEnd
+        } else {
+            Self::Perhaps
+        }
+    }
 }
 
 impl OnRing {
     fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<io::Result<RecvBuf>> {
         loop {
             let mut reading = self.reading.borrow_mut();
-            let completion = ready!(
-                reading
-                    .get_or_insert_with(|| self.driver.recv(&self.file, self.empty.get()))
-                    .poll(cx)
-            );
+            let completion = ready!(reading.get_or_insert_with(|| self.recv_once()).poll(cx));
             let taken = reading.take();
             drop(reading);
             drop(taken);
-            self.empty.set(!completion.more);
-            let Err(error) = completion.count() else {
-                return Poll::Ready(Ok(completion.buf.unwrap_or_else(RecvBuf::end)));
+            self.ahead.set(Ahead::of(&completion));
+            let error = match completion.received() {
+                Err(error) => error,
+                received => return Poll::Ready(received),
             };
             match error.raw_os_error() {
                 Some(libc::ENOBUFS) => {
@@ -430,6 +472,11 @@ impl OnRing {
                 _ => return Poll::Ready(Err(error)),
             }
         }
+    }
+
+    fn recv_once(&self) -> Ticket {
+        let wait_first = self.ahead.get() == Ahead::Nothing;
+        self.driver.recv(&self.file, wait_first)
     }
 
     fn poll_send(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
@@ -460,11 +507,12 @@ impl OnRing {
     fn recv_without_slot(&self) -> Option<io::Result<RecvBuf>> {
         match socket::recv(&self.file, RecvBuf::spare()) {
             Ok((buf, more)) => {
-                self.empty.set(!more);
+                let ahead = if more { Ahead::Perhaps } else { Ahead::Nothing };
+                self.ahead.set(ahead);
                 Some(Ok(buf))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.empty.set(true);
+                self.ahead.set(Ahead::Nothing);
                 None
             }
             Err(error) => Some(Err(error)),

@@ -7,9 +7,18 @@ use std::time::Duration;
 
 use tracing::{Level, enabled};
 
-use super::flow::Flow;
+use super::flow::Ends;
 use super::labels::{Reporter, Security};
 use crate::model::{SpiffeId, Workload};
+
+/// What is said of a connection however it ends.
+#[derive(Clone, Copy)]
+pub(super) struct Line<'a> {
+    pub(super) ends: &'a Ends,
+    pub(super) source_address: SocketAddr,
+    pub(super) destination_address: SocketAddr,
+    pub(super) hbone_target: Option<&'a str>,
+}
 
 /// What a connection came to. `sent` and `received` are the local workload's view.
 pub(super) struct Totals {
@@ -32,42 +41,43 @@ pub(super) enum End<'a> {
 /// The event with its fields in ztunnel's order: a macro, because tracing wants level and names at compile
 /// time. What one kind of event adds comes last.
 macro_rules! access_event {
-    ($level:expr, $flow:expr, $message:literal $(, $name:ident = $value:expr)*) => {{
-        let flow: &Flow = $flow;
-        let (source, destination) = (flow.source.as_deref(), flow.destination.as_deref());
+    ($level:expr, $line:expr, $message:literal $(, $name:ident = $value:expr)*) => {{
+        let line: &Line<'_> = $line;
+        let ends = line.ends;
+        let (source, destination) = (ends.source.as_deref(), ends.destination.as_deref());
         tracing::event!(
             target: "access",
             $level,
-            src.addr = %flow.source_address,
+            src.addr = %line.source_address,
             src.workload = source.map(|found| &*found.name),
             src.namespace = source.map(|found| &*found.namespace),
-            src.identity = proven(flow, flow.source_identity.as_ref()),
+            src.identity = proven(ends, ends.source_identity.as_ref()),
             src.cluster = source.and_then(cluster),
-            dst.addr = %flow.destination_address,
-            dst.hbone_addr = flow.hbone_target.as_ref().map(display),
-            dst.service = flow.service.as_deref().map(|found| &*found.key.hostname),
+            dst.addr = %line.destination_address,
+            dst.hbone_addr = line.hbone_target.map(display),
+            dst.service = ends.service.as_deref().map(|found| &*found.key.hostname),
             dst.workload = destination.map(|found| &*found.name),
             dst.namespace = destination.map(|found| &*found.namespace),
-            dst.identity = proven(flow, flow.destination_identity.as_ref()),
+            dst.identity = proven(ends, ends.destination_identity.as_ref()),
             dst.cluster = destination.and_then(cluster),
-            direction = flow.reporter.direction(),
+            direction = ends.reporter.direction(),
             $($name = $value,)*
             $message
         );
     }};
 }
 
-pub(super) fn opened(flow: &Flow) {
-    access_event!(Level::DEBUG, flow, "connection opened");
+pub(super) fn opened(line: &Line<'_>) {
+    access_event!(Level::DEBUG, line, "connection opened");
 }
 
-pub(super) fn closed(flow: &Flow, totals: &Totals, end: End<'_>) {
+pub(super) fn closed(line: &Line<'_>, totals: &Totals, end: End<'_>) {
     // Asked first, so that an agent told to log less does not format what nobody reads.
     match end {
-        End::Complete if enabled!(target: "access", Level::INFO) => complete(flow, totals, None),
+        End::Complete if enabled!(target: "access", Level::INFO) => complete(line, totals, None),
         End::Abandoned if enabled!(target: "access", Level::INFO) => {
             complete(
-                flow,
+                line,
                 totals,
                 Some("closed by the agent: it is stopping, or the pod left the mesh"),
             );
@@ -75,7 +85,7 @@ pub(super) fn closed(flow: &Flow, totals: &Totals, end: End<'_>) {
         End::Failed(error) if enabled!(target: "access", Level::ERROR) => {
             access_event!(
                 Level::ERROR,
-                flow,
+                line,
                 "connection complete",
                 bytes_sent = totals.sent,
                 bytes_recv = totals.received,
@@ -87,10 +97,10 @@ pub(super) fn closed(flow: &Flow, totals: &Totals, end: End<'_>) {
     }
 }
 
-fn complete(flow: &Flow, totals: &Totals, error: Option<&str>) {
+fn complete(line: &Line<'_>, totals: &Totals, error: Option<&str>) {
     access_event!(
         Level::INFO,
-        flow,
+        line,
         "connection complete",
         bytes_sent = totals.sent,
         bytes_recv = totals.received,
@@ -119,9 +129,9 @@ pub(super) fn refused(
 }
 
 /// An identity is worth the log only if TLS or the kernel proved it.
-fn proven(flow: &Flow, identity: Option<&SpiffeId>) -> Option<String> {
+fn proven(ends: &Ends, identity: Option<&SpiffeId>) -> Option<String> {
     identity
-        .filter(|_| flow.security != Security::Unknown)
+        .filter(|_| ends.security != Security::Unknown)
         .map(SpiffeId::uri)
 }
 

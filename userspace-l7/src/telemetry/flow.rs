@@ -3,6 +3,7 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
-use super::access_log::{self, End, Totals};
+use super::access_log::{self, End, Line, Totals};
 use super::labels::{Reporter, ResponseFlags, Security, TrafficLabels};
 use crate::model::{Service, SpiffeId, Workload};
 
@@ -44,9 +45,8 @@ pub struct Flow {
 /// What connections between the same two ends have in common, found once for all of them.
 #[derive(Clone, Debug)]
 pub struct Acquaintance {
-    /// Its addresses are those of the first one.
-    pub(super) flow: Flow,
     pub(super) series: Arc<Series>,
+    pub(super) hbone_target: Option<String>,
 }
 
 /// How a connection ended.
@@ -65,10 +65,14 @@ pub enum Outcome<'a> {
 
 /// A connection that is being accounted for. Dropping it (the worker stops, the pod leaves) closes the
 /// account too, so counters of opened and closed connections always meet.
+///
+/// Of its [`Flow`] it keeps what its series does not know: there are as many of these as connections.
 #[derive(Debug)]
 pub struct OpenFlow {
-    flow: Flow,
     series: Arc<Series>,
+    source_address: SocketAddr,
+    destination_address: SocketAddr,
+    hbone_target: Option<String>,
     start: Instant,
     to_server: AtomicU64,
     to_client: AtomicU64,
@@ -76,17 +80,35 @@ pub struct OpenFlow {
 }
 
 impl OpenFlow {
-    pub(super) fn start(flow: Flow, series: Arc<Series>) -> Self {
+    /// `addresses` are the client's and the next hop's.
+    pub(super) fn start(
+        series: Arc<Series>,
+        addresses: (SocketAddr, SocketAddr),
+        hbone_target: Option<String>,
+    ) -> Self {
         let _new_value = series.opened.inc();
         let _new_value = series.sockets.inc();
-        access_log::opened(&flow);
-        Self {
-            flow,
+        let (source_address, destination_address) = addresses;
+        let opened = Self {
             series,
+            source_address,
+            destination_address,
+            hbone_target,
             start: Instant::now(),
             to_server: AtomicU64::new(0),
             to_client: AtomicU64::new(0),
             settled: false,
+        };
+        access_log::opened(&opened.line());
+        opened
+    }
+
+    fn line(&self) -> Line<'_> {
+        Line {
+            ends: &self.series.ends,
+            source_address: self.source_address,
+            destination_address: self.destination_address,
+            hbone_target: self.hbone_target.as_deref(),
         }
     }
 
@@ -106,11 +128,6 @@ impl OpenFlow {
         let _before = self.to_client.fetch_add(bytes, Ordering::Relaxed);
         let _new_value = self.series.sent.inc_by(bytes);
         self.series.carry(bytes);
-    }
-
-    /// What was said when it opened.
-    pub fn flow(&self) -> &Flow {
-        &self.flow
     }
 
     /// Ends the account: counts the connection as closed, a failed one also as failed, and logs it.
@@ -143,7 +160,7 @@ impl OpenFlow {
             self.to_server.load(Ordering::Relaxed),
             self.to_client.load(Ordering::Relaxed),
         );
-        let (sent, received) = match self.flow.reporter {
+        let (sent, received) = match self.series.ends.reporter {
             Reporter::Source => (to_server, to_client),
             Reporter::Destination => (to_client, to_server),
         };
@@ -152,7 +169,7 @@ impl OpenFlow {
             received,
             duration,
         };
-        access_log::closed(&self.flow, &totals, end);
+        access_log::closed(&self.line(), &totals, end);
     }
 }
 
@@ -168,6 +185,7 @@ impl Drop for OpenFlow {
 /// The counters of one label set, so that a connection finds them once and copying only adds.
 #[derive(Debug)]
 pub(super) struct Series {
+    pub(super) ends: Ends,
     pub(super) opened: Counter,
     pub(super) closed: Counter,
     pub(super) received: Counter,
@@ -195,19 +213,20 @@ impl Series {
     }
 }
 
-/// What the labels follow from. Snapshot objects are immutable, so their addresses stand for their content.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub(super) struct SeriesKey {
-    reporter: Reporter,
-    security: Security,
-    source: Option<ByAddress<Workload>>,
-    destination: Option<ByAddress<Workload>>,
-    service: Option<ByAddress<Service>>,
-    source_identity: Option<SpiffeId>,
-    destination_identity: Option<SpiffeId>,
+/// What is the same for all connections of one series, which is found by it. Snapshot objects are immutable, so their
+/// addresses stand for their content.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Ends {
+    pub(super) reporter: Reporter,
+    pub(super) security: Security,
+    pub(super) source: Option<ByAddress<Workload>>,
+    pub(super) destination: Option<ByAddress<Workload>>,
+    pub(super) service: Option<ByAddress<Service>>,
+    pub(super) source_identity: Option<SpiffeId>,
+    pub(super) destination_identity: Option<SpiffeId>,
 }
 
-impl SeriesKey {
+impl Ends {
     pub(super) fn of(flow: &Flow) -> Self {
         Self {
             reporter: flow.reporter,
@@ -223,7 +242,21 @@ impl SeriesKey {
 
 /// Compares by identity. Holding the object keeps its address from being given to another one.
 #[derive(Debug)]
-struct ByAddress<T>(Arc<T>);
+pub(super) struct ByAddress<T>(Arc<T>);
+
+impl<T> Deref for ByAddress<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> Clone for ByAddress<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
 
 impl<T> PartialEq for ByAddress<T> {
     fn eq(&self, other: &Self) -> bool {

@@ -270,6 +270,28 @@ fn one_dials_while_others_wait_and_all_learn_of_a_failure() {
     });
 }
 
+async fn panicking() -> Result<Session, DialError> {
+    panic!("a dial that panics")
+}
+
+#[test]
+fn a_dial_that_panics_fails_those_who_wait_for_it_and_no_later_one() {
+    on_both_backends(|| async {
+        let node = Node::start(echo);
+        let pool = Pool::new();
+        let mut none = FirstBytes::new(&[]);
+        let failed = pool
+            .open(node.key(), &request(), &mut none, panicking)
+            .await;
+        let error = failed.unwrap_err();
+        assert!(matches!(error, OpenError::Closing), "{error:?}");
+        let mut stream = node.open(&pool).await.unwrap();
+        stream.send(b"again").await.unwrap();
+        assert_eq!(stream.recv().await.unwrap().unwrap(), b"again");
+        assert_eq!(pool.connections(), 1);
+    });
+}
+
 #[test]
 fn a_handler_ends_with_its_server() {
     on_both_backends(|| async {

@@ -1,18 +1,20 @@
 //! Bytes arrive once, in order, whatever happens to the futures.
 
-use std::task::Poll;
-
+use std::future::poll_fn;
 use std::io::{Read as _, Write as _};
+use std::task::Poll;
 use std::thread;
 
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::ring::buffers::SLOT_LEN;
 
 on_every_carrier!(
     both_directions_at_once_are_exact,
     half_close_leaves_the_other_direction_open,
     the_last_bytes_bring_the_end_along,
+    no_end_is_known_while_bytes_wait,
     what_has_come_is_there_without_waiting,
     a_reset_stays_one_for_whoever_looked_without_waiting,
     end_of_stream_is_repeated,
@@ -84,6 +86,52 @@ async fn the_last_bytes_bring_the_end_along() {
     }
 }
 
+#[test]
+fn an_end_that_came_behind_the_last_bytes_is_known_on_a_ring() {
+    for completing in [
+        Completing::Deferred,
+        Completing::Cooperative,
+        Completing::Interrupting,
+    ] {
+        on_ring(completing, async {
+            let (near, far) = pair().await;
+            assert!(!far.has_ended());
+            send(&near, b"first").await;
+            assert_eq!(&*far.recv().await.unwrap(), b"first");
+            assert!(!far.has_ended(), "more may come");
+            // Loopback delivers in the call itself.
+            send(&near, b"last").await;
+            near.shutdown_write().unwrap();
+            assert_eq!(&*far.recv().await.unwrap(), b"last");
+            assert!(far.has_ended());
+            assert!(far.recv().await.unwrap().is_empty());
+            send(&far, b"answer").await;
+            assert_eq!(&*near.recv().await.unwrap(), b"answer");
+            assert!(!near.has_ended());
+        });
+    }
+}
+
+async fn no_end_is_known_while_bytes_wait() {
+    let (near, far) = pair().await;
+    let begun = poll_fn(|cx| Poll::Ready(far.poll_recv(cx))).await;
+    assert!(begun.is_pending());
+    send(&near, b"some").await;
+    near.shutdown_write().unwrap();
+    assert!(!far.has_ended(), "a receive is under way");
+    assert_eq!(&*far.recv().await.unwrap(), b"some");
+    // More than a slot takes: the rest waits before the end.
+    let (near, far) = pair().await;
+    send(&near, &vec![7; (SLOT_LEN as usize) + 1]).await;
+    near.shutdown_write().unwrap();
+    let mut received = 0;
+    while received <= SLOT_LEN as usize {
+        assert!(!far.has_ended(), "after {received} bytes");
+        received += far.recv().await.unwrap().len();
+    }
+    assert!(far.recv().await.unwrap().is_empty());
+}
+
 async fn what_has_come_is_there_without_waiting() {
     let (near, far) = pair().await;
     assert!(far.received().is_empty());
@@ -139,7 +187,7 @@ async fn dropped_receives_lose_nothing() {
     loop {
         let polled_once = {
             let mut receiving = std::pin::pin!(far.recv());
-            std::future::poll_fn(|cx| Poll::Ready(receiving.as_mut().poll(cx))).await
+            poll_fn(|cx| Poll::Ready(receiving.as_mut().poll(cx))).await
         };
         let Poll::Ready(bytes) = polled_once else {
             dropped += 1;
