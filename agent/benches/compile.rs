@@ -85,6 +85,8 @@ fn one_pod_of_many(criterion: &mut Criterion) {
         root_namespace: "istio-system".into(),
         pod_netns: PodNetns::Annotated,
         layer4: Layer4::Compiled,
+        mesh_config: "istio".into(),
+        revisions: ["default".to_owned()].into(),
     });
     let mut texts = Interner::default();
     let before = resident_bytes();

@@ -145,6 +145,9 @@ pub struct AgentStatus {
     pub pending: Vec<String>,
     /// This node's pods.
     pub pods: Vec<PodStatus>,
+    /// How many of them run outside of the mesh, because something is in the way of their capture.
+    #[serde(default)]
+    pub pods_hindered: usize,
     /// Manifests that could not be taken over; the last good state is in force.
     pub problems: Vec<ManifestProblem>,
     /// Manifests that are in force and probably not meant so: what they name is not there, or has no effect.

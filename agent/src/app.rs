@@ -344,6 +344,8 @@ fn compiler(args: &AgentArgs) -> Compiler {
         root_namespace: args.root_namespace.as_str().into(),
         pod_netns: args.pod_netns(),
         layer4: args.layer4(),
+        mesh_config: args.control_plane.mesh_config(),
+        revisions: args.control_plane.revisions(),
     })
 }
 
@@ -470,7 +472,8 @@ impl Mesh {
             }
             Source::Kubernetes(kubeconfig) => {
                 let take = move |update, cluster: &_| lock(&mesh).take(update, cluster);
-                let watch = KubernetesWatch::start(kubeconfig, conditions, take)
+                let config_map = args.control_plane.mesh_config();
+                let watch = KubernetesWatch::start((kubeconfig, &config_map), conditions, take)
                     .context("cannot follow the cluster")?;
                 SourceWatch::Kubernetes { _watch: watch }
             }

@@ -2,6 +2,7 @@
 //! reads either.
 
 mod authority;
+mod control_plane;
 mod controller;
 mod istiod;
 
@@ -21,6 +22,7 @@ use crate::sources::IstiodSettings;
 use crate::spans::ResourceAttributes;
 
 pub use self::authority::{Authority, AuthorityArgs};
+pub use self::control_plane::ControlPlaneArgs;
 pub use self::controller::{ControllerArgs, IstiodChoice};
 pub use self::istiod::IstiodArgs;
 
@@ -92,6 +94,10 @@ pub struct AgentArgs {
     /// Namespace whose policies hold for the whole mesh
     #[arg(long, default_value = "istio-system", value_name = "NAMESPACE")]
     pub root_namespace: String,
+
+    /// Which of Istio's control planes the mesh's objects are for.
+    #[command(flatten)]
+    pub control_plane: ControlPlaneArgs,
 
     /// In a cluster, take each pod's network namespace from its annotation `culvert.dev/netns` rather than find it: for
     /// test labs, because whoever may annotate pods then names what the agent enters as root

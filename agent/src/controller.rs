@@ -214,6 +214,7 @@ mod for_test {
             uid: "u".into(),
             version: "7".into(),
             class: None,
+            controller: None,
             status,
         }
     }

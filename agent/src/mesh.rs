@@ -84,7 +84,8 @@ pub use http_route::{
     HttpRouteSpec, HttpRouteTimeouts, PathMatch, PathMatchType, PathModifier, PathModifierType,
     RedirectFilter, RewriteFilter, ValueMatch, ValueMatchType,
 };
-pub use kinds::{UsedKind, named_kinds, used_kinds};
+pub use kinds::{UsedKind, idle_kinds, named_kinds, used_kinds};
+pub(crate) use mesh_config::is_config_map;
 pub use mesh_config::{
     AccessLogEncoding, DefaultProviders, ExtensionProvider, FileAccessLog, LogFormat, MeshConfig,
     MeshConfigSpec, Normalization, NormalizationSetting, ProxyConfig, ProxyTracing,

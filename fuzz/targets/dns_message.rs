@@ -48,6 +48,8 @@ static SNAPSHOT: LazyLock<(Arc<Snapshot>, Arc<Workload>)> = LazyLock::new(|| {
         root_namespace: "istio-system".into(),
         pod_netns: PodNetns::Annotated,
         layer4: Layer4::Compiled,
+        mesh_config: "istio".into(),
+        revisions: ["default".to_owned()].into(),
     });
     let snapshot = compiler.apply(objects.into_iter().map(Change::Upsert));
     let client = snapshot.workloads.values().next().expect("the pod");

@@ -23,6 +23,8 @@ fn compiler() -> Compiler {
         root_namespace: "istio-system".into(),
         pod_netns: PodNetns::Annotated,
         layer4: Layer4::Compiled,
+        mesh_config: "istio".into(),
+        revisions: ["default".to_owned()].into(),
     })
 }
 

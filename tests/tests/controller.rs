@@ -498,17 +498,8 @@ fn beside_istiod_only_our_own_is_written() -> Result<()> {
          apiVersion: culvert.dev/v1alpha1\nkind: RateLimitPolicy\nmetadata: {name: p, namespace: shop}\n\
          spec: {targetRefs: [{group: '', kind: Service, name: one}], limits: [{requests: 1}]}\n",
     )?;
-    let accepted = json!({ "status": { "conditions": [{ "type": "Accepted", "status": "True", "reason": "Accepted",
-        "message": "Handled by Istio controller", "lastTransitionTime": "2026-01-01T00:00:00Z" }] } });
-    api.kubectl(&[
-        "patch",
-        "gatewayclass",
-        "istio-waypoint",
-        "--subresource=status",
-        "--type=merge",
-        "-p",
-        &accepted.to_string(),
-    ])?;
+    let accepted = json!({ "status": { "conditions": accepted_by_istio() } }).to_string();
+    patch_status(&api, &["gatewayclass", "istio-waypoint"], &accepted)?;
     let before = version(&api, "gatewayclass istio-waypoint")?;
     let controller = Controller::start(&lab, "a", &account, &[])?;
     told(
@@ -545,6 +536,141 @@ fn beside_istiod_only_our_own_is_written() -> Result<()> {
     controller.stop()
 }
 
+/// What an object is accepted as, in the words of Istio's controller.
+fn accepted_by_istio() -> Value {
+    json!([{ "type": "Accepted", "status": "True", "reason": "Accepted",
+        "message": "Handled by Istio controller", "lastTransitionTime": "2026-01-01T00:00:00Z" }])
+}
+
+/// Beside an istiod that has no ambient mode, and so no class of waypoints: its ingress calls itself what we do.
+#[test]
+fn what_an_ingress_of_istios_says_of_a_route_stays() -> Result<()> {
+    let (api, account, lab) = server()?;
+    shop(&api, &["one"])?;
+    api.apply(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {name: istio}\n\
+         spec: {controllerName: istio.io/gateway-controller}\n---\n\
+         apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: ingress, namespace: shop}\n\
+         spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}\n",
+    )?;
+    let ingress = "{name: ingress}, {group: '', kind: Service";
+    api.apply(&route(&["one"]).replace("{group: '', kind: Service", ingress))?;
+    let theirs = json!({
+        "parentRef": { "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "ingress" },
+        "controllerName": ROUTES,
+        "conditions": accepted_by_istio(),
+    });
+    let theirs_are = json!({ "status": { "parents": [theirs] } }).to_string();
+    patch_status(&api, &["httproute", "r"], &theirs_are)?;
+
+    // Told that nobody else speaks about Istio's kinds, it still leaves alone what is about the ingress.
+    let controller = Controller::start(&lab, "a", &account, &["--istiod", "absent"])?;
+    let says = |expected: &[&str]| {
+        eventually(&format!("{expected:?} are spoken of"), SUCCEEDED, || {
+            let route = get(&api, "httproute r -n shop")?;
+            ensure!(parents(&route, ROUTES) == expected, "{}", route["status"]);
+            let first = &route["status"]["parents"][0];
+            ensure!(*first == theirs, "{first}");
+            Ok(())
+        })
+    };
+    says(&["ingress", "one"])?;
+    api.apply(
+        &route(&["one"]).replace("{group: '', kind: Service, name: one}", "{name: ingress}"),
+    )?;
+    says(&["ingress"])?;
+    controller.stop()?;
+
+    // Asked to find it out, it knows that istiod by the class of its ingress, and leaves Istio's kinds to it.
+    let class = json!({ "status": { "conditions": accepted_by_istio() } }).to_string();
+    patch_status(&api, &["gatewayclass", "istio"], &class)?;
+    api.apply(&service("two", "{}"))?;
+    api.apply(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: v, namespace: shop}\n\
+         spec: {gatewayClassName: culvert-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n",
+    )?;
+    let controller = Controller::start(&lab, "a", &account, &[])?;
+    told(&api, "gateway v -n shop", "Programmed", "True Programmed")?;
+    eventually("everything is written", SOON, || {
+        let pending = controller.metric("culvert_controller_pending", &[])?;
+        ensure!(pending < 0.5, "{pending} are still to be written");
+        Ok(())
+    })?;
+    says(&["ingress"])?;
+    let service = get(&api, "service two -n shop")?;
+    ensure!(
+        condition(&service["status"]["conditions"], BOUND).is_err(),
+        "{}",
+        service["status"]
+    );
+    controller.stop()
+}
+
+#[test]
+fn a_backend_tls_policy_is_told_what_became_of_it() -> Result<()> {
+    let (api, account, lab) = server()?;
+    shop(&api, &["one"])?;
+    let policy = |authorities: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: p, namespace: shop}}\n\
+             spec: {{targetRefs: [{{group: '', kind: Service, name: one}}], validation: {{hostname: one.example, {authorities}}}}}\n"
+        )
+    };
+    api.apply(&policy("wellKnownCACertificates: System"))?;
+    let controller = Controller::start(&lab, "a", &account, &[])?;
+    let says = |expected: [&str; 2]| {
+        eventually(&format!("the policy is {expected:?}"), SUCCEEDED, || {
+            let policy = get(&api, "backendtlspolicy p -n shop")?;
+            let ancestor = &policy["status"]["ancestors"][0];
+            ensure!(ancestor["controllerName"] == ROUTES, "{policy}");
+            ensure!(ancestor["ancestorRef"]["name"] == "one", "{policy}");
+            let kinds = ["Accepted", "ResolvedRefs"];
+            let found = kinds.map(|kind| condition(&ancestor["conditions"], kind));
+            for (found, expected) in found.into_iter().zip(expected) {
+                let (found, _) = found?;
+                ensure!(found == expected, "{ancestor}");
+            }
+            Ok(())
+        })
+    };
+    says(["True Accepted", "True ResolvedRefs"])?;
+    // Certificates of a ConfigMap that is not there.
+    api.apply(&policy(
+        "caCertificateRefs: [{group: '', kind: ConfigMap, name: nobodys}]",
+    ))?;
+    says([
+        "False NoValidCACertificate",
+        "False InvalidCACertificateRef",
+    ])?;
+    controller.stop()
+}
+
+/// Whoever writes one hears of it, though no agent follows its kind.
+#[test]
+fn kinds_without_effect_are_told_by_event() -> Result<()> {
+    let (api, account, lab) = server()?;
+    let controller = Controller::start(&lab, "a", &account, &[])?;
+    controller.wait_ready()?;
+    api.kubectl(&["create", "namespace", "shop"])?;
+    api.apply(
+        "apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: lua, namespace: shop}\n\
+         spec: {configPatches: []}\n---\n\
+         apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {name: machines, namespace: shop}\n\
+         spec: {template: {serviceAccount: vm}}\n",
+    )?;
+    eventually("both are told of", SUCCEEDED, || {
+        let events = api.kubectl(&["get", "events", "-n", "shop"])?;
+        for object in ["envoyfilter/lua", "workloadgroup/machines"] {
+            let mut lines = events.lines();
+            let line = lines.find(|line| line.contains(object));
+            let line = line.with_context(|| format!("no {object} in {events}"))?;
+            ensure!(line.contains("NoEffect"), "{line}");
+        }
+        Ok(())
+    })?;
+    controller.stop()
+}
+
 /// `verb group/resource[/subresource] namespace [name]`, where a hyphen stands for all namespaces, and whether it is granted.
 type Right = (&'static str, bool);
 
@@ -554,8 +680,13 @@ const CONTROLLERS: &[Right] = &[
         "patch gateway.networking.k8s.io/httproutes/status shop",
         true,
     ),
+    (
+        "patch gateway.networking.k8s.io/backendtlspolicies/status shop",
+        true,
+    ),
     ("create events.k8s.io/events shop", true),
     ("list /pods -", true),
+    ("watch networking.istio.io/envoyfilters -", true),
     (
         "update coordination.k8s.io/leases culvert-system culvert-controller",
         true,
@@ -604,6 +735,7 @@ const AGENTS: &[Right] = &[
     ("list /pods -", true),
     ("watch gateway.networking.k8s.io/httproutes -", true),
     ("watch /configmaps istio-system istio", true),
+    ("watch networking.istio.io/envoyfilters -", false),
     ("get /pods shop", false),
     ("patch /services/status shop", false),
     ("patch /pods/status shop", false),

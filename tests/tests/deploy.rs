@@ -218,19 +218,6 @@ fn values_of_the_chart_change_what_it_renders() -> Result<()> {
         ensure!(asked == asks, "{text}");
         ensure!(text.contains("--ca-dir=/etc/culvert/ca") != asks, "{text}");
     }
-    for (values, why) in [
-        (
-            &["controller.enabled=false"][..],
-            "nobody would issue identities",
-        ),
-        (
-            &["caSecret=cacerts", "ca.address=https://x:1"],
-            "exclude each other",
-        ),
-    ] {
-        let refused = chart(values).err().context("it is rendered")?;
-        ensure!(format!("{refused:#}").contains(why), "{refused:#}");
-    }
     let alone = ["controller.enabled=false", "caSecret=culvert-ca"];
     let alone = stored(&api, &chart(&alone)?)?;
     ensure!(
@@ -249,6 +236,143 @@ fn values_of_the_chart_change_what_it_renders() -> Result<()> {
         r#""replicas":3"#,
     ] {
         ensure!(text.contains(part), "no {part} in {text}");
+    }
+    Ok(())
+}
+
+/// What would be installed and not work.
+#[test]
+fn the_chart_refuses_values_that_cannot_work() -> Result<()> {
+    for (values, why) in [
+        (
+            &["controller.enabled=false"][..],
+            "nobody would issue identities",
+        ),
+        (
+            &["caSecret=cacerts", "ca.address=https://x:1"],
+            "exclude each other",
+        ),
+        (&["ca.address=https://x:1"], "set ca.rootConfigMap"),
+        (
+            &["drain=26"],
+            "terminationGracePeriodSeconds has to be drain and 5 seconds",
+        ),
+    ] {
+        let refused = chart(values).err().context("it is rendered")?;
+        ensure!(format!("{refused:#}").contains(why), "{refused:#}");
+    }
+    Ok(())
+}
+
+/// What else a cluster may need of the agents' pods: where they run, and what they are given.
+#[test]
+fn the_agents_pods_take_what_a_cluster_wants_of_them() -> Result<()> {
+    let (api, _lab) = server()?;
+    let made = stored(
+        &api,
+        &chart(&[
+            "nodeSelector.pool=apps",
+            "agent.nodeSelector.mesh=culvert",
+            "agent.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].topologyKey=rack",
+            "agent.extraEnv[0].name=SSL_CERT_FILE",
+            "agent.extraEnv[0].value=/etc/authorities/all.pem",
+            "agent.extraVolumes[0].name=authorities",
+            "agent.extraVolumes[0].configMap.name=corporate",
+            "agent.extraVolumeMounts[0].name=authorities",
+            "agent.extraVolumeMounts[0].mountPath=/etc/authorities",
+        ])?,
+    )?;
+    let agents = &made[r#""DaemonSet" "culvert-agent""#]["spec"]["template"]["spec"];
+    let controllers = &made[r#""Deployment" "culvert-controller""#]["spec"]["template"]["spec"];
+    let linux = "kubernetes.io/os";
+    ensure!(
+        agents["nodeSelector"] == json!({ linux: "linux", "pool": "apps", "mesh": "culvert" }),
+        "{agents:#}"
+    );
+    ensure!(
+        controllers["nodeSelector"] == json!({ linux: "linux", "pool": "apps" }),
+        "{controllers:#}"
+    );
+    ensure!(
+        agents["affinity"].is_object() && controllers["affinity"].is_null(),
+        "{agents:#}"
+    );
+    let has = |list: &Value, expected: Value| -> bool {
+        list.as_array().is_some_and(|list| list.contains(&expected))
+    };
+    let container = &agents["containers"][0];
+    let authorities = "/etc/authorities";
+    ensure!(
+        has(
+            &container["env"],
+            json!({ "name": "SSL_CERT_FILE", "value": format!("{authorities}/all.pem") })
+        ) && has(
+            &container["volumeMounts"],
+            json!({ "name": "authorities", "mountPath": authorities })
+        ) && has(
+            &agents["volumes"],
+            json!({ "name": "authorities", "configMap": { "name": "corporate", "defaultMode": 420 } })
+        ),
+        "{agents:#}"
+    );
+    // Nobody else is given them.
+    let others = json!(controllers).to_string();
+    ensure!(!others.contains("authorities"), "{others}");
+    Ok(())
+}
+
+/// Whom tokens are for, what holds the roots, and which of Istio's revisions is meant, is told to all who have to know.
+#[test]
+fn both_sides_are_told_of_the_authority_and_of_istios_revision() -> Result<()> {
+    let (api, _lab) = server()?;
+    let made = stored(
+        &api,
+        &chart(&[
+            "ca.audience=mesh.example.com",
+            "ca.rootConfigMap=roots",
+            "meshConfig=istio-canary",
+            "revisions={default,canary}",
+        ])?,
+    )?;
+    let text = |name: &str| -> Result<String> {
+        Ok(made
+            .get(name)
+            .with_context(|| format!("no {name}"))?
+            .to_string())
+    };
+    for (object, parts) in [
+        (
+            r#""DaemonSet" "culvert-agent""#,
+            &[
+                r#""audience":"mesh.example.com""#,
+                r#""name":"roots""#,
+                "--mesh-config=istio-canary",
+                "--revision=default,canary",
+            ][..],
+        ),
+        (
+            r#""Deployment" "culvert-controller""#,
+            &[
+                "--ca-audience=mesh.example.com",
+                "--ca-bundle=roots",
+                "--mesh-config=istio-canary",
+                "--revision=default,canary",
+            ],
+        ),
+        (
+            r#""Role" "culvert-controller""#,
+            &[r#""resourceNames":["roots"]"#],
+        ),
+        (
+            r#""ClusterRole" "culvert-agent""#,
+            &[r#""resourceNames":["istio-canary"]"#],
+        ),
+    ] {
+        let text = text(object)?;
+        for part in parts {
+            ensure!(text.contains(part), "no {part} in {text}");
+        }
+        ensure!(!text.contains("culvert-ca-root-cert"), "{text}");
     }
     Ok(())
 }
@@ -572,7 +696,7 @@ fn alerts_and_dashboard_ask_for_metrics_that_there_are() -> Result<()> {
     ensure!(
         dashboard["panels"]
             .as_array()
-            .is_some_and(|all| all.len() == 12)
+            .is_some_and(|all| all.len() == 13)
     );
     controller.stop()
 }

@@ -1,5 +1,5 @@
-//! The container image: one statically linked program and the list of what it is made of, from scratch. Built by buildah,
-//! which needs neither a daemon nor a registry.
+//! The container image: one statically linked program, the authorities that servers of the internet are certified by, and
+//! the list of what it is made of, from scratch. Built by buildah, which needs neither a daemon nor a registry.
 
 mod parts;
 
@@ -16,6 +16,8 @@ use crate::{compile, require_root, setup, shell};
 const NAME: &str = "culvert";
 /// Where the program is in it.
 const PROGRAM: &str = "/culvert";
+/// The authorities of the machine that builds, and where the program looks for them: the same place.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Most bytes of the archive: a node that comes up fetches it before any pod of the mesh can start.
 const MOST_BYTES: u64 = 40_000_000;
 
@@ -105,9 +107,9 @@ fn list_parts(root: &Path, host: &str, to: &Path) -> Result<()> {
     // Compiled for the kernel, and embedded.
     let embedded = tree(&root.join("ebpf"), "bpfel-unknown-none", "culvert-ebpf")?;
     parts.extend(parts::crates(&embedded));
-    let query = ["--show", "--showformat=${Version}", "libc6-dev"];
-    let libc = shell::output(Command::new("dpkg-query").args(query));
-    let libc = libc.context("nobody knows which C library is linked: this is no Debian")?;
+    let libc = debian_version("libc6-dev").context("nobody knows which C library is linked")?;
+    let authorities = debian_version("ca-certificates");
+    let authorities = authorities.context("nobody knows whose authorities these are")?;
     let compiler = shell::output(Command::new("rustc").arg("--version"));
     let compiler = compiler.context("there is no rustc")?;
     let standard = compiler.split_whitespace().nth(1).unwrap_or_default();
@@ -117,6 +119,12 @@ fn list_parts(root: &Path, host: &str, to: &Path) -> Result<()> {
             version: libc.clone(),
             license: "LGPL-2.1-or-later".to_owned(),
             purl: Some(format!("pkg:deb/debian/libc6-dev@{libc}")),
+        },
+        Part {
+            name: "ca-certificates".to_owned(),
+            version: authorities.clone(),
+            license: "MPL-2.0 AND GPL-2.0-or-later".to_owned(),
+            purl: Some(format!("pkg:deb/debian/ca-certificates@{authorities}")),
         },
         Part {
             name: "rust-std".to_owned(),
@@ -134,6 +142,13 @@ fn list_parts(root: &Path, host: &str, to: &Path) -> Result<()> {
     let bill = parts::bill((NAME, env!("CARGO_PKG_VERSION")), &parts);
     shell::note(&format!("{} parts: {}", parts.len(), to.display()));
     fs::write(to, format!("{bill:#}\n")).with_context(|| format!("cannot write {}", to.display()))
+}
+
+/// Which version of a package this machine has.
+fn debian_version(package: &str) -> Result<String> {
+    let query = ["--show", "--showformat=${Version}", package];
+    let version = shell::output(Command::new("dpkg-query").args(query));
+    version.with_context(|| format!("this is no Debian, or {package} is not installed"))
 }
 
 /// Where buildah keeps what it works on; removed with the value.
@@ -180,6 +195,11 @@ fn build(
     };
     copy(program, PROGRAM, "0755")?;
     copy(parts, "/culvert.cdx.json", "0644")?;
+    ensure!(
+        Path::new(AUTHORITIES).is_file(),
+        "this machine has no {AUTHORITIES}, so the image would trust nobody outside of the mesh: install ca-certificates"
+    );
+    copy(Path::new(AUTHORITIES), AUTHORITIES, "0644")?;
     let revision = shell::output(Command::new("git").args(["rev-parse", "HEAD"]));
     let revision = revision.unwrap_or_default();
     let entrypoint = format!("[\"{PROGRAM}\"]");
@@ -243,6 +263,12 @@ fn prove(directory: &Path, archive: &Path) -> Result<()> {
     }
     shell::run(Command::new("chroot").arg(&root).args([PROGRAM, "version"]))
         .context("the program does not run from scratch")?;
+    let authorities = root.join(AUTHORITIES.trim_start_matches('/'));
+    let text = fs::read_to_string(&authorities);
+    ensure!(
+        text.is_ok_and(|text| text.contains("BEGIN CERTIFICATE")),
+        "{AUTHORITIES} of the image holds no certificates"
+    );
     for done in [&unpacked, &root] {
         fs::remove_dir_all(done).with_context(|| format!("cannot remove {}", done.display()))?;
     }

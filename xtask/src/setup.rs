@@ -92,6 +92,8 @@ pub(crate) fn for_images() -> Result<()> {
         ("buildah", "buildah"),
         ("readelf", "binutils"),
         ("tar", "tar"),
+        // Whom servers outside of the mesh are certified by.
+        ("update-ca-certificates", "ca-certificates"),
     ])
 }
 

@@ -26,6 +26,8 @@ pub(crate) fn compiler(texts: &mut Interner) -> Compiler {
         root_namespace: "istio-system".into(),
         pod_netns: PodNetns::Annotated,
         layer4: Layer4::Compiled,
+        mesh_config: "istio".into(),
+        revisions: ["default".to_owned()].into(),
     });
     let gateway = "gateway.networking.k8s.io/v1";
     let listener = json!({"name": "mesh", "port": 15008, "protocol": "HBONE"});

@@ -13,7 +13,10 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::config_dump::VersionDump;
-use super::{AdminState, AgentStatus, ClusterStatus, IstiodStatus, PodState};
+use super::{
+    AdminState, AgentStatus, CertificateState, CertificateStatus, ClusterStatus, IstiodStatus,
+    PodState,
+};
 
 /// Adds the agent's own gauges and counters to what is scraped.
 pub fn register(registry: &mut Registry, state: Arc<dyn AdminState>) {
@@ -34,6 +37,7 @@ impl Collector for Condition {
         let status = self.0.status();
         builds(&mut encoder)?;
         pods(&mut encoder, &status)?;
+        certificates(&mut encoder, &self.0.certificates())?;
         gauge(
             &mut encoder,
             "culvert_manifest_problems",
@@ -128,6 +132,12 @@ fn pods(encoder: &mut DescriptorEncoder<'_>, status: &AgentStatus) -> fmt::Resul
         "The number of pods of this node that are not captured yet",
         in_state(PodState::Pending),
     )?;
+    gauge(
+        encoder,
+        "culvert_pods_hindered",
+        "The number of pods that run outside of the mesh, because something is in the way of their capture",
+        status.pods_hindered,
+    )?;
     counter(
         encoder,
         "workload_manager_proxies_started",
@@ -140,6 +150,43 @@ fn pods(encoder: &mut DescriptorEncoder<'_>, status: &AgentStatus) -> fmt::Resul
         "The total number of pods that were released",
         status.pods_stopped,
     )
+}
+
+/// Nothing where there is no identity to certify: a controller has none.
+fn certificates(
+    encoder: &mut DescriptorEncoder<'_>,
+    certificates: &[CertificateStatus],
+) -> fmt::Result {
+    if certificates.is_empty() {
+        return Ok(());
+    }
+    let mut family = encoder.encode_descriptor(
+        "culvert_certificates",
+        "The number of identities of this node's pods, by whether they have a certificate",
+        None,
+        MetricType::Gauge,
+    )?;
+    let states = certificates.iter().map(|one| match &one.state {
+        CertificateState::Available => "available",
+        CertificateState::Initializing => "initializing",
+        CertificateState::Unavailable(_) => "unavailable",
+    });
+    let states: Vec<_> = states.collect();
+    for state in ["available", "initializing", "unavailable"] {
+        let count = states.iter().filter(|known| **known == state).count();
+        let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
+        gauge.encode(family.encode_family(&[("state", state)])?)?;
+    }
+    let leaves = certificates.iter().filter_map(|one| one.chain.first());
+    let Some(earliest) = leaves.map(|leaf| leaf.not_after.as_second()).min() else {
+        return Ok(());
+    };
+    ConstGauge::new(earliest).encode(encoder.encode_descriptor(
+        "culvert_certificate_expiry_seconds",
+        "When the first of the node's certificates is over, in seconds since 1970",
+        None,
+        MetricType::Gauge,
+    )?)
 }
 
 fn cluster(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatus) -> fmt::Result {

@@ -108,7 +108,8 @@ pub(super) fn run(args: &ControllerArgs) -> Result<(), ControllerError> {
     };
     // It has a runtime of its own, and waits for that: not from within ours.
     let take = move |update, cluster: &_| mesh.take(update, cluster);
-    let following = KubernetesWatch::start_holding(kubeconfig, source, take)?;
+    let config_map = args.control_plane.mesh_config();
+    let following = KubernetesWatch::start_holding((kubeconfig, &config_map), source, take)?;
     let served = runtime.block_on(serve(state, running, registry, log));
     drop(following);
     served
@@ -168,6 +169,8 @@ fn compiler(args: &ControllerArgs) -> Compiler {
         root_namespace: args.root_namespace.as_str().into(),
         pod_netns: PodNetns::Found,
         layer4: Layer4::Compiled,
+        mesh_config: args.control_plane.mesh_config(),
+        revisions: args.control_plane.revisions(),
     })
 }
 
@@ -316,6 +319,8 @@ impl AdminState for State {
             "cluster": args.cluster,
             "clusterDomain": args.cluster_domain,
             "rootNamespace": args.root_namespace,
+            "meshConfig": args.control_plane.mesh_config,
+            "revisions": args.control_plane.revision,
         })
     }
 

@@ -396,6 +396,7 @@ fn ailing() -> AgentStatus {
             pod("b", PodState::Pending, Some("no namespace")),
             pod("a", PodState::Up, None),
         ],
+        pods_hindered: 0,
         problems: vec![ManifestProblem {
             path: "x.yaml".to_owned(),
             line: Some(4),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use userspace_l7::model::{MeshSettings, TrustDomain};
 
-use super::{LogFormat, trust_domain};
+use super::{ControlPlaneArgs, LogFormat, trust_domain};
 use crate::controller::{AuthoritySettings, Istiod};
 
 /// `culvert controller`: write statuses to a cluster's API.
@@ -117,6 +117,10 @@ pub struct ControllerArgs {
     #[arg(long, default_value = "istio-system", value_name = "NAMESPACE")]
     pub root_namespace: String,
 
+    /// Which of Istio's control planes the mesh's objects are for.
+    #[command(flatten)]
+    pub control_plane: ControlPlaneArgs,
+
     /// How log lines look
     #[arg(long, value_enum, default_value_t = LogFormat::Plain, env = "LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: LogFormat,
@@ -129,7 +133,7 @@ pub struct ControllerArgs {
 /// Whether an istiod is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum IstiodChoice {
-    /// It is if GatewayClass `istio-waypoint` is accepted by somebody else.
+    /// It is if GatewayClass `istio-waypoint` is accepted by somebody else, or `istio` by Istio.
     Auto,
     /// It is.
     Present,

@@ -12,11 +12,19 @@ use crate::mesh::status::{
 /// Longest message (`metav1.Condition`).
 const LONGEST_MESSAGE: usize = 32_768;
 
+/// Our part of a status.
+#[derive(Clone, Copy)]
+pub(super) struct Share<'a> {
+    pub(super) claim: Claim,
+    /// Which parents and ancestors another controller speaks about, though under the same name.
+    pub(super) is_of_others: &'a dyn Fn(&Value) -> bool,
+}
+
 /// The fields of `status` that have to change for our part of it to say `wanted`; nothing if it says so.
 pub(super) fn merge(
     current: &Value,
     wanted: &Status,
-    claim: Claim,
+    share: Share<'_>,
     now: Timestamp,
 ) -> Option<Map<String, Value>> {
     let mut fields = Map::new();
@@ -26,7 +34,7 @@ pub(super) fn merge(
         }
     };
     let own = entries(current, "conditions");
-    match claim {
+    match share.claim {
         Claim::Conditions(types) => {
             put(
                 "conditions",
@@ -53,20 +61,24 @@ pub(super) fn merge(
             let part = |one: &ParentStatus| (reference(&one.parent_ref), one.conditions.clone());
             let wanted = wanted.parents.iter().map(part).collect();
             let known = entries(current, "parents");
-            put(
-                "parents",
-                spoken(known, ("parentRef", controller), wanted, now),
-            );
+            let speaker = Speaker {
+                controller,
+                reference: "parentRef",
+                is_of_others: share.is_of_others,
+            };
+            put("parents", speaker.spoken(known, wanted, now));
         }
         Claim::Ancestors(controller) => {
             let part =
                 |one: &AncestorStatus| (reference(&one.ancestor_ref), one.conditions.clone());
             let wanted = wanted.ancestors.iter().map(part).collect();
             let known = entries(current, "ancestors");
-            put(
-                "ancestors",
-                spoken(known, ("ancestorRef", controller), wanted, now),
-            );
+            let speaker = Speaker {
+                controller,
+                reference: "ancestorRef",
+                is_of_others: share.is_of_others,
+            };
+            put("ancestors", speaker.spoken(known, wanted, now));
         }
     }
     (!fields.is_empty()).then_some(fields)
@@ -77,35 +89,53 @@ fn entries<'a>(value: &'a Value, field: &str) -> &'a [Value] {
     value[field].as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Entries of a list of which each speaker has some: others' as they are, ours as wanted.
-fn spoken(
-    known: &[Value],
-    (reference, controller): (&str, &str),
-    mut wanted: Vec<(Value, Vec<Condition>)>,
-    now: Timestamp,
-) -> Vec<Value> {
-    let entry = |about: &Value, conditions: Vec<Value>| json!({ reference: about, "controllerName": controller, "conditions": conditions });
-    let mut list = Vec::new();
-    for one in known {
-        if one["controllerName"] != controller {
-            list.push(one.clone());
-            continue;
+/// Who we are in a list of which each speaker has some entries.
+struct Speaker<'a> {
+    controller: &'static str,
+    /// The field of an entry that says what it is about.
+    reference: &'static str,
+    is_of_others: &'a dyn Fn(&Value) -> bool,
+}
+
+impl Speaker<'_> {
+    /// Others' entries as they are, ours as wanted.
+    fn spoken(
+        &self,
+        known: &[Value],
+        mut wanted: Vec<(Value, Vec<Condition>)>,
+        now: Timestamp,
+    ) -> Vec<Value> {
+        let mut list = Vec::new();
+        for one in known {
+            let about = &one[self.reference];
+            let is_ours = one["controllerName"] == self.controller;
+            let said = wanted
+                .iter()
+                .position(|(wanted, _)| is_ours && wanted == about);
+            match said {
+                Some(at) => {
+                    let (_, own) = wanted.remove(at);
+                    let before = entries(one, "conditions");
+                    list.push(self.entry(about, &all_conditions(before, &own, now)));
+                }
+                None if is_ours && !(self.is_of_others)(about) => {
+                    // Two of one reference, or one that is not wanted any more, go.
+                }
+                None => list.push(one.clone()),
+            }
         }
-        // Two of one reference, or one that is not wanted any more, go.
-        if let Some(at) = wanted
-            .iter()
-            .position(|(about, _)| *about == one[reference])
-        {
-            let (about, own) = wanted.remove(at);
-            list.push(entry(
-                &about,
-                all_conditions(entries(one, "conditions"), &own, now),
-            ));
-        }
+        let new = wanted.into_iter();
+        list.extend(new.map(|(about, own)| self.entry(&about, &all_conditions(&[], &own, now))));
+        list
     }
-    let new = wanted.into_iter();
-    list.extend(new.map(|(about, own)| entry(&about, all_conditions(&[], &own, now))));
-    list
+
+    fn entry(&self, about: &Value, conditions: &[Value]) -> Value {
+        json!({
+            (self.reference): about,
+            "controllerName": self.controller,
+            "conditions": conditions,
+        })
+    }
 }
 
 /// A listener's entry, of which all is its Gateway's controller's.
@@ -189,7 +219,7 @@ mod tests {
     use jiff::Timestamp;
     use serde_json::{Value, json};
 
-    use super::merge;
+    use super::{Share, merge};
     use crate::controller::claim::Claim;
     use crate::mesh::status::{
         Condition, ListenerStatus, ParentStatus, Reference, Status, StatusAddress, fails, holds,
@@ -218,13 +248,17 @@ mod tests {
     #[track_caller]
     #[expect(clippy::needless_pass_by_value, reason = "tables hand them over")]
     fn check(current: &Value, wanted: &Status, claim: Claim, expected: Option<Value>) {
-        let merged = merge(current, wanted, claim, now()).map(Value::Object);
+        let share = Share {
+            claim,
+            is_of_others: &|about| about["name"] == "ingress",
+        };
+        let merged = merge(current, wanted, share, now()).map(Value::Object);
         assert_eq!(merged, expected, "{current:#}");
         // What was written is what is wanted.
         if let Some(Value::Object(fields)) = merged {
             let mut after = current.as_object().cloned().unwrap_or_default();
             after.extend(fields);
-            assert_eq!(merge(&Value::Object(after), wanted, claim, now()), None);
+            assert_eq!(merge(&Value::Object(after), wanted, share, now()), None);
         }
     }
 
@@ -328,7 +362,8 @@ mod tests {
     #[test]
     fn what_another_controller_says_at_a_parent_stays() {
         let theirs = stands_at("s", "them", "R", THEN);
-        let [one, two] = ["s", "t"].map(|name| stands_at(name, "us", "R", THEN));
+        let [one, two, ingress] =
+            ["s", "t", "ingress"].map(|name| stands_at(name, "us", "R", THEN));
         for (before, wanted, after) in [
             (vec![], vec![], None),
             (
@@ -351,6 +386,9 @@ mod tests {
             (vec![&one, &theirs], vec![], Some(json!([theirs]))),
             (vec![&theirs], vec![], None),
             (vec![&one, &one], vec![parent("s", "R")], Some(json!([one]))),
+            // A gateway that is another's, though its controller calls itself what we do.
+            (vec![&ingress, &one], vec![parent("s", "R")], None),
+            (vec![&ingress, &one], vec![], Some(json!([ingress]))),
         ] {
             let wanted = Status {
                 parents: wanted,

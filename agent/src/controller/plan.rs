@@ -6,8 +6,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::claim::{ISTIO_CLASS, OWN_CLASS, claim, is_kept_when_silent, istiod_is_there};
-use super::merge::merge;
+use super::claim::{
+    ISTIO_CLASS, OWN_CLASS, claim, is_kept_when_silent, is_of_others, istiod_is_there,
+};
+use super::merge::{Share, merge};
 use crate::mesh::status::{ObjectStatus, Status};
 use crate::mesh::{Kind, ObjectKey, ObjectName};
 use crate::sources::Holdings;
@@ -23,7 +25,7 @@ const DESCRIPTION: &str = "Waypoints that are no pods: each node's agent does th
 /// Whether a control plane of Istio's is in the cluster, which speaks about Istio's kinds itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Istiod {
-    /// It is if its class of waypoints is accepted in other words than ours.
+    /// It is if its class of waypoints is accepted in other words than ours, or its class of ingress gateways is.
     Found,
     /// It is.
     Present,
@@ -83,7 +85,11 @@ pub(super) fn plan(seen: &Seen<'_>, wanted: &[ObjectStatus], now: Timestamp) -> 
             continue;
         }
         let status = said.copied().unwrap_or(&silence);
-        if let Some(fields) = merge(&held.status, status, claim, now) {
+        let share = Share {
+            claim,
+            is_of_others: &|about| is_of_others(about, namespace, seen.holdings),
+        };
+        if let Some(fields) = merge(&held.status, status, share, now) {
             patches.push(Patch {
                 object: key.clone(),
                 api_version: Arc::clone(&held.api_version),

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::mesh::status::{Condition, ObjectStatus};
-use crate::mesh::{Kind, Notice, ObjectKey, ObjectName, used_kinds};
+use crate::mesh::{Kind, Notice, ObjectKey, ObjectName, idle_kinds, used_kinds};
 use crate::sources::{Holdings, Problem, Severity};
 
 /// Something about an object that its owner should act on.
@@ -29,7 +29,7 @@ pub(super) fn reports<'a>(
     notices: impl IntoIterator<Item = &'a Notice>,
     problems: &[Problem],
 ) -> BTreeSet<Report> {
-    let kinds = used_kinds().into_iter();
+    let kinds = used_kinds().into_iter().chain(idle_kinds());
     let mut collection = Collection {
         holdings,
         kinds: kinds

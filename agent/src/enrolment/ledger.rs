@@ -73,10 +73,14 @@ impl Ledger {
         if !self.told {
             return vec!["the first list of pods".to_owned()];
         }
-        let waiting = self
-            .pods
-            .iter()
-            .filter(|(_, entry)| matches!(entry.pending, Some(Pending::Hindered(_))));
-        waiting.map(|(uid, _)| format!("pod {uid}")).collect()
+        self.hindered().map(|uid| format!("pod {uid}")).collect()
+    }
+
+    /// Pods that run, and are not captured because something is in the way.
+    pub(crate) fn hindered(&self) -> impl Iterator<Item = &WorkloadUid> {
+        let hindered = |entry: &Entry| matches!(entry.pending, Some(Pending::Hindered(_)));
+        let pods = self.pods.iter();
+        pods.filter(move |(_, entry)| hindered(entry))
+            .map(|(uid, _)| uid)
     }
 }

@@ -78,6 +78,10 @@ pub struct MeshOptions {
     pub pod_netns: PodNetns,
     /// Where the workloads, services and policies of layer 4 come from.
     pub layer4: Layer4,
+    /// The `ConfigMap` of the root namespace that holds Istio's mesh configuration: `istio`, or `istio-<revision>`.
+    pub mesh_config: Arc<str>,
+    /// Values of `istio.io/rev` of the waypoints that are ours; a waypoint without the label has `default`.
+    pub revisions: Arc<[String]>,
 }
 
 /// How an agent knows the network namespaces of its node's pods.
@@ -137,6 +141,7 @@ enum Unit {
     Entry(ObjectName),
     Policy(ObjectName),
     Namespace(Arc<str>),
+    MeshConfig,
     Telemetry(ObjectName),
     Traffic(NamespacedHostname),
 }

@@ -20,7 +20,7 @@ use super::endpoint_slice::EndpointSlice;
 use super::external::{ServiceEntry, WorkloadEntry, WorkloadEntrySpec};
 use super::field::{Faults, FieldError, at};
 use super::kinds::{Classified, classify, is_cluster_wide, split_version};
-use super::mesh_config::CONFIG_MAP;
+use super::mesh_config::is_config_map;
 use super::meta::{Interner, Labels, Meta};
 use super::object::{Kind, Object};
 use super::peer_authentication::PeerAuthentication;
@@ -322,7 +322,9 @@ fn decode_used(
 /// Whether an object is the `ConfigMap` that holds the mesh's configuration, read as a value.
 fn is_mesh_config(kind: &str, value: &Value) -> bool {
     kind == "ConfigMap"
-        && value["metadata"]["name"] == *CONFIG_MAP
+        && value["metadata"]["name"]
+            .as_str()
+            .is_some_and(is_config_map)
         && value["data"]["mesh"].is_object()
 }
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::field::{Faults, FieldPath, at};
 use super::meta::{Labels, Meta};
 use super::selector::WorkloadSelector;
-use super::syntax::{is_dns_name, is_host, read_address, read_port, read_range};
+use super::syntax::{is_dns_label, is_dns_name, is_host, read_address, read_port, read_range};
 
 /// A ServiceEntry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub struct ServiceEntrySpec {
     pub endpoints: Vec<WorkloadEntrySpec>,
     /// Pods and WorkloadEntries of the namespace that are endpoints.
     pub workload_selector: Option<WorkloadSelector>,
-    /// Who sees it: `*` (all) or `.` (its own namespace).
+    /// Who sees it: `*` (all), `.` (its own namespace), `~` (nobody) or namespaces by name.
     #[serde(default)]
     pub export_to: Vec<String>,
     /// Identities that endpoints may have besides their own.
@@ -168,8 +168,8 @@ impl ServiceEntry {
             selector.check(&at!["spec", "workloadSelector", "labels"], faults);
         }
         for (index, scope) in spec.export_to.iter().enumerate() {
-            if scope != "*" && scope != "." {
-                let rule = "use `*` for the mesh or `.` for its own namespace";
+            if !(matches!(scope.as_str(), "*" | "." | "~") || is_dns_label(scope)) {
+                let rule = "use `*` for the mesh, `.` for its own namespace, or the name of one";
                 faults.add(at!["spec", "exportTo", index], format!("`{scope}`: {rule}"));
             }
         }
@@ -252,9 +252,11 @@ impl ServiceEntry {
         }
     }
 
-    /// Whether other namespaces see it.
+    /// Whether only its own namespace sees it. Several namespaces by name are not told apart from all.
     pub(crate) fn is_private(&self) -> bool {
-        !self.spec.export_to.is_empty() && self.spec.export_to.iter().all(|scope| scope == ".")
+        let own = &*self.meta.name.namespace;
+        let scopes = &self.spec.export_to;
+        !scopes.is_empty() && scopes.iter().all(|scope| scope == "." || scope == own)
     }
 }
 

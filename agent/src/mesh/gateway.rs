@@ -181,7 +181,7 @@ const PROXY_PROTOCOL: &str = "istio.io/PROXY";
 const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
 const REVISION: &str = "istio.io/rev";
 /// What an object without that label is for.
-const OUR_REVISION: &str = "default";
+const DEFAULT_REVISION: &str = "default";
 
 impl GatewayClass {
     /// Whether it is one of waypoints that the node agents are, and of no other controller.
@@ -246,16 +246,26 @@ impl Gateway {
     }
 
     /// Whether the node agents are this waypoint: of a class of theirs, and not left to a control plane of another
-    /// revision.
-    pub(crate) fn is_ours(&self) -> bool {
-        let revision = self.meta.labels.get(REVISION).unwrap_or(OUR_REVISION);
-        OUR_CLASSES.contains(&self.spec.gateway_class_name.as_str()) && revision == OUR_REVISION
+    /// revision than these.
+    pub(crate) fn is_ours(&self, revisions: &[String]) -> bool {
+        let own = self.revision();
+        self.is_of_our_class() && revisions.iter().any(|revision| revision == own)
+    }
+
+    /// Whether its class is one of the node agents', whatever its revision.
+    pub(crate) fn is_of_our_class(&self) -> bool {
+        OUR_CLASSES.contains(&self.spec.gateway_class_name.as_str())
+    }
+
+    /// Which control plane it is for.
+    pub(crate) fn revision(&self) -> &str {
+        self.meta.labels.get(REVISION).unwrap_or(DEFAULT_REVISION)
     }
 
     /// Whether services and workloads can be bound to it. Ours is ready as soon as it is there: its
     /// controller are the agents. Any other, whatever its class, once somebody gave it an address (Istio).
-    pub(crate) fn is_ready(&self) -> bool {
-        self.is_ours() || !self.reachable_at.is_empty()
+    pub(crate) fn is_ready(&self, revisions: &[String]) -> bool {
+        self.is_ours(revisions) || !self.reachable_at.is_empty()
     }
 
     /// The name that a control plane says it can be reached by.
@@ -277,15 +287,20 @@ impl Gateway {
     pub(crate) fn inbound_binding(
         &self,
         class: Option<&GatewayClass>,
+        revisions: &[String],
     ) -> Option<ApplicationTunnel> {
         let own = self.meta.annotations.get(INBOUND_BINDING);
         let text = own.or_else(|| class?.meta.annotations.get(INBOUND_BINDING))?;
-        read_binding(text).filter(|_| !self.is_ours())
+        read_binding(text).filter(|_| !self.is_ours(revisions))
     }
 
     /// The listener that takes what comes for others.
-    fn inbound_listener(&self, class: Option<&GatewayClass>) -> Option<&Listener> {
-        let bound = |one: &&Listener| match self.inbound_binding(class) {
+    fn inbound_listener(
+        &self,
+        class: Option<&GatewayClass>,
+        revisions: &[String],
+    ) -> Option<&Listener> {
+        let bound = |one: &&Listener| match self.inbound_binding(class, revisions) {
             None => false,
             Some(ApplicationTunnel {
                 port: Some(port), ..
@@ -304,10 +319,11 @@ impl Gateway {
     pub(crate) fn accepts(
         &self,
         class: Option<&GatewayClass>,
+        revisions: &[String],
         (namespace, meta): (&str, Option<&Meta>),
     ) -> bool {
         let own = &*self.meta.name.namespace == namespace;
-        let listener = self.inbound_listener(class);
+        let listener = self.inbound_listener(class, revisions);
         let routes = listener.and_then(|one| one.allowed_routes.as_ref());
         let Some(allowed) = routes.and_then(|routes| routes.namespaces.as_ref()) else {
             return own;

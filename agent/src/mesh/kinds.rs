@@ -1,6 +1,7 @@
 //! Which kinds there are, which versions of them are read, and what the mesh makes of them.
 
 use super::object::Kind;
+use super::unheeded;
 
 /// What an `apiVersion` and `kind` stand for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,7 +183,7 @@ pub(crate) fn api_version(kind: &Kind) -> String {
     }
 }
 
-/// A kind that the mesh depends on, as an API offers it.
+/// A kind as an API offers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsedKind {
     /// Which.
@@ -229,6 +230,23 @@ pub fn used_kinds() -> Vec<UsedKind> {
     GROUPS.iter().flat_map(of_group).chain([config]).collect()
 }
 
+/// Kinds that somebody may expect something of, and that have no effect here: of their objects it is worth knowing that they
+/// are there.
+pub fn idle_kinds() -> Vec<UsedKind> {
+    let of_group = |group: &'static Group| {
+        let all = group.unused.iter();
+        all.map(|name| UsedKind {
+            kind: Kind::Other(group.name.into(), (*name).into()),
+            group: group.name,
+            versions: group.versions,
+            plural: plural(name),
+        })
+    };
+    let all = GROUPS.iter().flat_map(of_group);
+    all.filter(|idle| unheeded::of_kind(&idle.kind).is_some())
+        .collect()
+}
+
 /// English, as those who named the resources speak it.
 fn plural(kind: &str) -> String {
     let singular = kind.to_lowercase();
@@ -262,7 +280,7 @@ pub(crate) fn is_cluster_wide(kind: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Classified, classify, plural, used_kinds};
+    use super::{Classified, classify, idle_kinds, plural, used_kinds};
     use crate::mesh::Kind;
 
     #[test]
@@ -279,6 +297,19 @@ mod tests {
             assert_eq!(plural(kind), expected);
         }
         assert_eq!(used_kinds().len(), 22);
+        let idle = idle_kinds().into_iter();
+        assert_eq!(
+            idle.map(|idle| idle.plural).collect::<Vec<_>>(),
+            [
+                "envoyfilters",
+                "proxyconfigs",
+                "sidecars",
+                "workloadgroups",
+                "listenersets",
+                "udproutes",
+                "wasmplugins",
+            ]
+        );
     }
 
     #[test]

@@ -10,8 +10,12 @@ use super::meta::Meta;
 use super::open_telemetry::OpenTelemetry;
 use super::retries::HttpRetry;
 
-/// The `ConfigMap` that holds it, in the mesh's root namespace.
-pub(crate) const CONFIG_MAP: &str = "istio";
+/// Whether a `ConfigMap` of this name holds one: `istio`, or of a revision of Istio's control plane `istio-<revision>`. Which
+/// of them counts, in the mesh's root namespace, is the compiler's to know.
+pub(crate) fn is_config_map(name: &str) -> bool {
+    let revision = name.strip_prefix("istio");
+    revision.is_some_and(|revision| revision.is_empty() || revision.starts_with('-'))
+}
 
 /// A `ConfigMap` with a mesh configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,7 +66,9 @@ pub struct MeshConfigSpec {
     pub access_log_encoding: AccessLogEncoding,
     /// How paths are brought to one spelling.
     pub path_normalization: NormalizationSetting,
-    /// Other names of the mesh's trust domain.
+    /// The mesh's trust domain; empty: `cluster.local`.
+    pub trust_domain: String,
+    /// Other names of it.
     pub trust_domain_aliases: Vec<String>,
     /// Settings of proxies.
     pub default_config: ProxyConfig,

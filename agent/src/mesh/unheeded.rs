@@ -83,7 +83,7 @@ fn is_empty(value: &Value) -> bool {
 
 /// Kinds that are known and do nothing here, with what that means; the rest of the unused kinds are no business of a
 /// mesh's.
-const KINDS: [(&str, &str); 6] = [
+const KINDS: [(&str, &str); 7] = [
     (
         "EnvoyFilter",
         "has no effect: there is no Envoy to configure; DestinationRule, RateLimitPolicy and Telemetry cover its usual purposes",
@@ -94,6 +94,10 @@ const KINDS: [(&str, &str); 6] = [
     ),
     ("Sidecar", "has no effect: there are no sidecars"),
     ("WasmPlugin", "has no effect: nothing here runs WebAssembly"),
+    (
+        "WorkloadGroup",
+        "has no effect: no machine registers here; write a WorkloadEntry for each",
+    ),
     ("UDPRoute", "has no effect: UDP is not captured"),
     (
         "ListenerSet",
@@ -151,6 +155,17 @@ mod tests {
         );
         check(&rule("exportTo: ['*']"), &[]);
         check(&rule("exportTo: ['.']"), &["spec.exportTo"]);
+        let entry = |to: &str| {
+            let spec = format!("{{hosts: [a.b], exportTo: {to}}}");
+            istio("networking", "ServiceEntry", &spec)
+        };
+        // The namespace of an object that names none is `default`.
+        for to in ["['*']", "['.']", "[default, '.']", "[shop, '*']", "[]"] {
+            check(&entry(to), &[]);
+        }
+        for to in ["['~']", "[shop]", "['.', shop]"] {
+            check(&entry(to), &["spec.exportTo"]);
+        }
         let route = |spec: &str| {
             istio(
                 "networking",
@@ -200,6 +215,55 @@ mod tests {
         let place = "spec.metrics[0].overrides[0].tagOverrides.team.value";
         check(&telemetry("request.host"), &[place]);
         check(&telemetry("\"'shop'\""), &[]);
+    }
+
+    #[test]
+    fn an_annotation_of_pods_is_told_of() {
+        let pod = |annotations: &str| {
+            format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, annotations: {{{annotations}}}}}\nspec: {{serviceAccountName: s}}\n"
+            )
+        };
+        check(
+            &pod("istio.io/reroute-virtual-interfaces: tap0"),
+            &["metadata.annotations"],
+        );
+        check(&pod("ambient.istio.io/dns-capture: 'false'"), &[]);
+    }
+
+    #[test]
+    fn what_istios_configuration_says_in_vain_is_told_of() {
+        let config = |mesh: &str| {
+            format!(
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio-canary}}\ndata: {{mesh: {{{mesh}}}}}\n"
+            )
+        };
+        for (mesh, expected) in [
+            (
+                "outboundTrafficPolicy: {mode: REGISTRY_ONLY}",
+                &["data.mesh.outboundTrafficPolicy.mode"][..],
+            ),
+            ("outboundTrafficPolicy: {mode: ALLOW_ANY}", &[]),
+            (
+                "discoverySelectors: [{matchLabels: {mesh: x}}]",
+                &["data.mesh.discoverySelectors"],
+            ),
+            (
+                "meshMTLS: {cipherSuites: [a], minProtocolVersion: TLSV1_2}",
+                &["data.mesh.meshMTLS.cipherSuites"],
+            ),
+            (
+                "serviceEntryVisibility: {default: NAMESPACE}",
+                &["data.mesh.serviceEntryVisibility"],
+            ),
+            (
+                "defaultServiceExportTo: ['.']",
+                &["data.mesh.defaultServiceExportTo"],
+            ),
+            ("trustDomain: x", &[]),
+        ] {
+            check(&config(mesh), expected);
+        }
     }
 
     #[test]

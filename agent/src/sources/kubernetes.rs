@@ -61,6 +61,9 @@ const IN_FLIGHT: usize = 64;
 /// Who is told of the source's condition; nothing before the source has begun.
 pub type Conditions = watch::Sender<Option<Arc<ClusterCondition>>>;
 
+/// What is followed, and how its state begins.
+type Beginning = (Vec<Collection>, fn(Arc<str>, &[Collection]) -> Cluster);
+
 /// A cluster that is followed. Dropping it ends the following.
 #[derive(Debug)]
 pub struct KubernetesWatch {
@@ -69,38 +72,47 @@ pub struct KubernetesWatch {
 }
 
 impl KubernetesWatch {
-    /// Follows the cluster that `kubeconfig` names, or else the one that this process is a pod of. `take` is called
-    /// from the following thread, for the first time once every kind has been listed.
+    /// Follows the cluster that a kubeconfig names, or else the one that this process is a pod of, with the mesh's
+    /// configuration in the `ConfigMap` of that name. `take` is called from the following thread, for the first time once
+    /// every kind has been listed.
     ///
     /// # Errors
     /// It is not said which cluster, or how to be known to it; or no thread can be had. Not that the cluster does not
     /// answer: it may come.
     pub fn start(
-        kubeconfig: Option<&Path>,
+        (kubeconfig, mesh_config): (Option<&Path>, &str),
         conditions: Conditions,
         take: impl FnMut(Update, &Cluster) + Send + 'static,
     ) -> Result<Self, ClusterError> {
-        Self::begin(kubeconfig, conditions, take, Cluster::new)
+        let collections = collection::all(mesh_config);
+        Self::begin(kubeconfig, (collections, Cluster::new), conditions, take)
     }
 
-    /// As [`KubernetesWatch::start`], and keeps what the server holds of each object besides. `take` is called for news
-    /// of that, too, with an update that has no changes.
+    /// As [`KubernetesWatch::start`], and keeps what the server holds of each object besides, also of those without effect.
+    /// `take` is called for news of that, too, with an update that has no changes.
     ///
     /// # Errors
     /// As [`KubernetesWatch::start`].
     pub fn start_holding(
-        kubeconfig: Option<&Path>,
+        (kubeconfig, mesh_config): (Option<&Path>, &str),
         conditions: Conditions,
         take: impl FnMut(Update, &Cluster) + Send + 'static,
     ) -> Result<Self, ClusterError> {
-        Self::begin(kubeconfig, conditions, take, Cluster::holding)
+        let mut collections = collection::all(mesh_config);
+        collections.extend(collection::idle());
+        Self::begin(
+            kubeconfig,
+            (collections, Cluster::holding),
+            conditions,
+            take,
+        )
     }
 
     fn begin(
         kubeconfig: Option<&Path>,
+        (collections, cluster): Beginning,
         conditions: Conditions,
         take: impl FnMut(Update, &Cluster) + Send + 'static,
-        cluster: fn(Arc<str>, &[Collection]) -> Cluster,
     ) -> Result<Self, ClusterError> {
         let no_thread = |error: io::Error| ClusterError::NoThread(error);
         let runtime = runtime::Builder::new_current_thread()
@@ -114,7 +126,17 @@ impl KubernetesWatch {
             access.api()?
         };
         let (stop, stopped) = oneshot::channel();
-        let following = move || run(&runtime, &api, cluster, conditions, take, stopped);
+        let cluster = cluster(api.server(), &collections);
+        let following = move || {
+            run(
+                &runtime,
+                &api,
+                (collections, cluster),
+                conditions,
+                take,
+                stopped,
+            );
+        };
         let thread = thread::Builder::new()
             .name("kubernetes".to_owned())
             .spawn(following)
@@ -137,13 +159,11 @@ impl Drop for KubernetesWatch {
 fn run(
     runtime: &Runtime,
     api: &Api,
-    cluster: fn(Arc<str>, &[Collection]) -> Cluster,
+    (collections, cluster): (Vec<Collection>, Cluster),
     conditions: Conditions,
     take: impl FnMut(Update, &Cluster),
     stopped: oneshot::Receiver<()>,
 ) {
-    let collections = collection::all();
-    let cluster = cluster(api.server(), &collections);
     let (installed, known) = watch::channel(Installed::default());
     let (tell, news) = mpsc::channel(IN_FLIGHT);
     let recovered = watch::Sender::new(());

@@ -3,14 +3,15 @@
 use serde_json::{Map, Value};
 
 use super::yaml::{self, Node};
-use crate::mesh::FieldPath;
+use crate::mesh::{FieldPath, is_config_map};
 
 /// Makes a value of the text, as which the mesh reads it. Whatever is no such `ConfigMap` stays as it is.
 ///
 /// # Errors
 /// The text is no YAML: where, and why.
 pub(super) fn expand(value: &mut Value) -> Result<(), (FieldPath, String)> {
-    if value["kind"] != "ConfigMap" || value["metadata"]["name"] != "istio" {
+    let name = value["metadata"]["name"].as_str();
+    if value["kind"] != "ConfigMap" || !name.is_some_and(is_config_map) {
         return Ok(());
     }
     let mesh = value.get_mut("data").and_then(|data| data.get_mut("mesh"));

@@ -72,6 +72,7 @@ impl AdminState for Agent {
             node: "node-a".to_owned(),
             generation: 7,
             pods,
+            pods_hindered: 1,
             pending: if self.pending {
                 vec!["proxy".to_owned(), "dns proxy".to_owned()]
             } else {
@@ -286,6 +287,8 @@ fn the_level_is_changed_and_a_bad_one_refused() {
 fn metrics_come_in_the_format_that_is_accepted() {
     serve(Arc::default(), |at| async move {
         let plain = request(at.metrics[0], "GET /stats/prometheus HTTP/1.1").await;
+        let first = &dump::sources().certificates[0].chain[0];
+        let earliest = first.not_after.as_second();
         assert!(
             plain
                 .head
@@ -296,6 +299,11 @@ fn metrics_come_in_the_format_that_is_accepted() {
         for line in [
             "workload_manager_active_proxy_count 1",
             "workload_manager_pending_proxy_count 1",
+            "culvert_pods_hindered 1",
+            "culvert_certificates{state=\"available\"} 1",
+            "culvert_certificates{state=\"initializing\"} 0",
+            "culvert_certificates{state=\"unavailable\"} 1",
+            &format!("culvert_certificate_expiry_seconds {earliest}"),
             "# TYPE workload_manager_proxies_started_total counter",
             "workload_manager_proxies_started_total 5",
             "workload_manager_proxies_stopped_total 4",

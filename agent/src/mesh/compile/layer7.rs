@@ -122,7 +122,7 @@ impl Compiler {
         let mut through = |gateway: &ObjectName, old: Option<&ServiceLayer7>| {
             let gateway = self.store.gateways.get(gateway)?;
             let about = (owner, &**service, bound.ingress);
-            let is_ours = gateway.is_ours();
+            let is_ours = self.is_ours(gateway);
             is_ours.then(|| self.layer7_through(gateway, about, &mut tables, old))?
         };
         let mut layer7 = through(&bound.gateway, old)?;
@@ -267,7 +267,7 @@ impl Compiler {
         old: Option<&WorkloadLayer7>,
     ) -> Option<WorkloadLayer7> {
         let gateway = self.store.gateways.get(self.bindings.get(uid)?)?;
-        if !gateway.is_ours() {
+        if !self.is_ours(gateway) {
             return None;
         }
         let demands = self.demands(gateway, None);

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use userspace_l7::model::{PathNormalization, RetryPolicy};
 
-use super::Compiler;
 use super::mark::Marks;
+use super::{Compiler, MeshOptions, Notices, Unit};
 use crate::mesh::authorization::PolicyAction;
-use crate::mesh::mesh_config::{CONFIG_MAP, MeshConfig, MeshConfigSpec, Normalization};
+use crate::mesh::mesh_config::{MeshConfig, MeshConfigSpec, Normalization};
 use crate::mesh::meta::ObjectName;
+use crate::mesh::object::Kind;
 use crate::mesh::retries::HttpRetry;
 
 impl Compiler {
@@ -18,7 +19,12 @@ impl Compiler {
         config: Option<&Arc<MeshConfig>>,
         marks: &mut Marks,
     ) {
-        if *name.name != *CONFIG_MAP || name.namespace != self.options.root_namespace {
+        let MeshOptions {
+            mesh_config,
+            root_namespace,
+            ..
+        } = &self.options;
+        if name.name != *mesh_config || name.namespace != *root_namespace {
             return;
         }
         let old = std::mem::replace(&mut self.store.mesh_config, config.cloned());
@@ -40,6 +46,22 @@ impl Compiler {
             .telemetries
             .extend(telemetries.map(|one| one.meta.name.clone()));
         marks.settings = true;
+        self.say_trust_domain(name);
+    }
+
+    /// Says so if Istio's identities are of another trust domain than ours: neither side lets the other in.
+    fn say_trust_domain(&mut self, name: &ObjectName) {
+        let mut notices = Notices::default();
+        let own = self.options.mesh.trust_domain.as_str();
+        let said = self.mesh_config().map(|config| &config.trust_domain);
+        if let Some(said) = said.filter(|said| !said.is_empty() && *said != own) {
+            let said = said.escape_debug();
+            let what = format!(
+                "says trustDomain {said}, and identities are of {own} here: start agents and controllers with --trust-domain {said}"
+            );
+            notices.warn(Kind::MeshConfig, name, what);
+        }
+        self.say(Unit::MeshConfig, notices.0);
     }
 
     /// Marks the policies that ask somebody: who that is may have changed.

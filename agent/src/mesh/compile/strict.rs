@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::mark::Marks;
+use super::workloads::warn_of_system;
 use super::{Compiler, Notices, Unit};
 use crate::mesh::object::Kind;
 
@@ -29,6 +30,7 @@ impl Compiler {
                 );
                 notices.warn(Kind::Namespace, &meta.name, what);
             }
+            warn_of_system(meta.map(|meta| &**meta), &mut notices);
             let strict = &mut self.current.strict_namespaces;
             changed |= match said {
                 Some("true") => strict.insert(Arc::clone(&name)).is_none(),

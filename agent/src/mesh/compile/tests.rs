@@ -40,6 +40,8 @@ fn options() -> MeshOptions {
         root_namespace: "istio-system".into(),
         pod_netns: PodNetns::Annotated,
         layer4: Layer4::Compiled,
+        mesh_config: "istio".into(),
+        revisions: ["default".to_owned()].into(),
     }
 }
 

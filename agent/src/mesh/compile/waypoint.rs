@@ -155,8 +155,13 @@ impl Compiler {
 
     fn ready(&self, name: &ObjectName) -> Result<&Arc<Gateway>, Refusal> {
         let found = self.store.gateways.get(name);
-        let ready = found.filter(|one| one.is_ready());
-        ready.ok_or_else(|| not_ready(name, found.is_some()))
+        let ready = found.filter(|one| one.is_ready(&self.options.revisions));
+        ready.ok_or_else(|| not_ready(name, found.map(|found| &**found)))
+    }
+
+    /// Whether the node agents are this waypoint.
+    pub(super) fn is_ours(&self, gateway: &Gateway) -> bool {
+        gateway.is_ours(&self.options.revisions)
     }
 
     fn class_of(&self, gateway: &Gateway) -> Option<&GatewayClass> {
@@ -172,7 +177,7 @@ impl Compiler {
     /// How a pod takes connections for others: as the Gateway wants that it is an instance of.
     pub(super) fn application_tunnel(&self, meta: &Meta) -> Option<ApplicationTunnel> {
         let gateway = self.store.gateways.get(&instance_of(meta)?)?;
-        gateway.inbound_binding(self.class_of(gateway))
+        gateway.inbound_binding(self.class_of(gateway), &self.options.revisions)
     }
 
     /// Whether a waypoint takes an object's traffic, and its namespace.
@@ -193,7 +198,7 @@ impl Compiler {
         let space = &meta.name.namespace;
         let namespace = self.store.namespaces.get(space);
         let asks = (&**space, namespace.map(|meta| &**meta));
-        if !gateway.accepts(self.class_of(gateway), asks) {
+        if !gateway.accepts(self.class_of(gateway), &self.options.revisions, asks) {
             return Err(Refusal {
                 reason: "AttachmentDenied",
                 message: format!(
@@ -240,7 +245,7 @@ impl Compiler {
         let found = self.ready(gateway)?;
         self.admits(found, meta, traffic)?;
         // Connections are spread by the client's node, which is the waypoint: it cannot be somebody else's too.
-        if !found.is_ours() || !primary.is_ours() {
+        if !self.is_ours(found) || !self.is_ours(primary) {
             let message = "both waypoints have to be of a class of the node agents".to_owned();
             return Err(refuse("UnsupportedTrafficType", message));
         }
@@ -264,7 +269,7 @@ impl Compiler {
         let ObjectName { namespace, name } = &gateway.meta.name;
         let domain = &self.options.mesh.cluster_domain;
         let own = format!("{name}.{namespace}.svc.{domain}");
-        let given = gateway.hostname().filter(|_| !gateway.is_ours());
+        let given = gateway.hostname().filter(|_| !self.is_ours(gateway));
         let hostname = given.unwrap_or(&own);
         let service = hostname.strip_suffix(&format!(".svc.{domain}"));
         let declared_in = service.and_then(|service| Some(service.split_once('.')?.1));
@@ -274,7 +279,7 @@ impl Compiler {
                 hostname: hostname.into(),
             },
             hbone_port: HBONE_PORT,
-            is_foreign: !gateway.is_ours(),
+            is_foreign: !self.is_ours(gateway),
         }
     }
 }
@@ -299,15 +304,20 @@ fn forbidden(gateway: &ObjectName) -> Refusal {
     }
 }
 
-fn not_ready(gateway: &ObjectName, is_there: bool) -> Refusal {
-    let notice = if is_there {
-        format!(
+fn not_ready(gateway: &ObjectName, found: Option<&Gateway>) -> Refusal {
+    let notice = match found {
+        // It would be ours, but for that.
+        Some(found) if found.is_of_our_class() => format!(
+            "asks for waypoint {gateway}, which is of revision {} and has no address: its control plane has to give it one, or agents \
+             and controllers have to be started with that --revision",
+            found.revision()
+        ),
+        Some(_) => format!(
             "asks for waypoint {gateway}, which has no address yet: its controller has to give it one"
-        )
-    } else {
-        format!(
+        ),
+        None => format!(
             "asks for waypoint {gateway}, which is not there: apply that Gateway or remove the label {USE_WAYPOINT}"
-        )
+        ),
     };
     Refusal {
         reason: "WaypointIsNotReady",

@@ -19,6 +19,8 @@ use crate::mesh::object::Kind;
 use crate::mesh::pod::{NETNS, Pod};
 
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+/// Where Kubernetes keeps its own pods.
+const SYSTEM_NAMESPACE: &str = "kube-system";
 const DATAPLANE: &str = "culvert.dev/dataplane";
 const SAME_NODE: &str = "culvert.dev/same-node";
 const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
@@ -421,6 +423,20 @@ impl Compiler {
             Member::Pod(_) => self.pod_uid(&name),
             Member::Entry(_) => self.entry_uid(&name),
         }
+    }
+}
+
+/// Says so if the namespace of what the cluster itself needs is in the mesh as a whole.
+pub(super) fn warn_of_system(namespace: Option<&Meta>, notices: &mut Notices) {
+    let Some(meta) = namespace.filter(|meta| &*meta.name.name == SYSTEM_NAMESPACE) else {
+        return;
+    };
+    if meta.labels.get(DATAPLANE_MODE) == Some("ambient") {
+        let what = format!(
+            "is labelled {DATAPLANE_MODE}=ambient: what the cluster itself needs, its DNS among it, is then closed while its node \
+             has no agent; Istio leaves this namespace out, so remove the label unless that is meant"
+        );
+        notices.warn(Kind::Namespace, &meta.name, what);
     }
 }
 

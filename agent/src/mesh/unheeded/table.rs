@@ -41,6 +41,8 @@ pub(super) const ROWS: &[Row] = rows! {
         "a connection carries up to 100 requests at once";
     DestinationRule "spec.trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes",
         "the cookie is made with its name, path and ttl";
+    ServiceEntry "spec.exportTo" if is_narrowed,
+        "the entry is visible to every namespace; only `.` keeps it to its own";
     VirtualService "spec.exportTo" if |_, to| !lists(to, "*"),
         "routes of a service's own namespace hold for every client";
     VirtualService "spec.gateways" if |_, gateways| !lists(gateways, "mesh"),
@@ -95,6 +97,18 @@ pub(super) const ROWS: &[Row] = rows! {
         "lines are Istio's default text";
     MeshConfig "data.mesh.extensionProviders[].envoyFileAccessLog.logFormat.labels",
         "lines are JSON with Istio's default keys";
+    MeshConfig "data.mesh.outboundTrafficPolicy.mode" if |_, mode| mode == "REGISTRY_ONLY",
+        "pods reach every host outside of the mesh: a NetworkPolicy closes that";
+    MeshConfig "data.mesh.discoverySelectors",
+        "every namespace is looked at; who is captured is said by labels";
+    MeshConfig "data.mesh.meshMTLS.cipherSuites",
+        "tunnels are of TLS 1.3, with the suites of its library";
+    MeshConfig "data.mesh.meshMTLS.ecdhCurves",
+        "keys are exchanged as the TLS library prefers it";
+    MeshConfig "data.mesh.serviceEntryVisibility",
+        "an entry's own `exportTo` says who sees it, and every namespace does where it says nothing";
+    MeshConfig "data.mesh.defaultServiceExportTo" if |_, to| !lists(to, "*"),
+        "a Service is visible to every namespace";
     MeshConfig "data.mesh.accessLogFile" if |_, path| path != "/dev/stdout",
         "lines go to the agent's own log";
     MeshConfig "data.mesh.accessLogFormat",
@@ -107,6 +121,8 @@ pub(super) const ROWS: &[Row] = rows! {
         "metrics are up to date whenever they are read";
     RequestAuthentication "spec.selector",
         "layer 4 sees no tokens; name a Service or a Gateway in targetRefs";
+    Pod "metadata.annotations" if |_, all| all.get("istio.io/reroute-virtual-interfaces").is_some(),
+        "of `istio.io/reroute-virtual-interfaces`; what a virtual machine in the pod sends goes where it sends it, outside of the mesh";
     PeerAuthentication "spec.mtls.mode" if |_, mode| mode == "DISABLE",
         "it is taken for PERMISSIVE, clients of the mesh always come encrypted";
     PeerAuthentication "spec.portLevelMtls.*.mode" if |_, mode| mode == "DISABLE",
@@ -132,6 +148,16 @@ pub(super) const ROWS: &[Row] = rows! {
 fn lists(list: &Value, word: &str) -> bool {
     let items = list.as_array();
     items.is_some_and(|items| items.iter().any(|item| item == word))
+}
+
+/// Whether a list of scopes is neither everybody nor the object's own namespace.
+fn is_narrowed(object: &Value, scopes: &Value) -> bool {
+    let own = object.pointer("/metadata/namespace");
+    let is_own = |scope: &Value| scope == "." || Some(scope) == own;
+    let is_private = scopes
+        .as_array()
+        .is_some_and(|scopes| scopes.iter().all(is_own));
+    !lists(scopes, "*") && !is_private
 }
 
 fn has_no_outlier_detection(rule: &Value) -> bool {

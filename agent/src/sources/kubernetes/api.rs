@@ -416,7 +416,7 @@ mod tests {
 
     #[test]
     fn collections_have_the_paths_of_the_api() {
-        let all = all();
+        let all = all("istio");
         let of = |kind: &str| all.iter().find(|one| one.kind == kind).unwrap();
         let query = || vec![("limit", "500".to_owned())];
         assert_eq!(target(of("Pod"), "v1", query()), "/api/v1/pods?limit=500");

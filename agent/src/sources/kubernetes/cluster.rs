@@ -12,8 +12,8 @@ use super::condition::{ClusterCondition, KindCondition, Phase, Since};
 use super::follow::News;
 use super::held::{Held, Holdings, is_held};
 use crate::mesh::{
-    Change, FieldError, Interner, Kind, Object, ObjectKey, ObjectName, closed, decode_served,
-    named_kinds,
+    Change, FieldError, FieldPath, Interner, Kind, Object, ObjectKey, ObjectName, closed,
+    decode_served, named_kinds, without_effect,
 };
 use crate::sources::mesh_config;
 use crate::sources::problem::{OneLine, Place, Problem, Problems, Severity};
@@ -79,7 +79,12 @@ impl Cluster {
         for collection in collections {
             match &collection.topic {
                 Topic::Kind(kind) => {
-                    kinds.insert(kind.clone(), stock(collection));
+                    let mut stock = stock(collection);
+                    if matches!(kind, Kind::Other(..)) {
+                        // Nothing depends on it, so nobody waits for it.
+                        stock.phase = Phase::Following;
+                    }
+                    kinds.insert(kind.clone(), stock);
                 }
                 Topic::Definitions => definitions = stock(collection),
                 Topic::Named(_) => {}
@@ -306,7 +311,11 @@ impl Cluster {
         };
         let (object, mut problems): (Option<Object>, Vec<Problem>) = match read {
             Ok(decoded) => {
-                let remarks = decoded.remarks.into_iter();
+                let idle = without_effect(kind).map(|message| FieldError {
+                    path: FieldPath::default(),
+                    problem: message.to_owned(),
+                });
+                let remarks = decoded.remarks.into_iter().chain(idle);
                 let remarks = remarks.map(|remark| problem(Severity::Warning, remark));
                 (Some(decoded.object), remarks.collect())
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::mesh::{Kind, ObjectKey, UsedKind, named_kinds, used_kinds};
+use crate::mesh::{Kind, ObjectKey, UsedKind, idle_kinds, named_kinds, used_kinds};
 
 /// What news are about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,7 +46,7 @@ pub(super) struct Collection {
 impl Collection {
     fn of(used: UsedKind) -> Self {
         let extent = match used.kind {
-            Kind::Namespace | Kind::Node => Extent::Metadata,
+            Kind::Namespace | Kind::Node | Kind::Other(..) => Extent::Metadata,
             _ => Extent::Whole,
         };
         Self {
@@ -56,7 +56,7 @@ impl Collection {
             versions: used.versions,
             plural: used.plural,
             namespace: None,
-            name: (used.kind == Kind::MeshConfig).then(|| "istio".into()),
+            name: None,
             is_custom: !used.kind.is_kubernetes_own(),
             topic: Topic::Kind(used.kind),
         }
@@ -108,8 +108,16 @@ impl Collection {
     }
 }
 
-/// Everything that is followed.
-pub(super) fn all() -> Vec<Collection> {
-    let kinds = used_kinds().into_iter().map(Collection::of);
+/// Everything that the mesh depends on; its configuration is the `ConfigMap` of this name.
+pub(super) fn all(mesh_config: &str) -> Vec<Collection> {
+    let kinds = used_kinds().into_iter().map(|used| Collection {
+        name: (used.kind == Kind::MeshConfig).then(|| mesh_config.into()),
+        ..Collection::of(used)
+    });
     kinds.chain([Collection::definitions()]).collect()
+}
+
+/// What is followed besides by who tells people that it has no effect.
+pub(super) fn idle() -> Vec<Collection> {
+    idle_kinds().into_iter().map(Collection::of).collect()
 }

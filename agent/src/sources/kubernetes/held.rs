@@ -22,6 +22,8 @@ pub struct Held {
     pub version: Arc<str>,
     /// `spec.gatewayClassName`, of a Gateway.
     pub class: Option<Arc<str>>,
+    /// `spec.controllerName`, of a GatewayClass.
+    pub controller: Option<Arc<str>>,
     /// `status`; null if there is none.
     pub status: Value,
 }
@@ -36,6 +38,7 @@ impl Held {
             uid: text(&metadata["uid"])?,
             version: text(&metadata["resourceVersion"])?,
             class: text(&object["spec"]["gatewayClassName"]),
+            controller: text(&object["spec"]["controllerName"]),
             status: object["status"].clone(),
         })
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::api::{Cause, Trouble};
 use super::cluster::Cluster;
-use super::collection::{Collection, Topic, all};
+use super::collection::{Collection, Topic, all, idle};
 use super::condition::Phase;
 use super::follow::News;
 use crate::mesh::{Change, Kind, Object, ObjectKey, PolicyAction};
@@ -15,8 +15,8 @@ use crate::sources::{Input as _, Severity, Update, for_test};
 
 /// A cluster of which every kind has been listed, and found empty.
 fn listed() -> Cluster {
-    let mut cluster = Cluster::new("https://api".into(), &all());
-    for collection in all() {
+    let mut cluster = Cluster::new("https://api".into(), &all("istio"));
+    for collection in all("istio") {
         if let Topic::Kind(kind) = collection.topic {
             hear(
                 &mut cluster,
@@ -75,8 +75,8 @@ fn shown(update: &Update) -> Vec<String> {
 
 #[test]
 fn nothing_is_handed_on_before_every_kind_is_listed() {
-    let mut cluster = Cluster::new("https://api".into(), &all());
-    let kinds = all()
+    let mut cluster = Cluster::new("https://api".into(), &all("istio"));
+    let kinds = all("istio")
         .into_iter()
         .filter_map(|collection| match collection.topic {
             Topic::Kind(kind) => Some(kind),
@@ -240,6 +240,39 @@ fn istios_configuration_is_read_out_of_its_text() {
     );
 }
 
+#[test]
+fn what_has_no_effect_is_told_and_waited_for_by_nobody() {
+    let collections: Vec<Collection> = all("istio").into_iter().chain(idle()).collect();
+    let mut cluster = Cluster::holding("https://api".into(), &collections);
+    for collection in all("istio") {
+        if let Topic::Kind(kind) = collection.topic {
+            hear(&mut cluster, &kind, [News::Listing, News::ListEnd]);
+        }
+    }
+    assert!(cluster.update().is_some(), "it waits");
+    let filter = json!({
+        "apiVersion": "networking.istio.io/v1alpha3",
+        "kind": "EnvoyFilter",
+        "metadata": { "name": "lua", "namespace": "app", "uid": "u", "resourceVersion": "1" },
+    });
+    let kind = Kind::Other("networking.istio.io".into(), "EnvoyFilter".into());
+    hear(&mut cluster, &kind, [News::Changed(filter.clone())]);
+    let update = cluster.update().unwrap();
+    let said: Vec<_> = update
+        .problems
+        .list
+        .iter()
+        .map(|one| (one.severity, one.object.to_string()))
+        .collect();
+    assert_eq!(
+        said,
+        [(Severity::Warning, "EnvoyFilter app/lua".to_owned())]
+    );
+    assert_eq!(cluster.holdings().len(), 1);
+    hear(&mut cluster, &kind, [News::Deleted(filter)]);
+    assert!(cluster.update().unwrap().problems.list.is_empty());
+}
+
 /// A DestinationRule that names a Secret.
 fn sealing_rule() -> Value {
     json!({
@@ -387,10 +420,10 @@ fn what_is_not_granted_and_not_installed_has_a_sentence() {
     assert_eq!(missing, [Phase::NotInstalled]);
 }
 
-/// The agent may read what it follows, and nothing else.
-#[test]
-fn the_role_that_is_deployed_grants_exactly_what_is_followed() {
-    let manifests = for_test::documents(include_str!("../../../../deploy/base/rbac.yaml"));
+/// By group and resource: what may be listed and watched by the first `ClusterRole` of some manifests, and which objects
+/// of it only.
+fn followable(manifests: &str) -> BTreeSet<(String, String, Option<Vec<String>>)> {
+    let manifests = for_test::documents(manifests);
     let role = manifests
         .iter()
         .find(|one| one["kind"] == "ClusterRole")
@@ -400,8 +433,8 @@ fn the_role_that_is_deployed_grants_exactly_what_is_followed() {
         list.filter_map(Value::as_str).map(str::to_owned).collect()
     };
     let mut granted = BTreeSet::new();
-    for rule in role["rules"].as_array().unwrap() {
-        assert_eq!(texts(&rule["verbs"]), ["list", "watch"]);
+    let rules = role["rules"].as_array().unwrap().iter();
+    for rule in rules.filter(|rule| texts(&rule["verbs"]) == ["list", "watch"]) {
         let only = (!rule["resourceNames"].is_null()).then(|| texts(&rule["resourceNames"]));
         for (group, resource) in texts(&rule["apiGroups"]).iter().flat_map(|group| {
             let resources = texts(&rule["resources"]);
@@ -412,9 +445,24 @@ fn the_role_that_is_deployed_grants_exactly_what_is_followed() {
             granted.insert((group, resource, only.clone()));
         }
     }
-    let followed = all().into_iter().map(|collection: Collection| {
+    granted
+}
+
+/// The agent may read what it follows, and nothing else; the controller what has no effect, besides.
+#[test]
+fn the_roles_that_are_deployed_grant_exactly_what_is_followed() {
+    let followed = |collection: Collection| {
         let only = collection.name.map(|name| vec![name.to_string()]);
         (collection.group.to_owned(), collection.plural, only)
-    });
-    assert_eq!(granted, followed.collect());
+    };
+    let agents = include_str!("../../../../deploy/base/rbac.yaml");
+    let all = all("istio").into_iter().map(followed);
+    assert_eq!(followable(agents), all.collect());
+    assert!(
+        !agents.contains("patch") && !agents.contains("get"),
+        "{agents}"
+    );
+    let controllers = include_str!("../../../../deploy/base/controller-rbac.yaml");
+    let idle = idle().into_iter().map(followed);
+    assert_eq!(followable(controllers), idle.collect());
 }

@@ -410,8 +410,8 @@ fn bad_values_of_entries() {
     );
     spec(
         ENTRY,
-        "  hosts: [a.b]\n  exportTo: [other]\n",
-        "6:14: spec.exportTo[0] `other`: use `*` for the mesh or `.` for its own namespace",
+        "  hosts: [a.b]\n  exportTo: [other/x]\n",
+        "6:14: spec.exportTo[0] `other/x`: use `*` for the mesh, `.` for its own namespace, or the name of one",
     );
 }
 

@@ -279,9 +279,9 @@ fn a_dial_that_panics_fails_those_who_wait_for_it_and_no_later_one() {
     on_both_backends(|| async {
         let node = Node::start(echo);
         let pool = Pool::new();
-        let mut none = FirstBytes::new(&[]);
+        let mut first = FirstBytes::new(&[]);
         let failed = pool
-            .open(node.key(), &request(), &mut none, panicking)
+            .open(node.key(), &request(), &mut first, panicking)
             .await;
         let error = failed.unwrap_err();
         assert!(matches!(error, OpenError::Closing), "{error:?}");

@@ -11,7 +11,7 @@ use crate::mesh::status::{
 impl Compiler {
     pub(super) fn gateway_statuses(&self, all: &mut Vec<ObjectStatus>) {
         let gateways = self.store.gateways.iter();
-        for gateway in gateways.filter(|gateway| gateway.is_ours()) {
+        for gateway in gateways.filter(|gateway| self.is_ours(gateway)) {
             all.push(self.gateway_status(gateway));
         }
         let classes = self.store.classes.values();

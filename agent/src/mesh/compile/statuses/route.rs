@@ -61,7 +61,8 @@ impl Compiler {
             ParentKind::Service => Owner::Service(name),
             ParentKind::ServiceEntry => Owner::Entry(name),
             ParentKind::Gateway => {
-                let _ours = self.store.gateways.get(&name).filter(|one| one.is_ours())?;
+                let gateway = self.store.gateways.get(&name);
+                let _ours = gateway.filter(|one| self.is_ours(one))?;
                 let message = "a waypoint takes no routes: attach the route to a Service";
                 let accepted = fails("Accepted", "NotAllowedByListeners", message);
                 return Some(status(parent, observed(vec![accepted], route.meta())));

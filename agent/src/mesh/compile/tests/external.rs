@@ -186,6 +186,9 @@ fn private_entries_are_not_bound_to_waypoints_of_other_namespaces() {
         ("b", "['.']", false),
         ("b", "['*']", true),
         ("b", "[]", true),
+        // Its own namespace by name; others by name are not told apart from all.
+        ("b", "[a]", false),
+        ("b", "[a, c]", true),
     ] {
         let entry = entry(&format!("hosts: [a.b], exportTo: {export}")).replace(
             "metadata: {",

@@ -1,6 +1,6 @@
 //! Who is bound to which waypoint.
 
-use super::{compile, compiler, pod, pod_yaml, service};
+use super::{Compiler, MeshOptions, compile, compiler, options, pod, pod_yaml, service, upserts};
 
 fn gateway(name: &str, labels: &str, allowed: &str) -> String {
     let (namespace, name) = name.split_once('/').unwrap();
@@ -196,7 +196,7 @@ fn pods_of_another_controllers_waypoint_are_handed_connections_as_it_binds_them(
 
 #[test]
 fn a_binding_that_changes_is_that_of_the_pods_that_there_are() {
-    let tunnel = |compiler: &super::Compiler| {
+    let tunnel = |compiler: &Compiler| {
         let found = pod(&compiler.snapshot(), "a/p").application_tunnel;
         found.and_then(|one| one.port.map(std::num::NonZeroU16::get))
     };
@@ -208,7 +208,7 @@ fn a_binding_that_changes_is_that_of_the_pods_that_there_are() {
         (bind(3), String::new(), Some(3)),
         (String::new(), String::new(), None),
     ] {
-        compiler.apply(super::upserts(&others(&class, &own, "")));
+        compiler.apply(upserts(&others(&class, &own, "")));
         assert_eq!(tunnel(&compiler), expected, "{class} {own}");
     }
 }
@@ -239,17 +239,83 @@ fn a_binding_that_fails_is_noticed_until_it_holds() {
         .collect();
     assert_eq!(notices.len(), 2, "{notices:?}");
     assert!(notices[0].ends_with("asks for waypoint a/w, which is not there: apply that Gateway or remove the label istio.io/use-waypoint"), "{notices:?}");
-    compiler.apply(super::upserts(&gateway(
-        "a/w",
-        "istio.io/waypoint-for: all",
-        "",
-    )));
+    compiler.apply(upserts(&gateway("a/w", "istio.io/waypoint-for: all", "")));
     assert_eq!(compiler.notices().count(), 0);
+}
+
+/// What is said of objects that were applied to an agent with these revisions.
+fn noticed(yaml: &str, revisions: &[&str]) -> Vec<String> {
+    let mut compiler = Compiler::new(MeshOptions {
+        revisions: revisions.iter().map(|one| (*one).to_owned()).collect(),
+        ..options()
+    });
+    compiler.apply(upserts(yaml));
+    let notices = compiler.notices();
+    notices
+        .map(|one| format!("{} {}", one.object, one.message))
+        .collect()
+}
+
+#[test]
+fn a_waypoint_of_another_revision_is_not_ours_and_the_notice_names_it() {
+    let yaml = |labels: &str| format!("{}{}", gateway("a/w", labels, ""), objects(USE));
+    let canary = yaml("istio.io/rev: canary, istio.io/waypoint-for: all");
+    for (yaml, revisions, is_bound) in [
+        (&canary, &["default"][..], false),
+        (&canary, &["canary"], true),
+        (&canary, &["default", "canary"], true),
+        (&yaml("istio.io/waypoint-for: all"), &["default"], true),
+        (&yaml("istio.io/waypoint-for: all"), &["canary"], false),
+    ] {
+        let said = noticed(yaml, revisions);
+        assert_eq!(said.is_empty(), is_bound, "{revisions:?}: {said:?}");
+    }
+    let said = noticed(&canary, &["default"]);
+    let named = said
+        .iter()
+        .filter(|one| one.contains("which is of revision canary"));
+    assert_eq!(named.count(), 2, "{said:?}");
+}
+
+#[test]
+fn the_clusters_own_namespace_is_not_taken_into_the_mesh_unsaid() {
+    let labelled = |name: &str, mode: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{istio.io/dataplane-mode: {mode}}}}}\n"
+        )
+    };
+    for (name, mode, is_said) in [
+        ("kube-system", "ambient", true),
+        ("kube-system", "none", false),
+        ("shop", "ambient", false),
+    ] {
+        let said = noticed(&labelled(name, mode), &["default"]);
+        assert_eq!(!said.is_empty(), is_said, "{name} {mode}: {said:?}");
+    }
+}
+
+#[test]
+fn another_trust_domain_in_istios_configuration_is_told() {
+    let config = |name: &str, domain: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: istio-system}}\ndata: {{mesh: {{trustDomain: '{domain}'}}}}\n"
+        )
+    };
+    for (name, domain, is_said) in [
+        ("istio", "td.example", false),
+        ("istio", "", false),
+        ("istio", "other.example", true),
+        // Not the one that counts.
+        ("istio-canary", "other.example", false),
+    ] {
+        let said = noticed(&config(name, domain), &["default"]);
+        assert_eq!(!said.is_empty(), is_said, "{name} {domain}: {said:?}");
+    }
 }
 
 #[test]
 fn a_namespace_is_strict_about_its_waypoints_if_it_says_so() {
-    let is_strict = |compiler: &super::Compiler| {
+    let is_strict = |compiler: &Compiler| {
         let snapshot = compiler.snapshot();
         snapshot.strict_namespaces.contains("a")
     };
@@ -268,7 +334,7 @@ fn a_namespace_is_strict_about_its_waypoints_if_it_says_so() {
         ),
         (namespace(""), false, 0),
     ] {
-        compiler.apply(super::upserts(&text));
+        compiler.apply(upserts(&text));
         assert_eq!(is_strict(&compiler), expected, "{text}");
         assert_eq!(compiler.notices().count(), notices, "{text}");
     }
