@@ -119,9 +119,9 @@ pub use telemetry::{
 pub(crate) use unheeded::of_kind as without_effect;
 pub use upstream_tls::{ClientTls, ProxyProtocol, ProxyVersion, TlsMode};
 pub use virtual_service::{
-    Delegate, DestinationReference, DirectResponse, HeaderOperations, Percent, PortNumber,
-    RegexRewrite, ResponseBody, TextPattern, UnmatchedPreflights, VirtualAbort, VirtualCors,
-    VirtualDelay, VirtualDestination, VirtualFault, VirtualHeaders, VirtualHttpRoute, VirtualMatch,
-    VirtualMirror, VirtualRedirect, VirtualRewrite, VirtualService, VirtualServiceSpec,
-    VirtualTcpMatch, VirtualTcpRoute,
+    Delegate, DerivePort, DestinationReference, DirectResponse, HeaderOperations, Percent,
+    PortNumber, RegexRewrite, ResponseBody, TextPattern, UnmatchedPreflights, VirtualAbort,
+    VirtualCors, VirtualDelay, VirtualDestination, VirtualFault, VirtualHeaders, VirtualHttpRoute,
+    VirtualMatch, VirtualMirror, VirtualRedirect, VirtualRewrite, VirtualService,
+    VirtualServiceSpec, VirtualTcpMatch, VirtualTcpRoute,
 };

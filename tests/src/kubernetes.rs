@@ -1,8 +1,10 @@
 //! A real Kubernetes API server with its store, and the real `kubectl` to speak with it. Certificates, a service account
-//! issuer and RBAC as in any cluster; no controllers and no scheduler, so nothing happens that is not written here.
+//! issuer and RBAC as in any cluster; no scheduler, and of Kubernetes' controllers only those that a scenario starts, so
+//! nothing happens that is not written here.
 
 mod agents;
 mod controller;
+mod controllers;
 mod credentials;
 mod istiod;
 mod process;
@@ -24,6 +26,7 @@ use crate::lab::{Lab, Netns, Node, ServiceAccount, eventually, tool};
 use crate::net::http;
 pub use agents::TokenSpec;
 pub use controller::Controller;
+pub use controllers::Controllers;
 use credentials::Credentials;
 pub use istiod::{Istiod, istioctl};
 use process::Process;
@@ -57,6 +60,16 @@ struct Place {
     /// `None`: the namespace that we are in.
     netns: Option<Arc<Netns>>,
     address: SocketAddr,
+}
+
+impl Place {
+    /// Does something there.
+    fn run<T: Send>(&self, body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        match &self.netns {
+            Some(netns) => netns.run(body),
+            None => body(),
+        }
+    }
 }
 
 impl ApiServer {
@@ -392,11 +405,7 @@ impl ApiServer {
             .host("localhost")
             .with("Connection", "close")
             .body(question.to_string());
-        let send = || ask.send(self.store_at);
-        let answer = match &self.place.netns {
-            Some(netns) => netns.run(send)?,
-            None => send()?,
-        };
+        let answer = self.place.run(|| ask.send(self.store_at))?;
         ensure!(
             answer.status == 200,
             "{path}: {}: {}",

@@ -29,7 +29,7 @@ fn istiod_is_asked_as_ztunnel_asks_it() -> Result<()> {
     let server = nodes.create(PodSpec::new("b", "server"))?;
     nodes.run(&client, Driver::Systemd)?;
     nodes.run(&server, Driver::Cgroupfs)?;
-    let istiod = Istiod::on_node(&nodes.lab, "a", &nodes.api)?;
+    let istiod = Istiod::beside(&nodes.api)?;
     hand_out_tokens(&mut nodes)?;
     let options = istiod.authority_options();
     let options: Vec<&str> = options.iter().map(String::as_str).collect();

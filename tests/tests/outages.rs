@@ -256,7 +256,7 @@ fn without_istiod_traffic_and_policies_stay_as_they_are() -> Result<()> {
     let mut nodes = Nodes::new()?;
     let shop = Shop::new(&mut nodes)?;
     nodes.api.install(Definitions::GatewayApi)?;
-    let mut istiod = Istiod::on_node(&nodes.lab, "a", &nodes.api)?;
+    let mut istiod = Istiod::beside(&nodes.api)?;
     hand_out_tokens(&mut nodes)?;
     let options = [istiod.agent_options(), istiod.authority_options()].concat();
     let options: Vec<&str> = options.iter().map(String::as_str).collect();

@@ -4,8 +4,9 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::echo::EchoMesh;
+use e2e::echo::{Echo, EchoMesh};
 use e2e::jwt::Issuer;
+use e2e::lab::PodSpec;
 use e2e::net::http::Ask;
 use serde_json::json;
 
@@ -122,4 +123,87 @@ fn tokens_are_seen_before_a_filter_takes_them_away() -> Result<()> {
     let got = ["authorization", "x-sub"].map(|name| seen.header(name));
     ensure!(got == [None, Some("sub-1".to_owned())], "{got:?}");
     Ok(())
+}
+
+/// A route of the clients' own namespace that makes something else of what is below `/public`.
+const CONSUMER_ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: mine, namespace: clients}\nspec:\n  \
+    parentRefs: [{group: '', kind: Service, name: echo, namespace: shop, port: 80}]\n  rules:\n  \
+    - matches: [{path: {value: /public}}]\n    filters:\n    \
+    - {type: URLRewrite, urlRewrite: {hostname: inner, path: {type: ReplacePrefixMatch, replacePrefixMatch: /admin}}}\n    \
+    backendRefs:\n    - {name: echo, namespace: shop, port: 80, filters: [{type: RequestHeaderModifier, requestHeaderModifier: \
+    {set: [{name: x-role, value: boss}]}}]}\n  \
+    - backendRefs: [{name: echo, namespace: shop, port: 80}]\n";
+
+/// Policies are about what the client's side has made of a request: nobody else has asked for that.
+fn a_consumer_route_pretends_nothing(mesh: &EchoMesh, to: SocketAddr) -> Result<()> {
+    mesh.apply("mine.yaml", CONSUMER_ROUTE)?;
+    mesh.soon("the clients' own route is in force", || {
+        let seen = mesh.seen("client", to, &Ask::get("/public/x"))?;
+        let role = seen.header("x-role");
+        ensure!(
+            (seen.path.as_str(), role.as_deref()) == ("/admin/x", Some("boss")),
+            "{seen:?}"
+        );
+        Ok(())
+    })?;
+    let public = "  rules: [{to: [{operation: {paths: ['/public/*']}}]}]\n";
+    mesh.apply("policy.yaml", &policy(public))?;
+    answers(mesh, to, &[("/public/x", 403), ("/admin/x", 403)])?;
+    let no_admin = "  action: DENY\n  rules: [{to: [{operation: {paths: ['/admin/*']}}]}]\n";
+    mesh.apply("policy.yaml", &policy(no_admin))?;
+    answers(mesh, to, &[("/else", 200), ("/public/x", 403)])?;
+    let no_boss =
+        "  action: DENY\n  rules: [{when: [{key: 'request.headers[x-role]', values: [boss]}]}]\n";
+    mesh.apply("policy.yaml", &policy(no_boss))?;
+    answers(mesh, to, &[("/else", 200), ("/public/x", 403)])?;
+    // What is allowed is what arrives.
+    let admin = "  rules: [{to: [{operation: {paths: ['/admin/*'], hosts: [inner]}}]}]\n";
+    mesh.apply("policy.yaml", &policy(admin))?;
+    answers(mesh, to, &[("/else", 403), ("/public/x", 200)])
+}
+
+#[test]
+fn a_route_of_the_clients_namespace_pretends_nothing() -> Result<()> {
+    let mesh = EchoMesh::shop()?;
+    let to = mesh.at("echo", 80)?;
+    a_consumer_route_pretends_nothing(&mesh, to)?;
+    let explained = mesh.lab.node("a")?.culvert(&[
+        "explain",
+        "--from",
+        "clients/client",
+        "--to",
+        &to.to_string(),
+        "GET",
+        "/public/x",
+    ])?;
+    let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
+    ensure!(explained.contains("the application answers"), "{explained}");
+    mesh.apply(
+        "policy.yaml",
+        &policy("  rules: [{to: [{operation: {paths: ['/public/*']}}]}]\n"),
+    )?;
+    mesh.soon_answers("client", to, &Ask::get("/public/x"), 403)
+        .map(drop)
+}
+
+/// Where nobody else judges, the client's node does.
+#[test]
+fn a_route_of_the_clients_namespace_pretends_nothing_outside_the_mesh_either() -> Result<()> {
+    let mut mesh = EchoMesh::shop()?;
+    for name in ["echo-v1", "echo-v2"] {
+        let pod = mesh.pod(name)?;
+        let unready = pod.manifest_as(true, false);
+        mesh.apply(&pod.file(), &unready)?;
+    }
+    let spec = PodSpec::new("b", "plain").in_namespace("shop");
+    let spec = spec.as_account("echo").with_label("app", "echo");
+    let pod = mesh.lab.place(&spec.uncaptured())?;
+    let _echo = Echo::start(&pod, &[8080])?;
+    let to = mesh.at("echo", 80)?;
+    mesh.soon("the pod outside of the mesh answers", || {
+        let seen = mesh.seen("client", to, &Ask::get("/"))?;
+        ensure!(seen.pod == "plain", "{} answers", seen.pod);
+        Ok(())
+    })?;
+    a_consumer_route_pretends_nothing(&mesh, to)
 }

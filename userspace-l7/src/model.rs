@@ -3,6 +3,7 @@
 //! The control plane compiles its objects into a [`Snapshot`]; workers read it and never change it.
 
 mod app_protocol;
+mod expression;
 pub mod grpc_status;
 mod http_policy;
 mod http_route;
@@ -21,6 +22,7 @@ mod traffic;
 mod workload;
 
 pub use app_protocol::AppProtocol;
+pub use expression::{CelExpression, InvalidExpression};
 pub use http_policy::{
     Attribute, AttributeMatch, AttributeValue, CheckedBody, ExternalAuthorizer,
     ExternalAuthorizerProtocol, HttpAuthorizer, HttpPolicy, HttpPolicyAction, HttpPolicyRule,
@@ -29,8 +31,8 @@ pub use http_policy::{
 pub use http_route::{
     AbortAnswer, BackendTarget, Cors, Fault, FaultAbort, FaultDelay, FullRegex, HeaderMatch,
     HeaderModifier, HttpAction, HttpMatch, HttpRouteEntry, HttpRouteTable, HttpRule, Mirror,
-    OriginMatch, PathChange, PathMatch, QueryMatch, Redirect, RetryOn, RetryPolicy, Rewrite,
-    SearchRegex, SessionCarrier, SessionPersistence, TextMatch, WeightedBackend,
+    OriginMatch, PathChange, PathMatch, QueryMatch, Redirect, RedirectPort, RetryOn, RetryPolicy,
+    Rewrite, SearchRegex, SessionCarrier, SessionPersistence, TextMatch, WeightedBackend,
 };
 pub use identity::{InvalidSpiffeId, SpiffeId, TrustDomain};
 pub use jwt::{JwksSource, JwtKeys, JwtLocation, JwtRule};
@@ -56,8 +58,8 @@ pub use service::{
 };
 pub use snapshot::{Map, MeshSettings, Snapshot};
 pub use telemetry::{
-    AccessLog, AccessLogFormat, CelExpression, HttpMetric, InvalidExpression, MetricOverride,
-    Propagation, SpanCollector, SpanTag, SpanTagValue, SpanTransport, Telemetry, TracingSettings,
+    AccessLog, AccessLogFormat, HttpMetric, MetricOverride, Propagation, SpanCollector, SpanTag,
+    SpanTagValue, SpanTransport, Telemetry, TracingSettings,
 };
 pub use traffic::{
     Balance, ConnectionLimits, HashAlgorithm, HashKey, OutlierDetection, RetryBudget,

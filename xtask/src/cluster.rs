@@ -1,4 +1,4 @@
-//! Runs an API server on loopback; the program is in the end-to-end crate, beside the tests that use it.
+//! Runs a cluster's own programs on loopback; what starts them is in the end-to-end crate, beside the tests that use it.
 
 use std::env;
 use std::os::unix::process::CommandExt as _;
@@ -11,7 +11,7 @@ use crate::{setup, shell};
 
 /// Runs the cluster until it is interrupted; its exit code is ours.
 pub(crate) fn run() -> Result<ExitCode> {
-    setup::kubernetes()?;
+    setup::for_clusters()?;
     compile::run(Profile::Dev)?;
     shell::step("cluster");
     let program = env::current_exe()

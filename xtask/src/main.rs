@@ -32,7 +32,7 @@ usage: cargo xtask <command>
   build [--release]  compile the eBPF programs, then the workspace
   demo [--keep] [--shell [POD]]
                      two nodes, Bookinfo and the mesh between them, on this machine
-  cluster            a Kubernetes API server with the mesh's custom resources, on loopback, until interrupted
+  cluster            a Kubernetes API server, its controllers and an istiod, on loopback, until interrupted
   test [FILTER]      unit tests, then every end-to-end scenario (whose name contains FILTER)
   fuzz [SECONDS]     every fuzz target, 10 seconds each unless told otherwise
   image              the container image, from scratch, as target/image/culvert-VERSION.tar

@@ -76,7 +76,7 @@ pub(crate) fn run() -> Result<Tools> {
 }
 
 /// Installs what only the tests need: a real Envoy, for the interoperation scenarios to speak with, the rate limit
-/// service that users of Envoy run, a Kubernetes API server, an istiod, and Helm.
+/// service that users of Envoy run, Kubernetes' own programs, an istiod, and Helm.
 pub(crate) fn for_tests() -> Result<()> {
     let tools = tools_directory()?;
     envoy(&tools)?;
@@ -97,10 +97,12 @@ pub(crate) fn for_images() -> Result<()> {
     ])
 }
 
-/// Installs a Kubernetes API server.
-pub(crate) fn kubernetes() -> Result<()> {
-    shell::step("Kubernetes");
-    kubernetes::install(&tools_directory()?)
+/// Installs Kubernetes' own programs, and an istiod.
+pub(crate) fn for_clusters() -> Result<()> {
+    shell::step("Kubernetes and Istio");
+    let tools = tools_directory()?;
+    kubernetes::install(&tools)?;
+    istio::install(&tools)
 }
 
 fn envoy(tools: &Path) -> Result<()> {

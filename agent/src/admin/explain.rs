@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request;
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use userspace_l7::key_sets::KeySets;
@@ -355,6 +356,23 @@ impl Inquiry<'_> {
             path: &self.path,
             query: self.query,
             headers: self.headers,
+        }
+    }
+
+    /// The same question about another head, whose authority is in `Host`.
+    fn with_head<'h>(&'h self, parts: &'h request::Parts) -> Inquiry<'h> {
+        let head = RequestHead::of(parts);
+        Inquiry {
+            snapshot: self.snapshot,
+            pods: self.pods,
+            keys: self.keys,
+            client: self.client,
+            dialled: self.dialled,
+            method: head.method,
+            path: head.path.to_owned(),
+            query: head.query,
+            authority: head.authority.to_owned(),
+            headers: head.headers,
         }
     }
 }

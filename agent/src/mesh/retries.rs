@@ -72,13 +72,16 @@ fn read_word(word: &str, policy: &mut RetryPolicy) -> bool {
         "gateway-error" => &mut on.gateway_error,
         "5xx" => &mut on.server_error,
         "retriable-4xx" => &mut on.retriable_4xx,
+        "envoy-ratelimited" => &mut on.rate_limited,
         "cancelled" => &mut on.grpc_cancelled,
         "deadline-exceeded" => &mut on.grpc_deadline_exceeded,
         "internal" => &mut on.grpc_internal,
         "resource-exhausted" => &mut on.grpc_resource_exhausted,
         "unavailable" => &mut on.grpc_unavailable,
-        // The statuses beside it say which.
-        "retriable-status-codes" => return true,
+        // The statuses beside it say which; Istio has no place to name headers, and HTTP/3 is spoken to nobody.
+        "retriable-status-codes" | "retriable-headers" | "http3-post-connect-failure" => {
+            return true;
+        }
         other => {
             let status = other.parse().ok().map(StatusCode::from_u16);
             let Some(Ok(status)) = status else {
@@ -111,7 +114,7 @@ mod tests {
         let retry = HttpRetry {
             attempts: Some(3),
             per_try_timeout: Some(IstioDuration(Duration::from_secs(2))),
-            retry_on: "5xx, reset,503 ,retriable-status-codes".to_owned(),
+            retry_on: "5xx, reset,503 ,retriable-status-codes,retriable-headers".to_owned(),
             ..HttpRetry::default()
         };
         let policy = retry.compile();

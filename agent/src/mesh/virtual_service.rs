@@ -157,8 +157,18 @@ pub struct VirtualRedirect {
     pub authority: Option<String>,
     pub scheme: Option<String>,
     pub port: Option<u32>,
-    pub derive_port: Option<String>,
+    pub derive_port: Option<DerivePort>,
     pub redirect_code: Option<u16>,
+}
+
+/// `redirect.derivePort`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum DerivePort {
+    /// None is named, so it is the scheme's.
+    FromProtocolDefault,
+    /// The one that the request came to.
+    FromRequestPort,
 }
 
 /// `directResponse`.

@@ -1,4 +1,5 @@
-//! `cargo xtask cluster`: an API server on loopback, with the custom resources of the mesh, until it is interrupted.
+//! `cargo xtask cluster`: an API server with Kubernetes' controllers and an istiod on loopback, with the custom resources
+//! of the mesh, until it is interrupted.
 
 #![expect(
     clippy::print_stdout,
@@ -12,7 +13,7 @@ use std::process::{self, ExitCode};
 use std::sync::mpsc;
 
 use anyhow::{Context as _, Result};
-use e2e::kubernetes::{ApiServer, Definitions};
+use e2e::kubernetes::{ApiServer, Controllers, Definitions, Istiod};
 use nix::sys::signal::{SigSet, Signal};
 
 /// Where Kubernetes' own manual has it.
@@ -56,6 +57,9 @@ fn serve(directory: &std::path::Path, wait: &mpsc::Receiver<()>) -> Result<()> {
         .into_iter()
         .try_for_each(|group| api.install(group))?;
     api.deploy()?;
+    println!("starting kube-controller-manager and istiod");
+    let _controllers = Controllers::beside(&api)?;
+    let istiod = Istiod::beside(&api)?;
     let agent = api.account_kubeconfig("culvert-system", "culvert-agent")?;
     println!(
         "\nthe administrator:   export KUBECONFIG={}",
@@ -64,6 +68,11 @@ fn serve(directory: &std::path::Path, wait: &mpsc::Receiver<()>) -> Result<()> {
     println!(
         "as the agent's account: culvert agent --node NAME --kubernetes --kubeconfig {}",
         agent.display()
+    );
+    println!(
+        "with layer 4 and identities of istiod, besides:\n  {}\n  {}",
+        istiod.agent_options().join(" "),
+        istiod.authority_options().join(" ")
     );
     println!("\nCtrl-C ends it.");
     // An error is the end of the thread that waits, which is an interruption, too.

@@ -136,13 +136,13 @@ impl Cluster {
         self.api.as_mut().context("this cluster is a directory")
     }
 
-    /// Starts an istiod on node a that follows the API server; agents know nothing of it.
+    /// Starts an istiod beside the API server, which it follows; agents know nothing of it.
     ///
     /// # Errors
     /// If there is no API server, or istiod does not come up.
     pub fn start_istiod(&self) -> Result<Istiod> {
         let api = self.api.as_ref().context("this cluster is a directory")?;
-        Istiod::on_node(&self.lab, "a", api)
+        Istiod::beside(api)
     }
 
     /// A pod by name.

@@ -4,14 +4,13 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::ApiServer;
 use super::process::Process;
-use crate::lab::{Lab, Netns, eventually, tool};
+use super::{ApiServer, Place};
+use crate::lab::{eventually, tool};
 use crate::net::http;
 
 /// How long it may take until it has listed a small cluster and made an authority: two cores may be building something
@@ -27,29 +26,29 @@ const HTTP_PORT: u16 = 8080;
 /// A running istiod. Killed when dropped.
 pub struct Istiod {
     process: Option<Process>,
-    netns: Arc<Netns>,
+    /// Where the API server is.
+    place: Place,
     address: SocketAddr,
     directory: PathBuf,
     kubeconfig: PathBuf,
 }
 
 impl Istiod {
-    /// Starts one on a node of a lab, where every node reaches it, and waits until it is ready.
+    /// Starts one where an API server is, and waits until it is ready.
     ///
     /// # Errors
     /// If it is not installed or does not become ready; says what it logged.
-    pub fn on_node(lab: &Lab, node: &str, api: &ApiServer) -> Result<Self> {
+    pub fn beside(api: &ApiServer) -> Result<Self> {
         api.apply(&format!(
             "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n"
         ))?;
-        let node = lab.node(node)?;
-        let directory = lab.directory().join("istiod");
+        let directory = api.directory.join("istiod");
         fs::create_dir_all(&directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
         let mut istiod = Self {
             process: None,
-            netns: Arc::clone(node.netns()),
-            address: SocketAddr::new(node.v4(), 15012),
+            place: api.place.clone(),
+            address: SocketAddr::new(api.place.address.ip(), 15012),
             directory,
             kubeconfig: api.admin_kubeconfig(),
         };
@@ -69,8 +68,9 @@ impl Istiod {
             .current_dir(&self.directory)
             .args(["discovery", "--kubeconfig"])
             .arg(&self.kubeconfig)
-            .args(["--secureGRPCAddr", &format!(":{}", self.address.port())])
-            .args(["--httpAddr", &format!(":{HTTP_PORT}")])
+            .args(["--secureGRPCAddr", &self.address.to_string()])
+            .args(["--httpAddr", &format!("127.0.0.1:{HTTP_PORT}")])
+            .args(["--monitoringAddr", "127.0.0.1:15014"])
             // Nobody asks those.
             .args(["--grpcAddr", "", "--httpsAddr", "", "--ctrlz_port", "0"])
             .env("POD_NAME", "istiod")
@@ -83,13 +83,17 @@ impl Istiod {
             .env("INJECTION_WEBHOOK_CONFIG_NAME", "")
             .env("VALIDATION_WEBHOOK_CONFIG_NAME", "");
         let log = self.directory.join("istiod.log");
-        self.process = Some(Process::start(&mut command, Some(&self.netns), log)?);
+        self.process = Some(Process::start(
+            &mut command,
+            self.place.netns.as_deref(),
+            log,
+        )?);
         let ready = eventually("istiod is ready", READY_WITHIN, || {
             if let Some(ended) = self.process.as_mut().and_then(Process::ended) {
                 return Ok(Err(ended));
             }
             let local = ([127, 0, 0, 1], HTTP_PORT).into();
-            let answer = self.netns.run(|| http::get(local, "localhost", "/ready"))?;
+            let answer = self.place.run(|| http::get(local, "localhost", "/ready"))?;
             ensure!(answer.status == 200, "{}", answer.text());
             Ok(Ok(()))
         });

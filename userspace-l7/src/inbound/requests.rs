@@ -178,17 +178,17 @@ impl Exchange {
     }
 
     /// The request as it was before a rule of the service that was called changed it, if one leads from there to what has
-    /// arrived.
+    /// arrived. A rule of the client's own namespace never does: what that makes of a request is what the client asks for.
     fn restore<'s>(
         &self,
         snapshot: &'s Snapshot,
         told: &Original,
         arrived: &request::Parts,
     ) -> Option<(request::Parts, Filters<'s>)> {
-        let (called, identity) = (self.called.as_ref()?, self.identity.as_ref()?);
+        let (called, _proven) = (self.called.as_ref()?, self.identity.as_ref()?);
         let layer7 = snapshot.services_layer7.get(&called.service)?;
         let port = layer7.at(called.side).ports.get(&called.port)?;
-        let PortRoutes::Http(table) = port.routes_for(identity.namespace()) else {
+        let PortRoutes::Http(table) = &port.routes else {
             return None;
         };
         let serves = |target: &BackendTarget| match target {

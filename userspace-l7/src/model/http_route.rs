@@ -273,19 +273,33 @@ pub struct HeaderModifier {
     pub authority: Option<HeaderValue>,
 }
 
-/// A redirect (Gateway API `RequestRedirect`).
+/// A redirect (Gateway API `RequestRedirect`, Istio's `HTTPRedirect`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Redirect {
     /// `http` or `https`; `None` keeps the request's.
     pub scheme: Option<Arc<str>>,
-    /// `None` keeps the request's.
+    /// `None` keeps the request's. Istio's may have a port.
     pub hostname: Option<Arc<str>>,
     /// `None` keeps the request's path.
     pub path: Option<PathChange>,
-    /// `None`: the well-known port of `scheme` if that is set, else the service port that was called.
-    pub port: Option<u16>,
+    /// Which port it names.
+    pub port: RedirectPort,
     /// 301, 302, 303, 307 or 308.
     pub status: StatusCode,
+}
+
+/// The port that a redirect names. A scheme's well-known one is never spelled out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RedirectPort {
+    /// The well-known one of the redirect's scheme if it sets one, else the service's that was called (Gateway API).
+    #[default]
+    Derived,
+    /// The service's that was called (Istio's `FROM_REQUEST_PORT`).
+    Called,
+    /// What its authority has, which may be none (Istio).
+    OfAuthority,
+    /// This one.
+    Number(u16),
 }
 
 /// A change of the request's target.
@@ -472,14 +486,16 @@ pub struct RetryOn {
     pub refused_stream: bool,
     /// The connection ended without a response.
     pub reset: bool,
-    /// As `reset`, but only before the request was sent whole.
+    /// As `reset`, but only before any of the request was sent.
     pub reset_before_request: bool,
-    /// 502, 503 or 504.
+    /// 502, 503 or 504, or no response.
     pub gateway_error: bool,
     /// Any 5xx, or no response.
     pub server_error: bool,
     /// 409.
     pub retriable_4xx: bool,
+    /// A response whose server says that it is one of too many (`x-envoy-ratelimited`).
+    pub rate_limited: bool,
     /// gRPC 1.
     pub grpc_cancelled: bool,
     /// gRPC 4.

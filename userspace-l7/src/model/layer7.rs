@@ -92,7 +92,7 @@ impl ServiceLayer7 {
 pub struct PortLayer7 {
     /// What it speaks.
     pub protocol: AppProtocol,
-    /// Routes for every client (producer routes).
+    /// Routes for every client (producer routes): of the service's own namespace, or of its waypoint's.
     pub routes: PortRoutes,
     /// Routes of a client's own namespace, in place of the producer's (GEP-1324: consumer routes; "no
     /// merging across the groups").
@@ -107,6 +107,11 @@ impl PortLayer7 {
         self.consumer_routes
             .get(client_namespace)
             .unwrap_or(&self.routes)
+    }
+
+    /// Whether those are of the client's own making.
+    pub fn has_consumer_routes(&self, client_namespace: &str) -> bool {
+        self.consumer_routes.contains_key(client_namespace)
     }
 }
 

@@ -1,12 +1,12 @@
 //! What is recorded of requests: access logs, traces, and changes of the standard metrics (`MeshConfig` and
 //! Istio's Telemetry API, merged).
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
+use super::expression::CelExpression;
 use super::service::NamespacedHostname;
 
 /// What is recorded of requests to one service. The default records no log, samples one trace in a hundred
@@ -171,119 +171,4 @@ pub struct MetricOverride {
     pub remove: Vec<Arc<str>>,
     /// Labels that are added, or get another value. Constants: a label's value never comes from a peer.
     pub set: Vec<(Arc<str>, Arc<str>)>,
-}
-
-/// An expression in CEL over a request's attributes ([`CelExpression::ROOTS`]).
-#[derive(Clone)]
-pub struct CelExpression {
-    text: Arc<str>,
-    program: Arc<cel::Program>,
-}
-
-impl CelExpression {
-    /// What an expression may start from; Envoy's attributes of the same names.
-    ///
-    /// - `request`: `path`, `url_path`, `host`, `scheme`, `method`, `headers`, `referer`, `useragent`, `id`,
-    ///   `protocol`, `query`, `size`, `duration` (milliseconds)
-    /// - `response`: `code`, `code_details`, `flags` (a text, as logged), `grpc_status`, `size`
-    /// - `connection`: `mtls`
-    /// - `source`: `address`, `port`, `principal`, `workload`, `namespace`
-    /// - `destination`: `address`, `port`
-    /// - `upstream`: `address`, `port`
-    /// - `xds`: `route_name`, `cluster_name`
-    pub const ROOTS: [&'static str; 7] = [
-        "request",
-        "response",
-        "connection",
-        "source",
-        "destination",
-        "upstream",
-        "xds",
-    ];
-
-    /// Compiles an expression.
-    ///
-    /// # Errors
-    /// [`InvalidExpression`]: not CEL, or about something that a request does not have.
-    pub fn new(text: &str) -> Result<Self, InvalidExpression> {
-        let invalid = |why: String| InvalidExpression {
-            text: text.into(),
-            why,
-        };
-        let program = cel::Program::compile(text).map_err(|error| {
-            let first = error.to_string();
-            invalid(first.lines().next().unwrap_or_default().trim().to_owned())
-        })?;
-        let references = program.references();
-        let stranger = references
-            .variables()
-            .into_iter()
-            .find(|name| !Self::ROOTS.contains(name))
-            .map(str::to_owned);
-        if let Some(name) = stranger {
-            return Err(invalid(format!("`{name}` is no attribute of a request")));
-        }
-        Ok(Self {
-            text: text.into(),
-            program: Arc::new(program),
-        })
-    }
-
-    /// The compiled form.
-    pub fn program(&self) -> &cel::Program {
-        &self.program
-    }
-
-    /// As it was written.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-}
-
-impl fmt::Debug for CelExpression {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("CelExpression").field(&self.text).finish()
-    }
-}
-
-/// By text: the same text compiles to the same program.
-impl PartialEq for CelExpression {
-    fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
-    }
-}
-
-/// An expression that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is no filter for requests: {why}")]
-pub struct InvalidExpression {
-    text: Arc<str>,
-    why: String,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::CelExpression;
-
-    #[test]
-    fn an_expression_speaks_of_requests_or_is_refused_with_the_reason() {
-        for good in [
-            "response.code >= 400",
-            "request.headers['x-debug'] == 'on' && !connection.mtls",
-            "has(request.headers.cookie)",
-            "request.url_path.startsWith('/api') || response.flags.contains('UF')",
-        ] {
-            assert_eq!(CelExpression::new(good).unwrap().as_str(), good);
-        }
-        let refused = |text| CelExpression::new(text).unwrap_err().to_string();
-        assert_eq!(
-            refused("node.id == 'x'"),
-            "`node.id == 'x'` is no filter for requests: `node` is no attribute of a request"
-        );
-        let syntax = refused("response.code >=");
-        assert!(
-            syntax.starts_with("`response.code >=` is no filter for requests: "),
-            "{syntax}"
-        );
-    }
 }

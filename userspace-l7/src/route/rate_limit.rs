@@ -15,6 +15,9 @@ use crate::model::{RateLimitKey, RequestHead, SpiffeId};
 /// Buckets of one limit at once. Clients choose the keys, so their number has to end somewhere.
 const MOST_BUCKETS: usize = 10_000;
 
+/// Time between two looks for buckets that may be forgotten: each is at all of them, and newcomers are what clients make.
+const BETWEEN_SWEEPS: Duration = Duration::from_secs(1);
+
 /// A bucket's size, and how fast it fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
@@ -130,9 +133,22 @@ impl Bucket {
 /// The buckets of one limit, by key. A bucket that is full is as good as none, so it may be forgotten.
 #[derive(Debug, Default)]
 pub struct Buckets {
-    by_key: RwLock<HashMap<Box<str>, Arc<Bucket>>>,
+    known: RwLock<Known>,
     /// Shared by the keys that found no room.
     crowd: Arc<Bucket>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    by_key: HashMap<Box<str>, Arc<Bucket>>,
+    /// Before then there is no room to be found.
+    next_sweep: Duration,
+}
+
+impl Known {
+    fn has_no_room(&self, now: Duration) -> bool {
+        self.by_key.len() >= MOST_BUCKETS && now < self.next_sweep
+    }
 }
 
 impl Buckets {
@@ -143,25 +159,30 @@ impl Buckets {
 
     /// Whether forgetting them all would change nothing.
     pub fn are_full(&self, now: Duration) -> bool {
-        let all = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
-        self.crowd.is_full(now) && all.values().all(|bucket| bucket.is_full(now))
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = known.by_key.values();
+        self.crowd.is_full(now) && buckets.all(|bucket| bucket.is_full(now))
     }
 
     fn bucket(&self, key: &str, now: Duration) -> Arc<Bucket> {
         // A panic elsewhere leaves the map as it was: nothing in here is half done.
-        let known = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bucket) = known.get(key) {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bucket) = known.by_key.get(key) {
             return Arc::clone(bucket);
         }
-        drop(known);
-        let mut all = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= MOST_BUCKETS {
-            all.retain(|_, bucket| !bucket.is_full(now));
-        }
-        if all.len() >= MOST_BUCKETS {
+        if known.has_no_room(now) {
             return Arc::clone(&self.crowd);
         }
-        Arc::clone(all.entry(key.into()).or_default())
+        drop(known);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if known.by_key.len() >= MOST_BUCKETS && now >= known.next_sweep {
+            known.by_key.retain(|_, bucket| !bucket.is_full(now));
+            known.next_sweep = now.saturating_add(BETWEEN_SWEEPS);
+        }
+        if known.by_key.len() >= MOST_BUCKETS {
+            return Arc::clone(&self.crowd);
+        }
+        Arc::clone(known.by_key.entry(key.into()).or_default())
     }
 }
 

@@ -233,8 +233,8 @@ pub(super) fn prepare(
 /// Whether the policy may want another attempt after bytes of the body have left.
 fn repeats_after_sending(to: &Destination<'_>) -> bool {
     let on = to.retry.on;
-    let by_response = on.gateway_error || on.server_error || on.retriable_4xx;
-    let by_reset = on.reset || on.reset_before_request || to.retry.per_try_timeout.is_some();
+    let by_response = on.gateway_error || on.server_error || on.retriable_4xx || on.rate_limited;
+    let by_reset = on.reset || to.retry.per_try_timeout.is_some();
     let by_stream = to.version == Version::Http2;
     by_response || by_reset || by_stream || !to.retry.statuses.is_empty()
 }
@@ -331,17 +331,9 @@ async fn attempt_once(
         Failure::Refused => (Attempt::RefusedStream, false),
         // "a client … can retry … automatically" if it is idempotent and the connection was one that had
         // waited (RFC 9110 §9.2.2).
-        Failure::Reset => (
-            Attempt::Reset { request_sent: true },
-            taken.is_reused && is_repeatable,
-        ),
-        Failure::Nonsense => (Attempt::Reset { request_sent: true }, false),
-        Failure::Sender => (
-            Attempt::Reset {
-                request_sent: false,
-            },
-            false,
-        ),
+        Failure::Reset => (Attempt::Reset, taken.is_reused && is_repeatable),
+        Failure::Nonsense => (Attempt::Reset, false),
+        Failure::Sender => (Attempt::Unfinished, false),
     };
     Err(Failed {
         attempt,
@@ -362,7 +354,7 @@ fn unanswered(refusal: Refusal) -> Failed {
     Failed {
         attempt: match refusal {
             Refusal::ConnectFailure | Refusal::Unbegun(_) => Attempt::ConnectFailure,
-            _ => Attempt::Reset { request_sent: true },
+            _ => Attempt::Reset,
         },
         refusal,
         request: None,

@@ -28,6 +28,9 @@ struct Plan {
     there: bool,
 }
 
+/// The rule that takes a request, and those of its filters that the request has yet to pass.
+type Taken<'a> = (Option<&'a Arc<HttpRule>>, Option<&'a Filters<'a>>);
+
 /// A request's head on its way.
 pub(super) struct Heads {
     /// As it goes where nobody judges it any more; where nobody else does, as it goes to nodes that judge it.
@@ -101,10 +104,10 @@ impl Heads {
 pub(super) async fn judge(
     client: &Client,
     snapshot: &Snapshot,
-    (filters, targets): (Option<&Filters<'_>>, &mut SmallVec<[Target; MAX_ATTEMPTS]>),
+    ((rule, filters), targets): (Taken<'_>, &mut SmallVec<[Target; MAX_ATTEMPTS]>),
     (parts, body): (request::Parts, &mut Inflow),
 ) -> Result<(Heads, Vec<HeaderChange>), Refusal> {
-    let plan = plan(client, snapshot, filters.map(|one| one.rule), targets);
+    let plan = plan(client, snapshot, rule, targets);
     let mut heads = Heads {
         there: (plan.here && plan.there).then(|| parts.clone()),
         here: parts,
@@ -164,7 +167,11 @@ pub(super) async fn judge_here(
 ///
 /// # Errors
 /// [`Refusal::Denied`].
-fn foresee(client: &Client, snapshot: &Snapshot, parts: &request::Parts) -> Result<(), Refusal> {
+pub(super) fn foresee(
+    client: &Client,
+    snapshot: &Snapshot,
+    parts: &request::Parts,
+) -> Result<(), Refusal> {
     let Some(layer7) = client.layer7(snapshot) else {
         return Ok(());
     };
@@ -198,7 +205,7 @@ fn demanded<'a>(
 fn plan(
     client: &Client,
     snapshot: &Snapshot,
-    rule: Option<&HttpRule>,
+    rule: Option<&Arc<HttpRule>>,
     targets: &mut SmallVec<[Target; MAX_ATTEMPTS]>,
 ) -> Plan {
     let is_judged = |target: &Target| client.is_judged_at(target);

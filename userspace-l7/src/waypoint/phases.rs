@@ -20,7 +20,7 @@ use crate::model::{
     PortRoutes, RequestHead, RetryPolicy, Snapshot, TracingSettings,
 };
 use crate::policy::{ext_authz, path};
-use crate::route::http::{self as route, Original};
+use crate::route::http::{self as route, Filters, Original};
 use crate::telemetry::trace::{Sampler, TraceContext};
 use crate::telemetry::{RequestFlag, RequestFlow};
 
@@ -142,8 +142,9 @@ impl Exchange<'_> {
         let limit = grpc::timeout(&parts.headers, rule.and_then(|rule| rule.timeout));
 
         let filters = matched.map(|entry| backend.filters(entry));
+        let filters = self.change_first(filters, &mut parts)?;
         let (client, snapshot) = (self.client, &self.snapshot);
-        let judged = (filters.as_ref(), &mut endpoints.targets);
+        let judged = ((rule, filters.as_ref()), &mut endpoints.targets);
         let judged = judging::judge(client, snapshot, judged, (parts, &mut body));
         let (mut heads, mut changes) = judged.await?;
         self.admit(&mut endpoints, limit, account).await?;
@@ -215,6 +216,10 @@ impl Exchange<'_> {
         if let Some(rule) = rule {
             account.matched(rule);
         }
+        if self.is_limited() && !self.has_consumer_routes() {
+            // Nobody uses up what others may ask by asking what he may not.
+            judging::foresee(self.client, &self.snapshot, parts)?;
+        }
         let standing = limits::pass(self.client, &self.snapshot, rule, parts).await?;
         Ok((matched, standing))
     }
@@ -229,6 +234,33 @@ impl Exchange<'_> {
         let backend = self.choose_backend(matched, affinity)?;
         let endpoints = backend.endpoints(self.client, &self.snapshot, (affinity, parts))?;
         Ok((backend, endpoints))
+    }
+
+    /// Whether the routes that hold for the client are its own namespace's.
+    fn has_consumer_routes(&self) -> bool {
+        let port = self.client.port(&self.snapshot);
+        port.is_some_and(|port| port.has_consumer_routes(self.client.namespace()))
+    }
+
+    /// Whether the port has limits.
+    fn is_limited(&self) -> bool {
+        let port = self.client.port(&self.snapshot);
+        port.is_some_and(|port| !port.rate_limits.is_empty())
+    }
+
+    /// Has the filters of a consumer route change a request before anybody judges it: they are the client's own, so what they
+    /// make of it is what the client asks for. Those of other routes come back: policies are about what was asked of them.
+    fn change_first<'f>(
+        &self,
+        filters: Option<Filters<'f>>,
+        parts: &mut request::Parts,
+    ) -> Result<Option<Filters<'f>>, Refusal> {
+        if !self.has_consumer_routes() {
+            return Ok(filters);
+        }
+        let changed = filters.map_or(Ok(()), |filters| filters.apply(parts));
+        changed.map_err(|_why| Refusal::Unrewritable)?;
+        Ok(None)
     }
 
     /// Has a request's endpoints found where only its name tells them, and takes up room there.

@@ -1,5 +1,5 @@
-//! A Kubernetes API server with its store and `kubectl`, built from the modules that `xtask/cluster/go.mod` names, and
-//! the custom resources' definitions that Gateway API and Istio publish in theirs.
+//! A Kubernetes API server with its store, its controllers and `kubectl`, built from the modules that
+//! `xtask/cluster/go.mod` names, and the custom resources' definitions that Gateway API and Istio publish in theirs.
 //!
 //! Go's module proxy and checksum database vouch for the sources. Nothing is fetched or built again while `go.mod`
 //! stays as it is.
@@ -14,10 +14,14 @@ use super::programs;
 use crate::shell;
 
 /// Programs by the packages that they are; cheapest first, so that what is wrong with Go shows soon.
-const PROGRAMS: [(&str, &str); 3] = [
+const PROGRAMS: [(&str, &str); 4] = [
     ("etcd", "go.etcd.io/etcd/server/v3"),
     ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
     ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+    (
+        "kube-controller-manager",
+        "k8s.io/kubernetes/cmd/kube-controller-manager",
+    ),
 ];
 /// Modules that publish definitions, and where in them those are.
 const DEFINITIONS: [(&str, &str, &str); 2] = [

@@ -54,7 +54,10 @@ pub(super) fn walk(inquiry: &Inquiry<'_>, routing: &Routing<'_>) -> Judgement {
             .push(backend_step(inquiry, routing, backend, total, &mut servers));
     }
     layer4(inquiry, called(routing), &servers, &mut judged.policies);
+    let changed = routing.changed.as_ref();
+    let changed = changed.map(|parts| inquiry.with_head(parts));
     for demanded in demands(inquiry, routing, &servers) {
+        let inquiry = changed.as_ref().unwrap_or(inquiry);
         layer7(inquiry, &demanded, &servers, &mut judged);
     }
     judged

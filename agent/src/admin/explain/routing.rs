@@ -3,12 +3,15 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hyper::StatusCode;
+use hyper::header::{HOST, HeaderValue};
+use hyper::http::request;
+use hyper::{Request, StatusCode};
 use userspace_l7::model::{
     AppProtocol, BackendTarget, FaultAbort, HttpAction, HttpRouteEntry, LoadBalancerMode,
     NamespacedHostname, PortLayer7, PortRoutes, Service, ServiceLayer7, Snapshot,
     WaypointReference, WeightedBackend,
 };
+use userspace_l7::route::http::Filters;
 use userspace_l7::route::named::Name;
 use userspace_l7::route::{self, Refusal};
 
@@ -31,6 +34,8 @@ pub(super) struct Routing<'a> {
     pub(super) answered: Option<Expectation>,
     /// A fault that answers before all else.
     pub(super) abort: Option<&'a FaultAbort>,
+    /// The head that policies are about, where that is not the one that was asked about.
+    pub(super) changed: Option<request::Parts>,
 }
 
 /// Where a share of the requests goes.
@@ -75,11 +80,18 @@ pub(super) fn walk<'a>(inquiry: &Inquiry<'a>) -> Routing<'a> {
         ],
         answered: None,
         abort: None,
+        changed: None,
     };
     match port.map(|port| port.routes_for(&inquiry.client.namespace)) {
         Some(PortRoutes::Http(table)) if routing.is_http => {
             match route::http::select(table, &inquiry.head()) {
-                Some(entry) => follow(&mut routing, inquiry, entry),
+                Some(entry) => {
+                    follow(&mut routing, inquiry, entry);
+                    let client = &inquiry.client.namespace;
+                    if port.is_some_and(|port| port.has_consumer_routes(client)) {
+                        routing.changed = changed(inquiry, entry);
+                    }
+                }
                 None => nothing_matches(&mut routing, table.is_grpc),
             }
         }
@@ -246,6 +258,32 @@ fn nothing_matches(routing: &mut Routing<'_>, is_grpc: bool) {
     } else {
         Expectation::answered(StatusCode::NOT_FOUND, "no route matches")
     });
+}
+
+/// What the rule of a consumer route makes of a request that it forwards: that is what the client asks for. A backend's own
+/// filters count if there is no other.
+fn changed(inquiry: &Inquiry<'_>, entry: &HttpRouteEntry) -> Option<request::Parts> {
+    let HttpAction::Forward(backends) = &entry.rule.action else {
+        return None;
+    };
+    let only = backends.first().filter(|_first| backends.len() == 1);
+    let filters = Filters {
+        matched: &entry.matches,
+        rule: &entry.rule,
+        backend: only.map(|backend| &backend.request_headers),
+        is_shadow: false,
+    };
+    let target = match inquiry.query {
+        Some(query) => format!("{}?{query}", inquiry.path),
+        None => inquiry.path.clone(),
+    };
+    let request = Request::builder().method(inquiry.method).uri(target);
+    let (mut parts, ()) = request.body(()).ok()?.into_parts();
+    parts.headers = inquiry.headers.clone();
+    let authority = HeaderValue::from_str(&inquiry.authority).ok()?;
+    drop(parts.headers.insert(HOST, authority));
+    filters.apply(&mut parts).ok()?;
+    Some(parts)
 }
 
 fn follow<'a>(routing: &mut Routing<'a>, inquiry: &Inquiry<'a>, entry: &'a HttpRouteEntry) {

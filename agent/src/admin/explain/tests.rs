@@ -14,8 +14,8 @@ use userspace_l7::model::{
     ExternalAuthorizer, ExternalAuthorizerProtocol, FaultAbort, HeaderModifier, Health, HttpAction,
     HttpMatch, HttpPolicy, HttpPolicyAction, HttpPolicyRule, HttpRouteEntry, HttpRouteTable,
     HttpRule, Match, OperationMatch, PathMatch, PolicyKey, PortLayer7, PortRoutes, Redirect,
-    RetryPolicy, Rule, Scope, Service, ServiceLayer7, Snapshot, SourceMatch, StringMatch,
-    WaypointKey, WaypointReference, WeightedBackend,
+    RedirectPort, RetryPolicy, Rule, Scope, Service, ServiceLayer7, Snapshot, SourceMatch,
+    StringMatch, WaypointKey, WaypointReference, WeightedBackend,
 };
 
 use super::wording::unless_aborted;
@@ -128,7 +128,7 @@ fn mesh(authorization: Vec<Arc<HttpPolicy>>) -> Snapshot {
                 scheme: None,
                 hostname: Some("new.example.com".into()),
                 path: None,
-                port: None,
+                port: RedirectPort::Derived,
                 status: StatusCode::FOUND,
             }),
         ),

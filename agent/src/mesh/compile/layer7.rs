@@ -157,7 +157,8 @@ impl Compiler {
             let mut by_space: BTreeMap<Arc<str>, Vec<Attached<'_>>> = BTreeMap::new();
             for route in of_port.clone() {
                 let space = &route.0.name.namespace;
-                if *space == key.namespace {
+                // Whoever lends a waypoint routes through it, too (Istio: of other namespaces only the waypoint's).
+                if [&key.namespace, &gateway.meta.name.namespace].contains(&space) {
                     own.push(route);
                 } else {
                     by_space.entry(Arc::clone(space)).or_default().push(route);

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 
-use crate::model::RetryPolicy;
+use crate::model::{RetryOn, RetryPolicy};
 use crate::route::Choose;
 
 /// How an attempt ended.
@@ -22,13 +22,15 @@ pub enum Attempt<'a> {
     /// The server refused the stream before processing it (RFC 9113 §8.7).
     RefusedStream,
     /// The connection or stream ended without a response.
-    Reset {
-        /// Whether the whole request had left.
-        request_sent: bool,
-    },
+    Reset,
+    /// The client did not send its request to the end, or not as one.
+    Unfinished,
     /// The time of one attempt was over.
     PerTryTimeout,
 }
+
+/// A server's word that it refuses because of a limit (Envoy's).
+const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 
 /// Pauses grow to this many times the first one (Envoy's default `max_interval`).
 const LONGEST_PAUSE: u32 = 10;
@@ -38,6 +40,8 @@ const LONGEST_PAUSE: u32 = 10;
 pub fn is_worth_another(policy: &RetryPolicy, attempt: &Attempt<'_>) -> bool {
     let on = policy.on;
     match attempt {
+        // Who says so has counted more than this request (Envoy: nothing else is asked then).
+        Attempt::Response { headers, .. } if headers.contains_key(RATE_LIMITED) => on.rate_limited,
         Attempt::Response { status, headers } => {
             policy.statuses.contains(status)
                 || on.server_error && status.is_server_error()
@@ -45,15 +49,18 @@ pub fn is_worth_another(policy: &RetryPolicy, attempt: &Attempt<'_>) -> bool {
                 || on.retriable_4xx && *status == StatusCode::CONFLICT
                 || is_worth_another_grpc(policy, headers)
         }
-        // Envoy's `5xx` takes every ending without a response along, a time-out of the attempt included.
-        Attempt::ConnectFailure => on.connect_failure || on.server_error || on.reset,
-        Attempt::RefusedStream => on.refused_stream || on.server_error || on.reset,
-        Attempt::Reset { request_sent } => {
-            on.reset || on.server_error || on.reset_before_request && !request_sent
+        Attempt::ConnectFailure => {
+            on.connect_failure || on.reset_before_request || is_worth_another_unanswered(on)
         }
-        // To the client it would be a 504, so `gateway-error` holds.
-        Attempt::PerTryTimeout => on.server_error || on.gateway_error || on.reset,
+        Attempt::RefusedStream => on.refused_stream || is_worth_another_unanswered(on),
+        Attempt::Reset | Attempt::PerTryTimeout => is_worth_another_unanswered(on),
+        Attempt::Unfinished => false,
     }
+}
+
+/// Whether any ending without a response is: to the client it would be a 503 or 504.
+fn is_worth_another_unanswered(on: RetryOn) -> bool {
+    on.reset || on.server_error || on.gateway_error
 }
 
 /// A response that is nothing but its head carries the gRPC status among its header fields.

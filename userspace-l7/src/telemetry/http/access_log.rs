@@ -54,7 +54,7 @@ fn attributes(root: &str, request: &Finished<'_>) -> Value {
             let cluster = request.end.upstream.as_ref().map(cluster_name);
             found.text("cluster_name", cluster.as_deref());
         }
-        // The compiler refuses every other root (`CelExpression::ROOTS`).
+        // The compiler refuses every other root (`CelExpression::ATTRIBUTES`).
         _ => {}
     }
     found.into_value()
@@ -88,7 +88,7 @@ fn fill_response(found: &mut Attributes, request: &Finished<'_>) {
     let code = end.status.map_or(0, |status| status.as_u16());
     found.set("code", i64::from(code));
     found.text("code_details", end.details);
-    found.text("flags", Some(&end.flags.to_string()));
+    found.set("flags", i64::from(end.flags.envoys_bits()));
     if let Some(status) = end.grpc_status {
         found.set("grpc_status", i64::from(status));
     }

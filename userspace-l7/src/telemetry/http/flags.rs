@@ -98,6 +98,31 @@ impl RequestFlag {
     fn bit(self) -> u32 {
         1 << self as u8
     }
+
+    /// Its place among Envoy's own (`envoy.data.accesslog.v3.ResponseFlags`), of which some never occur here.
+    fn envoys_place(self) -> u8 {
+        match self {
+            Self::NoHealthyUpstream => 1,
+            Self::UpstreamTimeout => 2,
+            Self::LocalReset => 3,
+            Self::UpstreamConnectionFailure => 5,
+            Self::UpstreamConnectionTermination => 6,
+            Self::UpstreamOverflow => 7,
+            Self::NoRoute => 8,
+            Self::DelayInjected => 9,
+            Self::FaultInjected => 10,
+            Self::RateLimited => 11,
+            Self::UnauthorizedExternal => 12,
+            Self::RateLimitServiceError => 13,
+            Self::DownstreamReset => 14,
+            Self::RetriesExhausted => 15,
+            Self::IdleTimeout => 16,
+            Self::DownstreamProtocolError => 18,
+            Self::UpstreamProtocolError => 23,
+            Self::NoCluster => 24,
+            Self::DnsResolutionFailure => 26,
+        }
+    }
 }
 
 /// Any number of flags: `UF,URX` is a connection that failed once more than may be tried.
@@ -111,6 +136,12 @@ impl RequestFlags {
     /// Whether `flag` is among them.
     pub fn contains(self, flag: RequestFlag) -> bool {
         self.0 & flag.bit() != 0
+    }
+
+    /// All of them as Envoy's attribute `response.flags` has them.
+    pub(super) fn envoys_bits(self) -> u32 {
+        self.iter()
+            .fold(0, |bits, flag| bits | 1 << flag.envoys_place())
     }
 
     /// Each of them, in Envoy's order.

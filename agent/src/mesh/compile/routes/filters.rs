@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use userspace_l7::model::{
-    Cors, HeaderModifier, OriginMatch, PathChange, Redirect, Rewrite, SessionCarrier,
+    Cors, HeaderModifier, OriginMatch, PathChange, Redirect, RedirectPort, Rewrite, SessionCarrier,
     SessionPersistence,
 };
 
@@ -76,7 +76,10 @@ pub(super) fn redirect(filter: &RedirectFilter) -> Redirect {
         scheme: filter.scheme.as_deref().map(Arc::from),
         hostname: filter.hostname.as_deref().map(Arc::from),
         path: filter.path.as_ref().and_then(path_change),
-        port: filter.port.and_then(|port| u16::try_from(port).ok()),
+        port: match filter.port.map(u16::try_from) {
+            Some(Ok(port)) => RedirectPort::Number(port),
+            Some(Err(_)) | None => RedirectPort::Derived,
+        },
         status: status.unwrap_or(DEFAULT_REDIRECT),
     }
 }

@@ -10,7 +10,7 @@ use userspace_l7::model::{
     AbortAnswer, BackendTarget, Cors, Fault, FaultAbort, FaultDelay, FullRegex, HeaderMatch,
     HeaderModifier, HttpAction, HttpMatch, HttpRouteEntry, HttpRouteTable, HttpRule, Mirror,
     NamespacedHostname, OriginMatch, PathChange, PathMatch, PortRoutes, QueryMatch, Redirect,
-    Rewrite, SearchRegex, TextMatch, WeightedBackend, grpc_status,
+    RedirectPort, Rewrite, SearchRegex, TextMatch, WeightedBackend, grpc_status,
 };
 
 use super::delegation::VirtualRule;
@@ -20,8 +20,8 @@ use crate::mesh::compile::backends::Unresolved;
 use crate::mesh::meta::ObjectName;
 use crate::mesh::route::{Header, HeaderFilter};
 use crate::mesh::virtual_service::{
-    DestinationReference, HeaderOperations, Percent, TextPattern, UnmatchedPreflights, VirtualCors,
-    VirtualDestination, VirtualFault, VirtualHttpRoute, VirtualMatch, VirtualRedirect,
+    DerivePort, DestinationReference, HeaderOperations, Percent, TextPattern, UnmatchedPreflights,
+    VirtualCors, VirtualDestination, VirtualFault, VirtualHttpRoute, VirtualMatch, VirtualRedirect,
     VirtualRewrite, VirtualService, VirtualTcpMatch,
 };
 
@@ -357,7 +357,13 @@ fn read_redirect(redirect: &VirtualRedirect) -> Redirect {
             .uri
             .as_deref()
             .map(|uri| PathChange::Full(uri.into())),
-        port: redirect.port.and_then(|port| u16::try_from(port).ok()),
+        port: match redirect.port.map(u16::try_from) {
+            Some(Ok(port)) => RedirectPort::Number(port),
+            Some(Err(_)) | None if redirect.derive_port == Some(DerivePort::FromRequestPort) => {
+                RedirectPort::Called
+            }
+            Some(Err(_)) | None => RedirectPort::OfAuthority,
+        },
         status: status.unwrap_or(DEFAULT_REDIRECT),
     }
 }

@@ -152,6 +152,20 @@ fn a_route_of_another_namespace_holds_for_its_own_clients() {
 }
 
 #[test]
+fn a_route_of_the_waypoints_namespace_holds_for_all_clients() {
+    let lent = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: lender}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: All}}}]}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {istio.io/use-waypoint: w, istio.io/use-waypoint-namespace: lender}}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.9.0.1, ports: [{name: http, port: 80}]}\n";
+    let snapshot = compile(&format!(
+        "{lent}{}{}",
+        route("lender/r", PARENT),
+        route("b/r", PARENT)
+    ));
+    for client in ["a", "c", "lender"] {
+        assert_eq!(lines(&table(&snapshot, 80, client)), "/ 0h0q lender.r.0\n");
+    }
+    assert_eq!(lines(&table(&snapshot, 80, "b")), "/ 0h0q b.r.0\n");
+}
+
+#[test]
 fn backends_keep_their_weights_and_invalid_ones_say_why() {
     let rule = rule(
         "backendRefs: [{name: s, port: 80, weight: 90}, {name: t, namespace: b, port: 80, weight: 0}, {group: networking.istio.io, kind: Hostname, name: API.x, port: 443}, {name: gone, port: 80}, {name: s, port: 1}, {name: s}, {name: s.a, port: 80}, {group: x.y, kind: Z, name: z}]",

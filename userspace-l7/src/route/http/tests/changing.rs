@@ -6,7 +6,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::{Request, path, prefix};
 use crate::model::{
-    HeaderModifier, HttpMatch, PathChange, PathMatch, Redirect, Rewrite, SearchRegex,
+    HeaderModifier, HttpMatch, PathChange, PathMatch, Redirect, RedirectPort, Rewrite, SearchRegex,
 };
 use crate::route::http::{InvalidTarget, modify, redirect, rewrite};
 
@@ -62,7 +62,7 @@ fn found() -> Redirect {
         scheme: None,
         hostname: None,
         path: None,
-        port: None,
+        port: RedirectPort::Derived,
         status: StatusCode::FOUND,
     }
 }
@@ -81,7 +81,7 @@ fn a_redirect_names_a_port_only_where_its_scheme_has_another() {
         ..host("example.org")
     };
     let with_port = |port, redirect| Redirect {
-        port: Some(port),
+        port: RedirectPort::Number(port),
         ..redirect
     };
     for (change, port, expected) in [
@@ -102,6 +102,41 @@ fn a_redirect_names_a_port_only_where_its_scheme_has_another() {
         (found(), 8080, "http://echo:8080/p"),
     ] {
         assert_eq!(to(&change, "/p", &HttpMatch::default(), port), expected);
+    }
+}
+
+#[test]
+fn a_redirect_of_istios_names_no_port_but_its_authoritys_or_one_that_it_wants() {
+    let to = |redirect: &Redirect, authority: &'static str| {
+        let mut request = Request::get("/p");
+        request.authority = authority;
+        let (_, location) =
+            super::super::redirect(redirect, &HttpMatch::default(), &request.head(), 9080);
+        location.to_str().unwrap().to_owned()
+    };
+    let own = |change: Redirect| Redirect {
+        port: RedirectPort::OfAuthority,
+        ..change
+    };
+    let https = |change: Redirect| Redirect {
+        scheme: Some("https".into()),
+        ..change
+    };
+    let called = Redirect {
+        port: RedirectPort::Called,
+        ..host("e.org")
+    };
+    for (change, authority, expected) in [
+        (own(host("e.org")), "echo:9080", "http://e.org/p"),
+        (own(host("e.org:8443")), "echo:9080", "http://e.org:8443/p"),
+        (own(https(host("e.org"))), "echo:9080", "https://e.org/p"),
+        (own(found()), "echo:9080", "http://echo:9080/p"),
+        (own(found()), "echo", "http://echo/p"),
+        (own(https(found())), "echo:9080", "https://echo:9080/p"),
+        (own(https(found())), "echo:80", "https://echo/p"),
+        (called, "echo", "http://e.org:9080/p"),
+    ] {
+        assert_eq!(to(&change, authority), expected, "{authority}");
     }
 }
 

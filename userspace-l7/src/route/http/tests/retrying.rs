@@ -37,13 +37,8 @@ fn check(policy: &RetryPolicy, statuses: &[u16], endings: &[&str], grpc_statuses
     for (name, attempt) in [
         ("connect", Attempt::ConnectFailure),
         ("refused", Attempt::RefusedStream),
-        (
-            "reset unsent",
-            Attempt::Reset {
-                request_sent: false,
-            },
-        ),
-        ("reset sent", Attempt::Reset { request_sent: true }),
+        ("reset", Attempt::Reset),
+        ("unfinished", Attempt::Unfinished),
         ("timeout", Attempt::PerTryTimeout),
     ] {
         let again = is_worth_another(policy, &attempt);
@@ -79,13 +74,7 @@ fn each_condition_means_what_envoys_word_means() {
             ..none
         }),
         &[500, 502, 503, 504],
-        &[
-            "connect",
-            "refused",
-            "reset unsent",
-            "reset sent",
-            "timeout",
-        ],
+        &["connect", "refused", "reset", "timeout"],
         &[],
     );
     check(
@@ -94,7 +83,7 @@ fn each_condition_means_what_envoys_word_means() {
             ..none
         }),
         &[502, 503, 504],
-        &["timeout"],
+        &["connect", "refused", "reset", "timeout"],
         &[],
     );
     check(
@@ -103,13 +92,7 @@ fn each_condition_means_what_envoys_word_means() {
             ..none
         }),
         &[],
-        &[
-            "connect",
-            "refused",
-            "reset unsent",
-            "reset sent",
-            "timeout",
-        ],
+        &["connect", "refused", "reset", "timeout"],
         &[],
     );
     check(
@@ -118,7 +101,7 @@ fn each_condition_means_what_envoys_word_means() {
             ..none
         }),
         &[],
-        &["reset unsent"],
+        &["connect"],
         &[],
     );
 }
@@ -151,6 +134,35 @@ fn answers_are_tried_again_where_they_are_named() {
         ..on(none)
     };
     check(&listed, &[429], &[], &[]);
+}
+
+#[test]
+fn an_answer_that_is_one_of_too_many_is_tried_again_where_that_is_named_and_nowhere_else() {
+    let mut headers = HeaderMap::new();
+    headers.insert("x-envoy-ratelimited", "true".parse().unwrap());
+    let attempt = Attempt::Response {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        headers: &headers,
+    };
+    let none = RetryOn::default();
+    for (policy, expected) in [
+        (
+            RetryOn {
+                server_error: true,
+                ..none
+            },
+            false,
+        ),
+        (
+            RetryOn {
+                rate_limited: true,
+                ..none
+            },
+            true,
+        ),
+    ] {
+        assert_eq!(is_worth_another(&on(policy), &attempt), expected);
+    }
 }
 
 #[test]
