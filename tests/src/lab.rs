@@ -15,6 +15,7 @@
 //! Everything is removed when the [`Lab`] is dropped; what a killed test run left is removed by the next one.
 
 mod agent;
+mod kube_proxy;
 mod manifests;
 mod netns;
 mod node;
@@ -38,6 +39,7 @@ use anyhow::{Context as _, Result, bail};
 use agent::Place;
 pub(crate) use agent::tool;
 pub use agent::{Agent, ServiceAccount, culvert, helm};
+pub use kube_proxy::ServicePort;
 pub use manifests::Manifests;
 pub use netns::Netns;
 pub use node::Node;

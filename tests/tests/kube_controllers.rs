@@ -1,5 +1,5 @@
-//! Beside Kubernetes' own controllers, which write EndpointSlices for every service, make the pods of DaemonSets and
-//! Deployments, and delete what is in a namespace that goes.
+//! Beside Kubernetes' own controllers, which write EndpointSlices for every service, make the pods of a `DaemonSet` and
+//! a Deployment, and delete what is in a namespace that goes.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

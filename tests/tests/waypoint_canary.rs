@@ -70,6 +70,42 @@ fn a_canary_takes_its_share_of_connections() -> Result<()> {
     Ok(())
 }
 
+/// While there is no such waypoint, all goes through the first one, as it does again when the second one goes.
+#[test]
+fn a_canary_that_is_not_there_takes_nothing() -> Result<()> {
+    let mesh = EchoMesh::shop()?;
+    mesh.apply("policy.yaml", CLOSED)?;
+    let (to, ask) = (mesh.at("echo", 80)?, Ask::get("/"));
+    let all_pass = || -> Result<()> {
+        for _ in 0..20 {
+            let statuses = mesh.statuses("client", to, &ask, 1)?;
+            ensure!(statuses.keys().eq([&200]), "{statuses:?}");
+        }
+        Ok(())
+    };
+    weigh(&mesh, "100")?;
+    let said = || -> Result<String> {
+        let output = mesh.lab.node("a")?.culvert(&["status", "-o", "yaml"])?;
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    mesh.soon("the canary is missed", || {
+        let text = said()?;
+        ensure!(text.contains("Canary waypoint not attached"), "{text}");
+        Ok(())
+    })?;
+    all_pass()?;
+    mesh.waypoint("shop", "next", "{}", "")?;
+    mesh.soon_answers("client", to, &ask, 403)?;
+    // Its policies hold for it, whatever they say by then.
+    mesh.lab.manifests().delete("policy.yaml")?;
+    mesh.soon_answers("client", to, &ask, 200)?;
+    mesh.apply("policy.yaml", CLOSED)?;
+    mesh.soon_answers("client", to, &ask, 403)?;
+    mesh.lab.manifests().delete("waypoint-shop-next.yaml")?;
+    mesh.soon_answers("client", to, &ask, 200)?;
+    all_pass()
+}
+
 /// What the service `echo` demands: reading only, of writers that they are of the mesh, and of whoever deletes that he is
 /// the waypoint, which nobody is to itself.
 const DEMANDS: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: readers, namespace: shop}\n\

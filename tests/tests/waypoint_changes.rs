@@ -126,11 +126,14 @@ fn a_route_change_is_in_force_within_50_ms_and_drops_nothing() -> Result<()> {
     let mut took = Vec::new();
     for round in 0..6 {
         let backend = if round % 2 == 0 { "echo-v2" } else { "echo-v1" };
+        // What has begun is answered by whom it began with.
+        let mut in_flight = Begun::request(client, to)?;
         let begun = Instant::now();
         mesh.apply("route.yaml", &route(backend))?;
         eventually(backend, Duration::from_secs(5), || pod_is(backend))?;
         took.push(begun.elapsed());
         mesh.soon(backend, || pod_is(backend))?;
+        in_flight.end()?;
     }
     were_in_time(took)?;
     every_worker_was_in_time(&mesh, 6)?;

@@ -7,10 +7,12 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::echo::{EchoMesh, Seen};
+use e2e::echo::{Echo, EchoMesh, Seen};
 use e2e::net::http::{Ask, Response};
 use e2e::net::serve::Server;
+use e2e::net::service::Front;
 use e2e::net::{self, h2c};
+use e2e::tls::Authority;
 
 /// A route of namespace `shop` for service `echo`.
 fn route(version: &str, kind: &str, name: &str, rules: &str) -> String {
@@ -380,8 +382,8 @@ fn grpc_routes_match_methods() -> Result<()> {
     Ok(())
 }
 
-/// Connections to a service with a route of bytes: how many of 100 reach each backend. Three backends, 3:1:1.
-fn spreads_connections(kind: &str, port: &str) -> Result<()> {
+/// A service with a route of bytes to three backends, 3:1:1, of two pods.
+fn bytes_by_weight(kind: &str, port: &str) -> Result<(EchoMesh, SocketAddr)> {
     let mut mesh = EchoMesh::shop()?;
     let ports = format!("  - {{name: {port}, port: 9090, targetPort: 9090}}\n");
     for (service, selector) in [
@@ -394,22 +396,24 @@ fn spreads_connections(kind: &str, port: &str) -> Result<()> {
     let rules = "  - backendRefs: [{name: echo-v1, port: 9090, weight: 3}, {name: echo-v2, port: 9090, weight: 1}, \
                  {name: echo-v2, port: 9090, weight: 1}]\n";
     mesh.apply("routes.yaml", &route("v1alpha2", kind, "bytes", rules))?;
-    let tell = |name: &'static str| {
-        move |mut stream: &std::net::TcpStream| {
-            Ok(std::io::Write::write_all(&mut stream, name.as_bytes())?)
-        }
-    };
-    let servers = [("echo-v1", "1"), ("echo-v2", "2")]
-        .map(|(pod, name)| Server::start(mesh.pod(pod)?, Ipv6Addr::UNSPECIFIED, 9090, tell(name)));
-    let _servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
     let to = mesh.at("echo", 9090)?;
+    Ok((mesh, to))
+}
+
+/// Connections of the client's are spread by weight, and refused where the route leads to nobody. `draw` opens one and says
+/// which pod has answered.
+fn spreads_connections(
+    (mesh, kind): (&EchoMesh, &str),
+    draw: impl Fn() -> Result<String> + Sync,
+) -> Result<()> {
+    let client = mesh.pod("client")?;
     let count = || {
-        mesh.pod("client")?.run(|| {
+        client.run(|| {
             let mut first = 0;
             for _ in 0..100 {
-                let said = net::read_to_end(&net::connect(to)?)?;
-                ensure!(said == b"1" || said == b"2", "{said:?}");
-                first += usize::from(said == b"1");
+                let said = draw()?;
+                ensure!(["echo-v1", "echo-v2"].contains(&&*said), "{said}");
+                first += usize::from(said == "echo-v1");
             }
             Ok(first)
         })
@@ -428,23 +432,49 @@ fn spreads_connections(kind: &str, port: &str) -> Result<()> {
     let broken = "  - backendRefs: [{name: nobody, port: 9090}]\n";
     mesh.apply("routes.yaml", &route("v1alpha2", kind, "bytes", broken))?;
     mesh.soon("refused", || {
-        let answer = mesh
-            .pod("client")?
-            .run(|| net::read_to_end(&net::connect(to)?));
+        let answer = client.run(&draw);
         ensure!(
-            answer.map_or(true, |said| said.is_empty()),
-            "it is answered"
+            answer.as_ref().map_or(true, String::is_empty),
+            "{answer:?} answers"
         );
         Ok(())
     })
 }
 
+/// Of servers that speak first.
 #[test]
 fn tcp_route() -> Result<()> {
-    spreads_connections("TCPRoute", "tcp")
+    let (mesh, to) = bytes_by_weight("TCPRoute", "tcp")?;
+    let tell = |name: &'static str| {
+        move |mut stream: &std::net::TcpStream| {
+            Ok(std::io::Write::write_all(&mut stream, name.as_bytes())?)
+        }
+    };
+    let servers = ["echo-v1", "echo-v2"]
+        .map(|pod| Server::start(mesh.pod(pod)?, Ipv6Addr::UNSPECIFIED, 9090, tell(pod)));
+    let _servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
+    spreads_connections((&mesh, "TCPRoute"), || {
+        let said = net::read_to_end(&net::connect(to)?)?;
+        Ok(String::from_utf8_lossy(&said).into_owned())
+    })
 }
 
+/// Of servers that end TLS by themselves, with a certificate that is nobody else's.
 #[test]
 fn tls_route() -> Result<()> {
-    spreads_connections("TLSRoute", "tls")
+    let (mesh, to) = bytes_by_weight("TLSRoute", "tls")?;
+    let authority = Authority::new("shop")?;
+    let front = || {
+        Ok::<_, anyhow::Error>(Front {
+            tls: Some(authority.server(&["echo.shop"], None)?),
+            ..Front::default()
+        })
+    };
+    let servers =
+        ["echo-v1", "echo-v2"].map(|pod| Echo::start_behind(front()?, mesh.pod(pod)?, &[9090]));
+    let _servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
+    spreads_connections((&mesh, "TLSRoute"), || {
+        let answer = authority.ask("echo.shop", to, &Ask::get("/"))?;
+        Ok(Seen::in_answer(&answer)?.pod)
+    })
 }

@@ -68,6 +68,7 @@ pub(crate) fn run() -> Result<Tools> {
         ("cc", "build-essential"),
         ("c++", "build-essential"),
         ("ip", "iproute2"),
+        ("iptables-restore", "iptables"),
     ])?;
     Ok(Tools {
         compiler,

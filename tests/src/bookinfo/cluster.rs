@@ -1,8 +1,9 @@
 //! Bookinfo in a lab: its pods on two nodes, clients, a resolver, and the manifests of `deploy/demo`.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fs;
-use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use super::load::{Load, Tally};
 use crate::kubectl::Kubectl;
 use crate::kubernetes::{ApiServer, Definitions, Istiod};
-use crate::lab::{Lab, Pod, PodSpec, eventually};
+use crate::lab::{Lab, Pod, PodSpec, ServicePort, eventually};
 use crate::net::dns;
 use crate::net::serve::UdpEcho;
 
@@ -82,14 +83,21 @@ impl Cluster {
         for (client, node) in CLIENTS {
             lab.place(&PodSpec::new(node, client).in_namespace("default"))?;
         }
-        // Agents answer for the mesh's names; the cluster's resolver has no others.
+        // Agents answer for the mesh's names; whoever is outside of the mesh asks the cluster's resolver.
         let resolver = lab.place(
             &PodSpec::new("a", "kube-dns")
                 .in_namespace("kube-system")
                 .uncaptured(),
         )?;
         let resolver_address = SocketAddr::new(resolver.v4(), 53);
-        let resolver = UdpEcho::answer(&resolver, resolver_address, dns::deny)?;
+        let services = services(&demo_directory)?;
+        let resolver = UdpEcho::answer(&resolver, resolver_address, move |query| {
+            dns::answer_by(query, |name| {
+                let service = name.strip_suffix(".bookinfo.svc.cluster.local");
+                let found = service.and_then(|service| services.get(service));
+                found.copied().into_iter().collect()
+            })
+        })?;
         // What the kubelet writes for a pod of namespace bookinfo.
         let resolv_conf = lab.directory().join("resolv.conf");
         fs::write(
@@ -190,6 +198,29 @@ impl Cluster {
                         .map(drop)
                 },
             )?;
+        }
+        Ok(())
+    }
+
+    /// Has both nodes lead Bookinfo's service addresses to its pods, as kube-proxy does: pods outside of the mesh need that.
+    ///
+    /// # Errors
+    /// If a node refuses.
+    pub fn start_kube_proxy(&self) -> Result<()> {
+        let pods = self.lab.pods().iter();
+        let pods = pods.filter(|pod| pod.spec().namespace == "bookinfo");
+        let services = services(&self.demo_directory)?.into_iter();
+        let services = services.map(|(service, address)| ServicePort {
+            address: SocketAddr::new(address, super::PORT),
+            endpoints: pods
+                .clone()
+                .filter(|pod| selects(&service, &pod.spec().name))
+                .map(|pod| SocketAddr::new(pod.v4(), super::PORT))
+                .collect(),
+        });
+        let services: Vec<ServicePort> = services.collect();
+        for node in ["a", "b"] {
+            self.lab.node(node)?.proxy_services(&services)?;
         }
         Ok(())
     }
@@ -383,4 +414,30 @@ pub fn repository() -> Result<PathBuf> {
     found.context(
         "deploy/demo is not to be found: run this in the repository, as `cargo xtask demo`",
     )
+}
+
+/// Bookinfo's services by name, as `deploy/demo` has them, with their addresses.
+fn services(demo: &Path) -> Result<BTreeMap<String, IpAddr>> {
+    let mut found = BTreeMap::new();
+    for file in ["services.yaml", "services-by-version.yaml"] {
+        let text = fs::read_to_string(demo.join(file)).with_context(|| format!("no {file}"))?;
+        for service in text.split("\n---\n") {
+            let field = |field: &str| {
+                let value = service.lines().find_map(|line| line.strip_prefix(field));
+                value.with_context(|| format!("a service of {file} has no `{}`", field.trim()))
+            };
+            let address = field("  clusterIP: ")?.parse();
+            found.insert(
+                field("  name: ")?.to_owned(),
+                address.context("an address")?,
+            );
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a service of Bookinfo's stands for a pod: `reviews` for all versions, `reviews-v1` for one.
+fn selects(service: &str, pod: &str) -> bool {
+    let rest = pod.strip_prefix(service);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }

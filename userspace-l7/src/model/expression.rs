@@ -213,7 +213,8 @@ mod tests {
             assert_eq!(CelExpression::new(good).unwrap().as_str(), good);
         }
         for (bad, stranger) in [
-            ("node.id == 'x'", "node"),
+            ("node.id == 'x'", "node.id"),
+            ("node == 'x'", "node"),
             ("response.headers['x'] == 'y'", "response.headers"),
             ("has(request.time)", "request.time"),
             ("request['total_size'] > 1", "request.total_size"),

@@ -64,8 +64,10 @@ fn exists(test: &str, files: &[SourceFile]) -> bool {
         let mut places = lines.filter(|(_, line)| line.trim_start().starts_with(&head));
         places.any(|(at, _)| {
             let before = file.all[..at].iter().rev().map(|line| line.trim());
-            let mut attributes = before.take_while(|line| line.starts_with("#["));
-            attributes.any(|line| line == "#[test]")
+            let attributes: Vec<&str> = before.take_while(|line| line.starts_with("#[")).collect();
+            // What is not run proves nothing.
+            attributes.contains(&"#[test]")
+                && !attributes.iter().any(|line| line.starts_with("#[ignore"))
         })
     })
 }
@@ -83,7 +85,7 @@ mod tests {
             ),
             SourceFile::new(
                 "xtask/src/tidy.rs".to_owned(),
-                "//! X.\nmod tests {\n    #[test]\n    #[ignore]\n    fn deep() {}\n}\n",
+                "//! X.\nmod tests {\n    #[test]\n    #[track_caller]\n    fn deep() {}\n    #[test]\n    #[ignore]\n    fn idle() {}\n}\n",
             ),
         ];
         assert_eq!(check(row, &files), expected, "{row}");
@@ -98,6 +100,10 @@ mod tests {
         complaints(
             "| a | works | | `waypoint::no_test` |",
             &["docs/compatibility.md:1: there is no test `waypoint::no_test`"],
+        );
+        complaints(
+            "| a | works | | `xtask/src/tidy.rs::idle` |",
+            &["docs/compatibility.md:1: there is no test `xtask/src/tidy.rs::idle`"],
         );
         complaints(
             "| a | partly | | `waypoint::pod_ip` |",

@@ -187,11 +187,31 @@ fn troubleshooting(cluster: &Cluster) -> Result<()> {
             .collect();
         ensure!(head == columns, "its columns are {head:?}");
         Ok(table)
-    })
+    })?;
+    step("whether a node has what was applied: culvert status, in proxy-status' place");
+    check("node a has taken everything over", || {
+        let status = cluster.culvert("a", &["status"])?;
+        ensure!(status.contains("state     ready"), "{status}");
+        Ok(status)
+    })?;
+    step("what the waypoint does: culvert get, in proxy-config's place");
+    for (table, expected) in [
+        ("listeners", "productpage.bookinfo.svc.cluster.local"),
+        ("routes", "HTTPRoute bookinfo/reviews"),
+        ("backends", "bookinfo/reviews-v1.bookinfo.svc.cluster.local"),
+    ] {
+        check(&format!("{table} are listed as they are in force"), || {
+            let rows = cluster.culvert("a", &["get", table, "-n", "bookinfo"])?;
+            ensure!(rows.contains(expected), "no {expected} in\n{rows}");
+            Ok(rows)
+        })?;
+    }
+    Ok(())
 }
 
 pub(super) fn clean_up(cluster: &mut Cluster) -> Result<()> {
     step("clean-up while pages are being loaded");
+    cluster.start_kube_proxy()?;
     let load = cluster.load("curl", PAGE)?;
     for command in [
         "delete -n bookinfo AuthorizationPolicy productpage-waypoint",
@@ -210,24 +230,39 @@ pub(super) fn clean_up(cluster: &mut Cluster) -> Result<()> {
             })
         },
     )?;
-    check("not one page was missed meanwhile", || {
+    // Outside of the mesh nobody speaks TLS, and to other pods than these it would not matter.
+    kubectl(cluster, "delete -n bookinfo PeerAuthentication strict")?;
+    kubectl(cluster, "label namespace bookinfo istio.io/use-waypoint-")?;
+    kubectl(cluster, "label namespace bookinfo istio.io/dataplane-mode-")?;
+    check("the namespace's pods leave the mesh", || {
+        eventually("pods leave", SOON, || {
+            for node in ["a", "b"] {
+                let dump = cluster.lab.agent(node)?.config_dump()?;
+                let workloads = dump["workloads"].as_array().context("no workloads")?;
+                let inside = workloads.iter().filter(|workload| {
+                    workload["namespace"] == "bookinfo" && workload["protocol"] == "HBONE"
+                });
+                ensure!(
+                    inside.count() == 0,
+                    "some are still in it, says node {node}"
+                );
+            }
+            Ok(String::new())
+        })
+    })?;
+    check(
+        "they go on without it, as the cluster's own DNS and kube-proxy lead them",
+        || {
+            let tally = cluster.count("visitor", PAGE, 20)?;
+            ensure!(tally.failed == 0 && tally.red > 0, "{tally}");
+            Ok(tally.to_string())
+        },
+    )?;
+    check("not one page was missed in all this", || {
         let tally = load.end()?;
         ensure!(tally.failed == 0, "{tally}");
         ensure!(tally.total() > 0, "none was loaded");
         Ok(format!("{} pages were loaded", tally.total()))
-    })?;
-    kubectl(cluster, "label namespace bookinfo istio.io/dataplane-mode-")?;
-    check("the namespace's pods leave the mesh", || {
-        eventually("pods leave", SOON, || {
-            let dump = cluster.lab.agent("a")?.config_dump()?;
-            let workloads = dump["workloads"].as_array().context("no workloads")?;
-            let inside = workloads.iter().filter(|workload| {
-                workload["namespace"] == "bookinfo" && workload["protocol"] == "HBONE"
-            });
-            ensure!(inside.count() == 0, "some are still in it");
-            // The lab has no kube-proxy: service addresses lead nowhere without a mesh.
-            Ok(String::new())
-        })
     })?;
     note("what the seed deletes after that is Kubernetes' own");
     Ok(())

@@ -148,7 +148,7 @@ fn a_filter_chooses_by_the_requests_attributes() {
     for (filter, expected) in [
         ("response.code >= 400", true),
         ("response.code == 200", false),
-        ("response.flags.contains('URX')", true),
+        ("response.flags == 0x8020", true),
         (
             "request.method == 'GET' && request.url_path == '/cart'",
             true,
