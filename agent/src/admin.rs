@@ -165,6 +165,9 @@ pub struct AgentStatus {
     /// How the CNI plugin fares; absent where the agent was not told to keep it in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cni_plugin: Option<PluginStatus>,
+    /// How istio-cni fares that names the node's pods; absent where it is not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub istio_cni: Option<IstioCniStatus>,
     /// Repairs of the kernel's state since the start, by kind.
     pub repairs: BTreeMap<String, u64>,
     /// Pods armed since the start.
@@ -178,6 +181,17 @@ pub struct AgentStatus {
 #[serde(rename_all = "camelCase")]
 pub struct PluginStatus {
     /// Why it is not in place, in one sentence; absent if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How istio-cni fares that names the node's pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IstioCniStatus {
+    /// Where it listens.
+    pub socket: String,
+    /// Why it is not known now which pods it has in the mesh, in one sentence; absent if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

@@ -12,7 +12,9 @@
 
 mod asking;
 mod controller;
+mod direct;
 mod dns;
+mod istio_cni;
 mod node;
 mod runtime;
 mod state;
@@ -28,6 +30,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 use userspace_l7::key_sets::KeySets;
 use userspace_l7::model::{Snapshot, SpiffeId, WorkloadUid};
@@ -40,13 +43,13 @@ use userspace_l7::worker::{self, Worker};
 use crate::admin::{self, AdminServer, Endpoints, Services, logging};
 use crate::capture::{self, Capture, Openings};
 use crate::config::{AgentArgs, Authority, ControllerArgs, Source};
-use crate::direct::{self, Direct, DirectMetrics, DirectThread};
+use crate::direct::{Direct, DirectThread};
 use crate::dns::DnsMetrics;
 use crate::enrolment::{self, Enrolment, Orders};
 use crate::hosts::{self, HostWatch};
 use crate::identity::SvidKeeper;
 use crate::keys;
-use crate::mesh::{Announcement, Compiler, LocalPod, MeshOptions, PodNetns};
+use crate::mesh::{Announcement, Compiler, LocalPod, MeshOptions};
 use crate::privilege;
 use crate::sources::{
     Conditions, Input, IstiodConditions, IstiodWatch, KubernetesWatch, ManifestWatch, Problem,
@@ -54,8 +57,8 @@ use crate::sources::{
 };
 use asking::Asking;
 pub use controller::ControllerError;
-use node::{backend, pods_cgroup, processes, raise_file_limit};
-use runtime::Runtime;
+use node::{backend, places, pods_cgroup, raise_file_limit};
+use runtime::Ears;
 use state::{Seen, State};
 use stop::{CLOSING, failure_of, told_to_stop, until_idle};
 
@@ -70,7 +73,7 @@ const READINESS_PORT: u16 = 15021;
 pub fn run(args: &AgentArgs) -> Result<()> {
     capture::give_memory_back_early();
     raise_file_limit();
-    privilege::drop_to_kept(args.pod_netns() == PodNetns::Found)?;
+    privilege::drop_to_kept(args.finds_pods())?;
     let format = args.log_format.into();
     let (log, _written_at_the_end) = logging::install(format, &args.log_level, std::io::stdout())
         .context("cannot start the log")?;
@@ -148,8 +151,8 @@ struct Agent {
     asking: Asking,
     dns: dns::Pods,
     registry: Registry,
-    /// What the CNI plugin speaks with; nothing where pods come from a directory.
-    runtime: Option<Runtime>,
+    /// Who hears of pods from the node's runtime.
+    ears: Ears,
 }
 
 /// The sources that are followed; dropping them ends that.
@@ -222,11 +225,11 @@ impl Agent {
         };
         let workers = start_workers(proxy, &settings)?;
         let asking = Asking::new(args, &snapshot, &key_sets, spans, &mut registry)?;
-        let (direct, direct_thread) = direct_path(&capture, &snapshot, metrics, &mut registry)?;
+        let (direct, thread) = direct::start(args, &capture, &snapshot, metrics, &mut registry)?;
         let parts = (Box::new(dns_pods), direct.clone());
         let enrolment = enrolment(args, capture, &workers, parts, channel)?;
         let (source, istiod) = (Conditions::new(None), IstiodConditions::new(None));
-        let (runtime, plugin) = runtime::start(args, &enrolment.orders())?;
+        let (ears, plugin) = runtime::start(args, &enrolment.orders(), &snapshot)?;
         let state = State::new(
             args,
             backend,
@@ -242,7 +245,7 @@ impl Agent {
             direct.clone(),
             &enrolment,
         );
-        let state = Arc::new(state.with_plugin(plugin));
+        let state = Arc::new(state.with_runtime(plugin, ears.istio_cni()));
         let mesh = Mesh {
             compiler,
             wanted: watch::Sender::new(HashSet::new()),
@@ -264,12 +267,12 @@ impl Agent {
             state,
             workers,
             enrolment,
-            direct: direct_thread,
+            direct: thread,
             keeper,
             asking,
             dns,
             registry,
-            runtime,
+            ears,
         })
     }
 }
@@ -283,29 +286,8 @@ fn enrolment(
     channel: (Orders, enrolment::Inbox),
 ) -> Result<Enrolment> {
     let workers = Arc::clone(workers);
-    let processes = processes(args);
-    Enrolment::start(capture, workers, (dns, direct), processes, channel)
+    Enrolment::start(capture, workers, (dns, direct), places(args), channel)
         .context("cannot start the capture thread")
-}
-
-/// The kernel-direct path, where this kernel has one.
-fn direct_path(
-    capture: &Capture,
-    snapshot: &watch::Sender<Arc<Snapshot>>,
-    traffic: Arc<Metrics>,
-    registry: &mut Registry,
-) -> Result<(Option<Direct>, Option<DirectThread>)> {
-    let Some(path) = capture.direct_path() else {
-        warn!(
-            "the kernel does not say where it counts bytes: pods of this node reach each other through the proxy"
-        );
-        return Ok((None, None));
-    };
-    let metrics = DirectMetrics::default();
-    metrics.register(registry);
-    let (direct, thread) = direct::start(path, Arc::clone(&snapshot.borrow()), traffic, metrics)
-        .context("cannot start the kernel-direct path")?;
-    Ok((Some(direct), Some(thread)))
 }
 
 fn dns_metrics(registry: &mut Registry) -> DnsMetrics {
@@ -380,7 +362,7 @@ impl Agent {
             asking,
             dns,
             mut registry,
-            runtime,
+            ears,
         } = self;
         let shown: Arc<dyn admin::AdminState> = Arc::<State>::clone(&state);
         admin::register(&mut registry, Arc::clone(&shown));
@@ -396,7 +378,7 @@ impl Agent {
         let keeper = tokio::spawn(keeper.run(wanted));
         let asking = asking.start();
         let dns = tokio::spawn(dns.run());
-        let runtime = runtime.map(|runtime| tokio::spawn(runtime.serve()));
+        let ears = ears.open();
         let is_without =
             |direct: Option<&DirectThread>| direct.is_some_and(DirectThread::has_ended);
         let vital = || {
@@ -417,9 +399,7 @@ impl Agent {
         let closing = CLOSING.min(args.drain());
         until_idle(&workers, args.drain().saturating_sub(closing)).await;
         drop(sources);
-        if let Some(runtime) = runtime {
-            runtime.abort();
-        }
+        ears.iter().for_each(JoinHandle::abort);
         info!("agent stopping: new connections wait for the next one");
         enrolment.stop(closing + args.restart_window());
         workers.iter().for_each(|worker| worker.drain(closing));

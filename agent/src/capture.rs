@@ -71,6 +71,7 @@ use self::{
     pins::Records,
     pods::{ArmedPod, Shared},
     programs::{CGROUP_HOOKS, Loader, PinnedLink},
+    routing::Netlink,
     sys::{AttachType, Target},
 };
 
@@ -108,6 +109,17 @@ pub(crate) struct Pod {
     pub(crate) inbound: bool,
     /// Whether its own connections go to the agent.
     pub(crate) outbound: bool,
+    /// Whose rules are in its network namespace.
+    pub(crate) rules: Rules,
+}
+
+/// Rules of netfilter in a pod that redirect its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rules {
+    /// None that is known of.
+    None,
+    /// istio-cni's, which leave alone what is marked for them (ADR 0021).
+    IstioCni,
 }
 
 /// What the proxy needs to serve an enrolled pod.
@@ -380,6 +392,29 @@ impl Capture {
         Ok((released, failures))
     }
 
+    /// The network namespace of a pod that an earlier agent with the same run directory has captured; `None` if there is no name
+    /// for it any more.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be known.
+    pub(crate) fn recall(&self, uid: &str) -> Result<Option<OwnedFd>, CaptureError> {
+        let failed = |source| CaptureError::Pod {
+            operation: Operation::OpenNetns,
+            pod: uid.to_owned(),
+            source,
+        };
+        let records = self.records.all().map_err(failed)?;
+        let Some(record) = records.into_iter().find(|record| record.uid == uid) else {
+            return Ok(None);
+        };
+        let found = Netns::find(&record.netns, record.cookie).map_err(failed)?;
+        found
+            .map(|netns| netns.as_fd().try_clone_to_owned())
+            .transpose()
+            .map_err(failed)
+    }
+
     /// Compares the kernel with what it should be and repairs what differs.
     pub(crate) fn reconcile(&mut self) -> Report {
         self.reconcile_those(|_, _| true)
@@ -493,6 +528,23 @@ impl Capture {
     pub(crate) fn sockets(&self, uid: &str) -> Option<Arc<Sockets>> {
         self.pods.get(uid).map(|armed| Arc::clone(&armed.sockets))
     }
+}
+
+/// The addresses of a network namespace's devices, but for `lo`'s and those that IPv6 gives each link; IPv4 first.
+///
+/// # Errors
+///
+/// When it is none, or cannot be entered.
+pub(crate) fn addresses_in(netns: &OwnedFd) -> io::Result<Vec<IpAddr>> {
+    let netns = Netns::of(netns.try_clone()?)?;
+    let seen = netns.run(|| Netlink::open()?.observe())??;
+    let mut addresses = seen.addresses;
+    addresses.retain(|address| match address {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    });
+    addresses.sort();
+    Ok(addresses)
 }
 
 fn not_enrolled(uid: &str) -> CaptureError {

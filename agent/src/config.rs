@@ -120,6 +120,16 @@ pub struct AgentArgs {
     #[command(flatten)]
     pub without_agent: StartWithoutAgent,
 
+    /// Socket where istio-cni names the pods of the mesh (ZDS), in the place of ztunnel: they are taken as it hands them over,
+    /// with its rules in them, and no others
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "INPOD_UDS",
+        conflicts_with_all = ["cni_conf_dir", "trust_netns_annotation"]
+    )]
+    pub zds_socket: Option<PathBuf>,
+
     /// Where the node's cgroup2 hierarchy is mounted, or a directory above that [default: the first hierarchy there is;
     /// that may be a container's own]
     #[arg(long, value_name = "DIR")]
@@ -247,11 +257,21 @@ impl AgentArgs {
 
     /// How the network namespaces of this node's pods are known.
     pub fn pod_netns(&self) -> PodNetns {
-        if self.kubernetes && !self.trust_netns_annotation {
+        if self.is_on_clusters_node() || self.zds_socket.is_some() {
             PodNetns::Found
         } else {
             PodNetns::Annotated
         }
+    }
+
+    /// Whether this node's pods are a kubelet's.
+    pub fn is_on_clusters_node(&self) -> bool {
+        self.kubernetes && !self.trust_netns_annotation
+    }
+
+    /// Whether the agent finds them by itself: by their processes, and by what the runtime says through the CNI plugin.
+    pub fn finds_pods(&self) -> bool {
+        self.is_on_clusters_node() && self.zds_socket.is_none()
     }
 
     /// Proxy threads to start, on a machine with `cpus` CPUs. Two is the least that lets one busy peer leave

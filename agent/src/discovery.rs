@@ -126,7 +126,7 @@ impl Processes {
                 Ok(Some(seen)) if seen.identity != own => {
                     let by_process = || self.proc.join(format!("{pid}/ns/net"));
                     return Some(Finding::Netns(Found {
-                        path: named(seen.identity).unwrap_or_else(by_process),
+                        path: name_of(seen.identity).unwrap_or_else(by_process),
                         netns: seen.netns,
                         witness: seen.witness,
                     }));
@@ -199,8 +199,9 @@ fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// The name that a runtime keeps of a namespace. It outlives the process by which the namespace was found.
-fn named(namespace: (u64, u64)) -> Option<PathBuf> {
+/// The name that a runtime keeps of a namespace with this device and inode. It outlives the process by which the namespace was
+/// found.
+pub(crate) fn name_of(namespace: (u64, u64)) -> Option<PathBuf> {
     let names = fs::read_dir(Path::new(NAMED)).ok()?;
     let mut paths = names.filter_map(|entry| Some(entry.ok()?.path()));
     paths.find(|path| fs::metadata(path).is_ok_and(|one| identity(&one) == namespace))

@@ -12,6 +12,7 @@ pub mod asked;
 pub mod fuzzing;
 mod metrics;
 mod names;
+mod redirected;
 mod resolve;
 mod server;
 #[cfg(test)]

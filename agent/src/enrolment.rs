@@ -7,16 +7,17 @@
 //! ```
 
 mod arrivals;
+mod istio_cni;
 mod ledger;
 mod network;
 mod orders;
+mod placing;
 mod release;
 mod sandboxes;
 mod whereabouts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -38,7 +39,7 @@ use ledger::{Entry, Pending};
 use network::Network;
 use orders::Order;
 use release::Draining;
-use whereabouts::{Namespace, Place, Whereabouts};
+use whereabouts::{Namespace, Whereabouts};
 
 pub(crate) use arrivals::{Admission, Arrival};
 pub(crate) use ledger::Ledger;
@@ -66,6 +67,17 @@ pub(crate) trait DnsPods: Send {
     fn forget(&self, uid: &WorkloadUid);
 }
 
+/// How it is known where pods run.
+#[derive(Debug)]
+pub(crate) enum Places {
+    /// They say it themselves.
+    Told,
+    /// The runtime says it, or their processes do.
+    Found(Processes),
+    /// istio-cni says it, and puts its rules into them.
+    NamedByIstioCni,
+}
+
 /// The thread that enrols pods. Dropping it leaves pods as they are: captured, and closed once the heartbeat is
 /// missed.
 pub(crate) struct Enrolment {
@@ -83,7 +95,7 @@ impl Enrolment {
         capture: Capture,
         workers: Arc<[Worker]>,
         (dns, direct): (Box<dyn DnsPods>, Option<Direct>),
-        processes: Option<Processes>,
+        places: Places,
         channel: (Orders, Inbox),
     ) -> io::Result<Self> {
         let (orders, Inbox(inbox)) = channel;
@@ -96,7 +108,11 @@ impl Enrolment {
             ledger: Arc::clone(&ledger),
             wanted: BTreeMap::new(),
             enrolled: BTreeMap::new(),
-            whereabouts: processes.map(Whereabouts::new),
+            whereabouts: match places {
+                Places::Told => None,
+                Places::Found(processes) => Some(Whereabouts::found(processes)),
+                Places::NamedByIstioCni => Some(Whereabouts::named_by_istio_cni()),
+            },
             arrivals: Arrivals::default(),
             bystanders: BTreeSet::new(),
             draining: BTreeMap::new(),
@@ -196,6 +212,7 @@ impl Office {
                 Ok(Order::Check(arrival, answer)) => {
                     let _given_up = answer.send(self.check(&arrival));
                 }
+                Ok(Order::Heard(notice, answer)) => self.hear(notice, answer),
                 Ok(Order::Departure(container, gone)) => {
                     let left = self.leave_places(|one| *one == container);
                     // The runtime may have given up.
@@ -241,7 +258,9 @@ impl Office {
             pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect(),
         );
         let gone = self.enrolled.iter();
-        let gone = gone.filter(|(uid, _)| !self.wanted.contains_key(*uid));
+        let gone = gone.filter(|(uid, captured)| {
+            !self.wanted.contains_key(*uid) && !self.is_in_istio_cnis_hands(&captured.pod)
+        });
         let gone: Vec<_> = gone
             .map(|(uid, captured)| (uid.clone(), self.is_bystander(&captured.pod)))
             .collect();
@@ -252,9 +271,11 @@ impl Office {
                 self.release(&uid);
             }
         }
-        read(&self.ledger)
-            .pods
-            .retain(|uid, _| self.wanted.contains_key(uid) || self.draining.contains_key(uid));
+        read(&self.ledger).pods.retain(|uid, _| {
+            self.wanted.contains_key(uid)
+                || self.draining.contains_key(uid)
+                || self.enrolled.contains_key(uid)
+        });
         if let Some(whereabouts) = self.whereabouts.as_mut().filter(|_| before != self.wanted) {
             whereabouts.look_again();
         }
@@ -283,6 +304,7 @@ impl Office {
             whereabouts.keep(|pod| uids.contains(pod) || arrivals.is_awaited(pod) || drains(pod));
             whereabouts.look(self.wanted.values().map(|pod| Arc::clone(&pod.pod_uid)));
         }
+        self.recall_kept();
         let mut missing = Vec::new();
         let mut is_complete = true;
         for pod in self.wanted.values().cloned().collect::<Vec<_>>() {
@@ -294,8 +316,10 @@ impl Office {
                     }
                 }
                 Ok(captured) => missing.push((pod, captured)),
+                // Of one that leaves it is known that it does.
+                Err(_) if self.draining.contains_key(&pod.uid) => {}
                 Err(pending) => {
-                    is_complete = false;
+                    is_complete &= pending == Pending::NotStarted && self.list_is_whole();
                     self.note(pod, Some(pending));
                 }
             }
@@ -316,36 +340,6 @@ impl Office {
         if let Some(Pending::Hindered(reason)) = pending.filter(|_| has_changed) {
             error!(workload = %uid, %reason, "pod not captured");
         }
-    }
-
-    /// The pod as it is to be captured.
-    fn as_captured(&self, pod: &LocalPod) -> Result<Captured, Pending> {
-        let mut pod = pod.clone();
-        let mut namespace = None;
-        if pod.netns.is_none() {
-            let place = self.place(&pod)?;
-            let known = place.namespace().map_err(|error| {
-                Pending::Hindered(format!("its network namespace cannot be told: {error}"))
-            })?;
-            namespace = Some(known);
-            if pod.addresses.is_empty() {
-                pod.addresses = place.addresses.iter().copied().collect();
-            }
-        }
-        if pod.addresses.is_empty() {
-            return Err(Pending::Hindered("it has no address yet".to_owned()));
-        }
-        Ok(Captured { pod, namespace })
-    }
-
-    /// Where a pod runs that does not say it itself.
-    fn place(&self, pod: &LocalPod) -> Result<&Place, Pending> {
-        let whereabouts = self.whereabouts.as_ref();
-        if let Some(place) = whereabouts.and_then(|known| known.of(&pod.pod_uid)) {
-            return Ok(place);
-        }
-        let hindrance = whereabouts.and_then(|known| known.hindrance(&pod.pod_uid));
-        Err(hindrance.map_or(Pending::NotStarted, |why| Pending::Hindered(why.clone())))
     }
 
     /// Captures pods. Gives whether all are.
@@ -408,30 +402,6 @@ impl Office {
             self.guard();
         }
         is_complete
-    }
-
-    /// What capture is told of a pod, and its network namespace if it is open already.
-    fn spec(&self, pod: &LocalPod) -> Result<(capture::Pod, Option<OwnedFd>), String> {
-        let (netns, opened) = if let Some(path) = &pod.netns {
-            (path.clone(), None)
-        } else {
-            let whereabouts = self.whereabouts.as_ref();
-            let place = whereabouts.and_then(|known| known.of(&pod.pod_uid));
-            let place = place.ok_or("its network namespace is not known")?;
-            let opened = place.netns().as_fd().try_clone_to_owned();
-            let opened = opened
-                .map_err(|error| format!("its network namespace cannot be held open: {error}"))?;
-            (place.path.clone(), Some(opened))
-        };
-        let spec = capture::Pod {
-            uid: pod.uid.to_string(),
-            netns,
-            addresses: pod.addresses.to_vec(),
-            dns: pod.dns_capture,
-            inbound: !pod.bypass_inbound,
-            outbound: true,
-        };
-        Ok((spec, opened))
     }
 
     /// A pod is captured: workers, the direct path and the DNS proxy serve it from now on.

@@ -3,6 +3,7 @@
 //! ```text
 //!  sources ── objects ──▶ mesh ── Arc<Snapshot> ──▶ workers (userspace-l7), admin, dns
 //!                           └─ local pods ──▶ enrolment ── capture (eBPF) ──▶ sockets ──▶ workers
+//!                                  ▲ where they run: the runtime (cni), their processes (discovery), or istio-cni (zds)
 //!                           └─ identities ──▶ identity (CA, SVIDs) ──▶ workers
 //!                                               └─ signing (IstioCertificateService) ──▶ istiod, controller
 //!                           └─ sources of keys ──▶ keys (JWKS) ──▶ workers
@@ -37,3 +38,4 @@ mod sentence;
 pub mod signing;
 pub mod sources;
 pub mod spans;
+pub mod zds;

@@ -7,8 +7,10 @@
 //! `sk_lookup` sees its packets as IPv4.
 #![no_std]
 
+mod redirected;
 mod verdict;
 
+pub use redirected::*;
 pub use verdict::*;
 
 /// The port of the agent's HBONE listener inside a pod: an ordinary bind, as ztunnel's.
@@ -119,6 +121,8 @@ pub const POD_DNS: u32 = 1;
 pub const POD_INBOUND_OPEN: u32 = 1 << 1;
 /// New connections of the pod leave it without passing the agent. Those that were captured before still do.
 pub const POD_OUTBOUND_OPEN: u32 = 1 << 2;
+/// istio-cni's rules are in the pod: see [`REDIRECTED_PORT`].
+pub const POD_REDIRECTED: u32 = 1 << 3;
 
 /// One address of an enrolled pod: the key of `LOCAL_ADDRESSES`.
 #[repr(C)]

@@ -4,8 +4,8 @@
 //! given to the agent is dropped: the default is captured, and closed.
 
 use culvert_ebpf::{
-    HBONE_PORT, LISTENER_INBOUND, LISTENER_OUTBOUND, ListenerKey, POD_INBOUND_OPEN, PodEntry,
-    TUPLE_DIRECT, TUPLE_OUTBOUND, TUPLE_RELEASED, TupleKey,
+    HBONE_PORT, LISTENER_INBOUND, LISTENER_OUTBOUND, ListenerKey, POD_INBOUND_OPEN, POD_REDIRECTED,
+    PodEntry, REDIRECTED_PORT, TUPLE_DIRECT, TUPLE_OUTBOUND, TUPLE_RELEASED, TupleKey,
 };
 
 use crate::{
@@ -60,6 +60,10 @@ pub fn select(context: &SkLookup) -> u32 {
         return SK_DROP;
     }
     if let Some(pod) = maps::pod(netns_cookie) {
+        // The agent asks which port was meant, and refuses who meant this one.
+        if pod.flags & POD_REDIRECTED != 0 && key.local_port == REDIRECTED_PORT {
+            return give(context, netns_cookie, LISTENER_INBOUND);
+        }
         if is_own_port(&pod, key.local_port) {
             return SK_DROP;
         }

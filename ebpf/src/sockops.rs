@@ -5,9 +5,9 @@
 //! handshake, not when the connecting side does: with SYN cookies the final ACK is looked up once more.
 
 use culvert_ebpf::{
-    MARK_MASK, MARK_OUTBOUND, POD_OUTBOUND_OPEN, SOCKET_ACCEPTED, SOCKET_LEG, SOCKET_OWN,
-    SOCKET_PROBE, SocketNote, TUPLE_DIRECT, TUPLE_LEG, TUPLE_OUTBOUND, TUPLE_PROBE, TUPLE_SELF,
-    TupleEntry, TupleKey,
+    MARK_MASK, MARK_OUTBOUND, POD_OUTBOUND_OPEN, POD_REDIRECTED, SOCKET_ACCEPTED, SOCKET_LEG,
+    SOCKET_OWN, SOCKET_PROBE, SocketNote, TUPLE_DIRECT, TUPLE_LEG, TUPLE_OUTBOUND, TUPLE_PROBE,
+    TUPLE_SELF, TupleEntry, TupleKey, rewritten_node,
 };
 
 use crate::{
@@ -77,6 +77,10 @@ fn publish(context: &SockOps) {
         socket_cookie,
         client_netns: context.netns_cookie(),
     };
+    // istio-cni may rewrite its source before it arrives, and keeps the port.
+    if kind == TUPLE_PROBE && pod.flags & POD_REDIRECTED != 0 {
+        let _closed_without_room = openings::publish(&rewritten(&key), &entry);
+    }
     // A full map sends the connection to the inbound listener: closed.
     if openings::publish(&key, &entry) {
         context.watch_state();
@@ -165,6 +169,18 @@ fn withdraw(context: &SockOps) {
         pad: 0,
     };
     openings::withdraw(&key, socket_cookie);
+    if note.role == SOCKET_PROBE {
+        openings::withdraw(&rewritten(&key), socket_cookie);
+    }
+}
+
+/// A probe as its pod sees it where istio-cni rewrites it.
+#[inline(always)]
+fn rewritten(probe: &TupleKey) -> TupleKey {
+    TupleKey {
+        remote: rewritten_node(&probe.local),
+        ..*probe
+    }
 }
 
 /// The network namespace in which the connection's SYN will be looked up.

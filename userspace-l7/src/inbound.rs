@@ -5,6 +5,7 @@ mod claim;
 mod demands;
 mod destination;
 mod front;
+mod redirected;
 mod requests;
 
 use std::io;
@@ -36,6 +37,7 @@ pub(crate) use carriage::Fulfilment;
 use carriage::{carry, fulfil};
 use demands::{Demanded, Protocol};
 use destination::{Called, Destination};
+use redirected::Arrival;
 
 /// Time that the application has to accept. It is on this node, so no answer means a full backlog.
 const APPLICATION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -174,9 +176,10 @@ struct Admitted {
 /// # Cancel safety
 /// Dropping the future, or what it leaves, resets the connection.
 pub(crate) async fn serve_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) -> Option<Fulfilment> {
-    let (Ok(address), Ok(arrived_at)) = (client.peer_addr(), client.local_addr()) else {
+    let (Ok(address), Ok(arrival)) = (client.peer_addr(), Arrival::of(&client)) else {
         return None;
     };
+    let arrived_at = arrival.dialled;
     let caller = Caller {
         address,
         identity: None,
@@ -186,6 +189,7 @@ pub(crate) async fn serve_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) -> Option
     };
     let admitted = async {
         let workload = hub.workload(&pod.uid).await?;
+        arrival.check(&workload)?;
         let to = destination::of_plaintext(&workload, address, arrived_at)?;
         let snapshot = hub.snapshot();
         let service = claim::from_outside(&snapshot, &workload, to, |bound| hub.choose(bound));

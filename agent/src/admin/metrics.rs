@@ -74,6 +74,14 @@ impl Collector for Condition {
                 usize::from(plugin.reason.is_none()),
             )?;
         }
+        if let Some(istio_cni) = &status.istio_cni {
+            gauge(
+                &mut encoder,
+                "culvert_istio_cni_followed",
+                "1 if istio-cni has named the node's pods that are in the mesh, and tells of others",
+                usize::from(istio_cni.reason.is_none()),
+            )?;
+        }
         if let Some(cluster) = &status.cluster {
             self::cluster(&mut encoder, cluster)?;
         }

@@ -10,11 +10,11 @@ use userspace_l7::ring::{self, Backend};
 use crate::capture;
 use crate::config::{AgentArgs, IoUring};
 use crate::discovery::Processes;
-use crate::mesh::PodNetns;
+use crate::enrolment::Places;
 
 /// What all pods of the node live under, as far as that is known.
 pub(super) fn pods_cgroup(args: &AgentArgs) -> Option<PathBuf> {
-    let is_cluster = args.pod_netns() == PodNetns::Found;
+    let is_cluster = args.is_on_clusters_node();
     let kubelets = || capture::find_kubepods(args.host_cgroup.as_deref());
     let found = args.pods_cgroup.clone();
     let found = found.or_else(|| is_cluster.then(kubelets).flatten());
@@ -26,10 +26,15 @@ pub(super) fn pods_cgroup(args: &AgentArgs) -> Option<PathBuf> {
     found
 }
 
-/// Where pods are looked for that do not say themselves where they run.
-pub(super) fn processes(args: &AgentArgs) -> Option<Processes> {
-    let is_found = args.pod_netns() == PodNetns::Found;
-    is_found.then(|| Processes::new(args.host_proc.clone()))
+/// How it is known where pods run.
+pub(super) fn places(args: &AgentArgs) -> Places {
+    if args.zds_socket.is_some() {
+        Places::NamedByIstioCni
+    } else if args.finds_pods() {
+        Places::Found(Processes::new(args.host_proc.clone()))
+    } else {
+        Places::Told
+    }
 }
 
 /// Chooses how workers wait for their sockets.

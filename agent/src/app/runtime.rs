@@ -1,4 +1,5 @@
-//! The container runtime's side: its CNI plugin asks here what becomes of a pod, and is kept in place.
+//! The container runtime's side: its CNI plugin asks here what becomes of a pod, and is kept in place; or istio-cni says what
+//! becomes of it.
 
 use std::future::Future;
 use std::io;
@@ -6,13 +7,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 use tracing::error;
+use userspace_l7::model::Snapshot;
 
+use super::istio_cni::IstioCni;
 use crate::cni::{Command, Gate, Keeper, ListenError, Outcome, PluginSocket, SOCKET, Sandbox};
 use crate::config::AgentArgs;
 use crate::enrolment::{Admission, Arrival, Orders};
-use crate::mesh::{ObjectName, PodNetns};
+use crate::mesh::ObjectName;
+use crate::zds;
 
 /// How long the end of a sandbox may take to be taken notice of. A runtime ends many at once.
 const DEPARTURE_TIME: Duration = Duration::from_secs(2);
@@ -32,7 +37,7 @@ pub(super) enum RuntimeError {
 }
 
 /// What the plugin needs of the agent, where pods come from a runtime.
-pub(super) struct Runtime {
+struct Runtime {
     socket: PluginSocket,
     gate: Arc<dyn Gate>,
 }
@@ -40,7 +45,7 @@ pub(super) struct Runtime {
 impl Runtime {
     /// Listens for the plugin. Nothing where pods say themselves where they run.
     fn listen(args: &AgentArgs, orders: Orders) -> Result<Option<Self>, ListenError> {
-        if args.pod_netns() != PodNetns::Found {
+        if !args.finds_pods() {
             return Ok(None);
         }
         let socket = PluginSocket::open(&args.run_dir.join(SOCKET))?;
@@ -49,10 +54,32 @@ impl Runtime {
     }
 
     /// Answers the plugin until it is dropped.
-    pub(super) async fn serve(self) {
+    async fn serve(self) {
         if let Err(error) = self.socket.serve(self.gate).await {
             error!(%error, "cannot answer the CNI plugin: no pod can start");
         }
+    }
+}
+
+/// Who hears of pods from the node's runtime.
+pub(super) struct Ears {
+    /// From our plugin; nothing where pods come from a directory, or from istio-cni.
+    plugin: Option<Runtime>,
+    /// From istio-cni, where that names the pods.
+    istio_cni: Option<IstioCni>,
+}
+
+impl Ears {
+    /// Listens until it is aborted.
+    pub(super) fn open(self) -> Vec<JoinHandle<()>> {
+        let plugin = self.plugin.map(|plugin| tokio::spawn(plugin.serve()));
+        let istio_cni = self.istio_cni.map(|one| tokio::spawn(one.follow()));
+        plugin.into_iter().chain(istio_cni).collect()
+    }
+
+    /// How istio-cni fares, if it is listened to.
+    pub(super) fn istio_cni(&self) -> Option<watch::Receiver<zds::Condition>> {
+        self.istio_cni.as_ref().map(IstioCni::condition)
     }
 }
 
@@ -61,14 +88,18 @@ impl Runtime {
 pub(super) fn start(
     args: &AgentArgs,
     orders: &Orders,
-) -> Result<(Option<Runtime>, Option<Keeper>), RuntimeError> {
-    let runtime = Runtime::listen(args, orders.clone())?;
+    mesh: &watch::Sender<Arc<Snapshot>>,
+) -> Result<(Ears, Option<Keeper>), RuntimeError> {
+    let ears = Ears {
+        plugin: Runtime::listen(args, orders.clone())?,
+        istio_cni: IstioCni::new(args, orders.clone(), mesh.subscribe()),
+    };
     let keep = |installation| {
         let orders = orders.clone();
         Keeper::start(installation, move || orders.repaired(CNI))
     };
     let keeper = args.cni().map(keep).transpose();
-    Ok((runtime, keeper.map_err(RuntimeError::Keep)?))
+    Ok((ears, keeper.map_err(RuntimeError::Keep)?))
 }
 
 /// Brings what the runtime says to those who enrol pods.

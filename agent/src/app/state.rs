@@ -14,8 +14,8 @@ use userspace_l7::worker::{self, Direction, Worker};
 
 use crate::admin::{
     AdminState, AgentStatus, BoxFuture, Carriage, CertificateEntry, CertificateState,
-    CertificateStatus, ClusterStatus, ClusterTrouble, IstiodStatus, KeySetStatus, LiveConnection,
-    ManifestProblem, PluginStatus, Released,
+    CertificateStatus, ClusterStatus, ClusterTrouble, IstioCniStatus, IstiodStatus, KeySetStatus,
+    LiveConnection, ManifestProblem, PluginStatus, Released,
 };
 use crate::cni::Keeper;
 use crate::config::{AgentArgs, Authority};
@@ -26,6 +26,7 @@ use crate::keys::{KeyStatus, Named};
 use crate::mesh::status::{self, ObjectStatus};
 use crate::privilege;
 use crate::sources::{ClusterCondition, IstiodCondition, Problems, Severity, XdsAddress};
+use crate::zds;
 
 /// Lent to the admin servers.
 pub(super) struct State {
@@ -41,6 +42,8 @@ pub(super) struct State {
     stop: Notify,
     /// Keeps the CNI plugin in place.
     plugin: Option<Keeper>,
+    /// How istio-cni fares, where it names the pods.
+    istio_cni: Option<watch::Receiver<zds::Condition>>,
 }
 
 /// What others keep current.
@@ -76,12 +79,18 @@ impl State {
             objects: watch::Sender::new(Arc::default()),
             stop: Notify::new(),
             plugin: None,
+            istio_cni: None,
         }
     }
 
-    /// With the keeper of the CNI plugin.
-    pub(super) fn with_plugin(mut self, plugin: Option<Keeper>) -> Self {
+    /// With the keeper of the CNI plugin, and what is known of istio-cni.
+    pub(super) fn with_runtime(
+        mut self,
+        plugin: Option<Keeper>,
+        istio_cni: Option<watch::Receiver<zds::Condition>>,
+    ) -> Self {
         self.plugin = plugin;
+        self.istio_cni = istio_cni;
         self
     }
 
@@ -112,6 +121,15 @@ impl State {
         self.plugin.as_ref()?.complaint()
     }
 
+    /// How istio-cni fares, if it names the pods.
+    fn istio_cni(&self) -> Option<IstioCniStatus> {
+        let condition = self.istio_cni.as_ref()?.borrow();
+        Some(IstioCniStatus {
+            socket: condition.socket.display().to_string(),
+            reason: condition.complaint(),
+        })
+    }
+
     fn pending(&self) -> Vec<String> {
         let mut pending = enrolment::read(&self.ledger).pending();
         if let Some(source) = &*self.seen.source.borrow() {
@@ -134,6 +152,8 @@ impl State {
             self.complaint()
                 .map(|reason| format!("the CNI plugin: {reason}")),
         );
+        let unnamed = self.istio_cni().and_then(|istio_cni| istio_cni.reason);
+        pending.extend(unnamed.map(|reason| format!("istio-cni: {reason}")));
         if self.workers.iter().any(Worker::is_finished) {
             pending.push("a worker thread, which has failed".to_owned());
         }
@@ -188,6 +208,7 @@ impl AdminState for State {
             cni_plugin: self.plugin.as_ref().map(|plugin| PluginStatus {
                 reason: plugin.complaint(),
             }),
+            istio_cni: self.istio_cni(),
             repairs: ledger.repairs,
             pods_started: ledger.started,
             pods_stopped: ledger.stopped,
@@ -230,6 +251,7 @@ impl AdminState for State {
             "hostProc": args.host_proc,
             "cniConfDir": args.cni_conf_dir,
             "cniBinDir": args.cni_bin_dir,
+            "zdsSocket": args.zds_socket,
             "cniStartWithoutAgent": args.without_agent.cni_start_without_agent,
             "leaseSeconds": args.lease,
             "svidTtlSeconds": args.authority.svid_ttl,

@@ -10,10 +10,12 @@ use std::{
     sync::Arc,
 };
 
-use culvert_ebpf::{POD_DNS, POD_INBOUND_OPEN, POD_OUTBOUND_OPEN, PodEntry};
+use culvert_ebpf::{
+    POD_DNS, POD_INBOUND_OPEN, POD_OUTBOUND_OPEN, POD_REDIRECTED, PodEntry, UNREDIRECTED_MARK,
+};
 
 use super::{
-    Pod,
+    Pod, Rules,
     answers::Answers,
     changes::Changes,
     listeners::{self, DnsSockets, PodListeners, WorkerListeners},
@@ -115,9 +117,11 @@ impl ArmedPod {
     ) -> io::Result<Self> {
         let (netlink, changes) =
             netns.run(|| Ok::<_, io::Error>((Netlink::open()?, Changes::open()?)))??;
+        let mark = (pod.rules == Rules::IstioCni).then_some(UNREDIRECTED_MARK);
+        let maps = Arc::clone(&shared.maps);
         Ok(Self {
             programs,
-            sockets: Sockets::new(Arc::clone(&netns), Arc::clone(&shared.maps), answers),
+            sockets: Sockets::new(Arc::clone(&netns), maps, answers, mark),
             guarded: false,
             shared: shared.clone(),
             pod,
@@ -145,6 +149,9 @@ impl ArmedPod {
         }
         if !self.pod.outbound {
             flags |= POD_OUTBOUND_OPEN;
+        }
+        if self.pod.rules == Rules::IstioCni {
+            flags |= POD_REDIRECTED;
         }
         let ports = self.listeners.as_ref();
         Desired {

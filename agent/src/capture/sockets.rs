@@ -18,7 +18,7 @@ use std::{
 };
 
 use culvert_ebpf::{Address, FlowEntry, SOCKET_LEG, SOCKET_OWN, SocketNote};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt::Mark};
 
 use super::{
     answers::{Answer, Answers},
@@ -48,6 +48,8 @@ pub(crate) struct Sockets {
     netns: Arc<Netns>,
     maps: Arc<Maps>,
     answers: Answers,
+    /// What rules in the pod know sockets by that they leave alone; `None` where there are none.
+    mark: Option<u32>,
     tcp_v4: Stock,
     tcp_v6: Stock,
     udp_v4: Stock,
@@ -98,11 +100,17 @@ struct Shelf {
 }
 
 impl Sockets {
-    pub(super) fn new(netns: Arc<Netns>, maps: Arc<Maps>, answers: Answers) -> Arc<Self> {
+    pub(super) fn new(
+        netns: Arc<Netns>,
+        maps: Arc<Maps>,
+        answers: Answers,
+        mark: Option<u32>,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             netns,
             maps,
             answers,
+            mark,
             tcp_v4: Stock::default(),
             tcp_v6: Stock::default(),
             udp_v4: Stock::default(),
@@ -128,6 +136,10 @@ impl Sockets {
     /// As [`outbound`](Self::outbound).
     pub(crate) fn leg(&self, family: Family, client: SocketAddr) -> io::Result<OwnedFd> {
         let socket = self.outbound(family)?;
+        if self.mark.is_some() {
+            // It never leaves the pod, which is how the rules know it. With the mark, they would route each of its packets anew.
+            setsockopt(&socket, Mark, &0)?;
+        }
         let note = SocketNote {
             role: SOCKET_LEG,
             port: u32::from(client.port()),
@@ -297,6 +309,9 @@ impl Sockets {
         })??;
         for socket in &batch {
             self.maps.set_note(socket, &own_note())?;
+            if let Some(mark) = self.mark {
+                setsockopt(socket, Mark, &mark)?;
+            }
         }
         Ok(batch)
     }

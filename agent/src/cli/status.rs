@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::table::Table;
 use super::{CliError, StatusArgs, client};
 use crate::admin::{
-    AgentStatus, ClusterStatus, ClusterTrouble, IstiodStatus, KeySetStatus, ManifestProblem,
-    PodState,
+    AgentStatus, ClusterStatus, ClusterTrouble, IstioCniStatus, IstiodStatus, KeySetStatus,
+    ManifestProblem, PodState,
 };
 use crate::mesh::status::{Condition, ObjectStatus};
 
@@ -104,6 +104,9 @@ fn summary(text: &mut String, status: &AgentStatus, wide: bool) -> std::fmt::Res
     }
     if let Some(istiod) = &status.istiod {
         self::istiod(text, istiod, wide)?;
+    }
+    if let Some(istio_cni) = &status.istio_cni {
+        self::istio_cni(text, istio_cni)?;
     }
     keys(text, &status.key_sets)?;
     for (what, list) in [
@@ -200,6 +203,15 @@ fn istiod(text: &mut String, istiod: &IstiodStatus, wide: bool) -> std::fmt::Res
         }
     }
     Ok(())
+}
+
+/// Whether it is known which pods istio-cni has in the mesh, and why not.
+fn istio_cni(text: &mut String, istio_cni: &IstioCniStatus) -> std::fmt::Result {
+    let Some(reason) = &istio_cni.reason else {
+        return writeln!(text, "istio-cni {} names the pods", istio_cni.socket);
+    };
+    writeln!(text, "istio-cni {reason}")?;
+    writeln!(text, "          pods that it has named stay captured")
 }
 
 /// How many sets of keys there are, and what is wrong with any.

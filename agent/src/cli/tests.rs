@@ -11,8 +11,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, gets
 
 use super::{CliError, Command, status};
 use crate::admin::{
-    AgentStatus, ClusterStatus, ClusterTrouble, IstiodStatus, KeySetStatus, ManifestProblem,
-    PodState, PodStatus, sample_dump,
+    AgentStatus, ClusterStatus, ClusterTrouble, IstioCniStatus, IstiodStatus, KeySetStatus,
+    ManifestProblem, PodState, PodStatus, sample_dump,
 };
 use crate::mesh::status::ObjectStatus;
 
@@ -360,6 +360,13 @@ fn an_answer_that_breaks_off_is_an_error() {
     assert!(matches!(said, Err(CliError::Broken { .. })), "{said:?}");
 }
 
+fn istio_cni_away() -> IstioCniStatus {
+    IstioCniStatus {
+        socket: "/run/z.sock".to_owned(),
+        reason: Some("/run/z.sock: the connection has ended".to_owned()),
+    }
+}
+
 fn istiod_away() -> IstiodStatus {
     IstiodStatus {
         address: "https://istiod:15012".to_owned(),
@@ -440,6 +447,7 @@ fn ailing() -> AgentStatus {
         }),
         istiod: Some(istiod_away()),
         cni_plugin: None,
+        istio_cni: Some(istio_cni_away()),
         repairs: [("route".to_owned(), 2), ("rule".to_owned(), 1)].into(),
         pods_started: 2,
         pods_stopped: 0,
@@ -486,6 +494,8 @@ fn status_tells_what_is_wrong() {
          \x20         nothing is in force before: istio.security.Authorization\n\
          \x20         not taken over: app/p has action 7, which is unknown\n\
          \x20         istio.workload.Address: 3\n\
+         istio-cni /run/z.sock: the connection has ended\n\
+         \x20         pods that it has named stay captured\n\
          keys      1 of 2 sets fetched\n\
          \x20         http://a/keys: it is away: those of 2026-01-01T00:00:00Z stay in force\n\
          \x20         http://b/keys: it answers 404: tokens of its issuer are refused\n\

@@ -20,7 +20,7 @@ use userspace_l7::model::{Workload, WorkloadUid};
 use super::metrics::Labels;
 use super::resolve::{Answer, resolve};
 use super::wire::{self, Received};
-use super::{DnsMetrics, PodDns, PodNetwork, SnapshotSource, Transport, upstream};
+use super::{DnsMetrics, PodDns, PodNetwork, SnapshotSource, Transport, redirected, upstream};
 
 /// Queries of one pod and socket that may wait for a resolver at once. More are dropped, as a full
 /// network would: the pod asks again.
@@ -209,7 +209,7 @@ impl Client {
                 Ok((stream, place)) => {
                     let client = self.clone();
                     connections.spawn(async move {
-                        if let Err(error) = client.stream(stream).await {
+                        if let Err(error) = client.accepted(stream).await {
                             debug!(workload = %client.workload, %error, "dns connection ended early");
                         }
                         drop(place);
@@ -221,6 +221,16 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// Answers a connection's queries as those of whoever it was for.
+    async fn accepted(&self, stream: TcpStream) -> io::Result<()> {
+        let network = Arc::clone(&self.network);
+        let client = Self {
+            network: redirected::network(network, &stream, stream.local_addr()?),
+            ..self.clone()
+        };
+        client.stream(stream).await
     }
 
     /// Answers a connection's queries one after the other.

@@ -9,8 +9,25 @@ use tokio::sync::oneshot;
 
 use crate::mesh::ObjectName;
 
-/// How long a pod waits. The runtime tries again, with a new network namespace, as often as it likes.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Who waits with a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// The runtime, for any pod.
+    Runtime,
+    /// istio-cni, for a pod of which it knows that it is for the mesh.
+    IstioCni,
+}
+
+impl Asker {
+    /// How long a pod waits, and up to a tick longer. Both try again as often as they like, the runtime with a new network
+    /// namespace; istio-cni waits 5 s for an answer.
+    const fn patience(self) -> Duration {
+        match self {
+            Self::Runtime => Duration::from_secs(15),
+            Self::IstioCni => Duration::from_secs(3),
+        }
+    }
+}
 
 /// A pod for which the runtime has made a network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,14 +68,17 @@ pub(super) enum Standing {
 
 impl Standing {
     /// What is answered to a pod that has waited for some time; nothing if it has to wait longer.
-    fn answer(self, waited: Duration) -> Option<Admission> {
-        let is_late = waited >= PATIENCE;
-        match self {
-            Self::Captured => Some(Admission::Captured),
-            Self::NotInMesh => Some(Admission::NotInMesh),
-            Self::Hindered(why) => is_late.then_some(Admission::Refused(why)),
-            Self::Unknown => is_late.then(|| {
-                let seconds = PATIENCE.as_secs();
+    fn answer(self, asker: Asker, waited: Duration) -> Option<Admission> {
+        let patience = asker.patience();
+        let is_late = waited >= patience;
+        match (self, asker) {
+            (Self::Captured, _) => Some(Admission::Captured),
+            // istio-cni may have heard of its label first.
+            (Self::NotInMesh, Asker::IstioCni) if !is_late => None,
+            (Self::NotInMesh, _) => Some(Admission::NotInMesh),
+            (Self::Hindered(why), _) => is_late.then_some(Admission::Refused(why)),
+            (Self::Unknown, _) => is_late.then(|| {
+                let seconds = patience.as_secs();
                 Admission::Refused(format!(
                     "the API server has not told the agent of this pod within {seconds} s: see `culvert status`"
                 ))
@@ -75,8 +95,10 @@ pub(super) struct Arrivals {
 
 #[derive(Debug)]
 struct Waiting {
-    name: ObjectName,
+    /// `None` if it is known by its UID only.
+    name: Option<ObjectName>,
     pod_uid: Arc<str>,
+    asker: Asker,
     since: Instant,
     answer: oneshot::Sender<Admission>,
 }
@@ -85,13 +107,14 @@ impl Arrivals {
     /// Another one waits.
     pub(super) fn wait(
         &mut self,
-        name: ObjectName,
-        pod_uid: Arc<str>,
+        (name, pod_uid): (Option<ObjectName>, Arc<str>),
+        asker: Asker,
         answer: oneshot::Sender<Admission>,
     ) {
         self.waiting.push(Waiting {
             name,
             pod_uid,
+            asker,
             since: Instant::now(),
             answer,
         });
@@ -103,15 +126,15 @@ impl Arrivals {
     }
 
     /// Answers those who have waited long enough.
-    pub(super) fn settle(&mut self, standing: impl Fn(&ObjectName, &Arc<str>) -> Standing) {
+    pub(super) fn settle(&mut self, standing: impl Fn(Option<&ObjectName>, &Arc<str>) -> Standing) {
         let waiting = std::mem::take(&mut self.waiting);
         for one in waiting {
             // Whoever asked may have given up.
             if one.answer.is_closed() {
                 continue;
             }
-            let standing = standing(&one.name, &one.pod_uid);
-            match standing.answer(one.since.elapsed()) {
+            let standing = standing(one.name.as_ref(), &one.pod_uid);
+            match standing.answer(one.asker, one.since.elapsed()) {
                 Some(admission) => drop(one.answer.send(admission)),
                 None => self.waiting.push(one),
             }
@@ -123,19 +146,32 @@ impl Arrivals {
 mod tests {
     use std::time::Duration;
 
-    use super::{Admission, PATIENCE, Standing};
+    use super::{Admission, Asker, Standing};
 
     #[test]
     fn who_is_known_hears_at_once_and_who_is_not_waits() {
         let soon = Duration::from_millis(1);
         let hindered = || Standing::Hindered("no room".to_owned());
-        assert_eq!(Standing::Captured.answer(soon), Some(Admission::Captured));
-        assert_eq!(Standing::NotInMesh.answer(soon), Some(Admission::NotInMesh));
-        assert_eq!(hindered().answer(soon), None);
-        assert_eq!(Standing::Unknown.answer(soon), None);
-        let refused = Admission::Refused("no room".to_owned());
-        assert_eq!(hindered().answer(PATIENCE), Some(refused));
-        let unknown = Standing::Unknown.answer(PATIENCE);
-        assert!(matches!(unknown, Some(Admission::Refused(_))));
+        let refused = || Some(Admission::Refused("no room".to_owned()));
+        for asker in [Asker::Runtime, Asker::IstioCni] {
+            let patience = asker.patience();
+            let captured = Standing::Captured.answer(asker, soon);
+            assert_eq!(captured, Some(Admission::Captured));
+            assert_eq!(hindered().answer(asker, soon), None);
+            assert_eq!(Standing::Unknown.answer(asker, soon), None);
+            assert_eq!(hindered().answer(asker, patience), refused());
+            let unknown = Standing::Unknown.answer(asker, patience);
+            assert!(matches!(unknown, Some(Admission::Refused(_))));
+        }
+    }
+
+    #[test]
+    fn istio_cni_may_know_of_a_label_first() {
+        let soon = Duration::from_millis(1);
+        let answer = |asker, waited| Standing::NotInMesh.answer(asker, waited);
+        let no = Some(Admission::NotInMesh);
+        assert_eq!(answer(Asker::Runtime, soon), no);
+        assert_eq!(answer(Asker::IstioCni, soon), None);
+        assert_eq!(answer(Asker::IstioCni, Asker::IstioCni.patience()), no);
     }
 }

@@ -10,12 +10,14 @@ use userspace_l7::model::WorkloadUid;
 use super::arrivals::{Admission, Arrival};
 use crate::admin::Released;
 use crate::mesh::{Bystander, LocalPod};
+use crate::zds::Notice;
 
 /// What the thread is told.
 pub(super) enum Order {
     Wanted(Vec<LocalPod>, Vec<Bystander>),
     Arrival(Arrival, oneshot::Sender<Admission>),
     Check(Arrival, oneshot::Sender<Admission>),
+    Heard(Notice, oneshot::Sender<Admission>),
     /// Answered once nothing goes to the sandbox's address by itself any more.
     Departure(String, oneshot::Sender<()>),
     Repaired(&'static str),
@@ -48,6 +50,14 @@ impl Orders {
     pub(crate) fn check(&self, arrival: Arrival) -> oneshot::Receiver<Admission> {
         let (answer, admission) = oneshot::channel();
         self.give(Order::Check(arrival, answer));
+        admission
+    }
+
+    /// istio-cni has said something. The answer comes once that is done, and [`Admission::Captured`] where a pod is not
+    /// to be captured says no more than that.
+    pub(crate) fn hear(&self, notice: Notice) -> oneshot::Receiver<Admission> {
+        let (answer, admission) = oneshot::channel();
+        self.give(Order::Heard(notice, answer));
         admission
     }
 

@@ -47,6 +47,9 @@ impl Office {
     /// Releases what an earlier agent has captured and nobody wants any more. Only those are sure to be such that are
     /// wanted no more; once all that is wanted is captured, the others are, too.
     pub(super) fn release_inherited(&mut self, is_complete: bool) {
+        if self.is_under_istio_cni() && !self.list_is_whole() {
+            return;
+        }
         let Some(capture) = self.capture.as_mut().filter(|_| self.inherited) else {
             return;
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use userspace_l7::model::WorkloadUid;
 
-use super::arrivals::{Admission, Arrival, Standing};
+use super::arrivals::{Admission, Arrival, Asker, Standing};
 use super::whereabouts::Place;
 use super::{Office, read};
 use crate::mesh::ObjectName;
@@ -40,13 +40,14 @@ impl Office {
             let _given_up = answer.send(Admission::Refused(why));
             return;
         }
-        self.arrivals.wait(name, pod_uid, answer);
+        self.arrivals
+            .wait((Some(name), pod_uid), Asker::Runtime, answer);
         self.enrol_missing();
         self.settle_arrivals();
     }
 
     pub(super) fn check(&self, arrival: &Arrival) -> Admission {
-        match self.standing(&arrival.name, &arrival.pod_uid) {
+        match self.standing(Some(&arrival.name), &arrival.pod_uid) {
             Standing::Captured => Admission::Captured,
             Standing::NotInMesh => Admission::NotInMesh,
             Standing::Hindered(why) => Admission::Refused(why),
@@ -92,11 +93,12 @@ impl Office {
         self.arrivals = arrivals;
     }
 
-    fn standing(&self, name: &ObjectName, pod_uid: &Arc<str>) -> Standing {
+    fn standing(&self, name: Option<&ObjectName>, pod_uid: &Arc<str>) -> Standing {
+        let is_called = |called: &ObjectName| name.is_none_or(|name| called == name);
         let mut wanted = self.wanted.values();
-        let Some(pod) = wanted.find(|pod| pod.pod_uid == *pod_uid && pod.name == *name) else {
-            let key = (name.clone(), Arc::clone(pod_uid));
-            return if self.bystanders.contains(&key) {
+        let Some(pod) = wanted.find(|pod| pod.pod_uid == *pod_uid && is_called(&pod.name)) else {
+            let mut bystanders = self.bystanders.iter();
+            return if bystanders.any(|(called, uid)| uid == pod_uid && is_called(called)) {
                 Standing::NotInMesh
             } else {
                 Standing::Unknown

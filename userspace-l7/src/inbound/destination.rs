@@ -27,6 +27,8 @@ pub(super) enum Misdirected {
     Announced(u16),
     #[error("a connection of the pod's own lost its way out: capture's table of openings is full")]
     Outbound,
+    #[error("the connection was for {0}, which is no address of this workload")]
+    Elsewhere(SocketAddr),
 }
 
 impl Misdirected {
@@ -38,7 +40,8 @@ impl Misdirected {
             | Self::NoSuchPort { .. }
             | Self::OwnPort
             | Self::Announced(_)
-            | Self::Outbound => 503,
+            | Self::Outbound
+            | Self::Elsewhere(_) => 503,
         }
     }
 }
@@ -187,7 +190,7 @@ fn fronts(snapshot: &Snapshot, workload: &Workload, waypoint: Option<&WaypointRe
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
     use std::net::{IpAddr, SocketAddr};
     use std::num::NonZeroU16;
@@ -201,7 +204,7 @@ mod tests {
         TunnelProtocol, WaypointReference, Workload, WorkloadLabels, WorkloadUid,
     };
 
-    fn workload() -> Workload {
+    pub(in crate::inbound) fn workload() -> Workload {
         Workload {
             uid: WorkloadUid::new("k//Pod/app/server"),
             name: "server".into(),

@@ -161,6 +161,19 @@ pub(super) fn peer_addr(fd: &impl AsFd) -> io::Result<SocketAddr> {
     canonical(&SockRef::from(fd).peer_addr()?)
 }
 
+/// Where the connection went before a rule of this host redirected it, as connection tracking knows; the local address if
+/// no rule did.
+pub(super) fn original_destination(fd: &impl AsFd) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(fd);
+    let local = local_addr(fd)?;
+    // Each family has its own option, and a mapped IPv4 address its family's.
+    canonical(&if local.is_ipv4() {
+        socket.original_dst_v4()?
+    } else {
+        socket.original_dst_v6()?
+    })
+}
+
 /// Puts a descriptor under the runtime's epoll.
 pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and names the same descriptor for as long as it lives, and the

@@ -382,6 +382,15 @@ impl Tcp {
         socket::peer_addr(self)
     }
 
+    /// Where the connection went before a rule of this host redirected it (`SO_ORIGINAL_DST`); the local address if none did.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` if the host does not track connections, `ENOTCONN` if this one is gone.
+    pub fn original_destination(&self) -> io::Result<SocketAddr> {
+        socket::original_destination(self)
+    }
+
     async fn writable(&self) -> io::Result<()> {
         match &self.0.io {
             Io::Uring(ring) => {

@@ -27,7 +27,7 @@ const PROXY_LAYERS: [&[&str]; 19] = [
 
 /// What each part of the agent may name of the others. `app` and `main` put the parts together and may
 /// name all; the parts do not know each other beyond this.
-const AGENT_EDGES: [(&str, &[&str]); 22] = [
+const AGENT_EDGES: [(&str, &[&str]); 23] = [
     // Serves what the mesh says of each object, as the mesh's own value.
     ("admin", &["mesh"]),
     ("bench", &[]),
@@ -75,6 +75,7 @@ const AGENT_EDGES: [(&str, &[&str]); 22] = [
             "discovery",
             "mesh",
             "sentence",
+            "zds",
         ],
     ),
     // Names of the mesh are read as the DNS proxy reads them.
@@ -89,6 +90,7 @@ const AGENT_EDGES: [(&str, &[&str]); 22] = [
     ("signing", &[]),
     ("sources", &["mesh", "sentence"]),
     ("spans", &["fetch", "sentence"]),
+    ("zds", &["sentence"]),
 ];
 
 /// A dependency or keyword, and the only places that may name it.
@@ -120,6 +122,7 @@ const CONFINED: [(&str, &[&str]); 10] = [
             "agent/src/spans",
             "agent/src/bench",
             "agent/src/sources/istiod",
+            "agent/src/zds",
             "tests/",
         ],
     ),
@@ -130,6 +133,7 @@ const CONFINED: [(&str, &[&str]); 10] = [
         &[
             "userspace-l7/src/ring",
             "agent/src/capture",
+            "agent/src/zds/rights",
             "ebpf/",
             "tests/",
         ],

@@ -18,8 +18,8 @@ use std::{
 
 use super::{
     super::{
-        Capture, CaptureError, Enrolled, Openings, Pod, Settings, WorkerListeners, maps::Slot,
-        netns::Netns,
+        Capture, CaptureError, Enrolled, Openings, Pod, Rules, Settings, WorkerListeners,
+        maps::Slot, netns::Netns,
     },
     clerk::Clerk,
 };
@@ -50,6 +50,7 @@ impl TestPod {
             dns: false,
             inbound: true,
             outbound: true,
+            rules: Rules::None,
         }
     }
 
