@@ -11,6 +11,7 @@ pub mod collector;
 pub mod echo;
 pub mod envoy;
 pub mod gateway_conformance;
+pub mod istio_cni;
 pub mod jwt;
 pub mod keys;
 pub mod kubectl;

@@ -185,6 +185,37 @@ fn kustomize_and_helm_make_the_same_for_an_istiod() -> Result<()> {
     Ok(())
 }
 
+/// In the place of ztunnel under istio-cni, too: nothing is mounted any more by which an agent finds pods itself.
+#[test]
+fn kustomize_and_helm_make_the_same_under_istio_cni() -> Result<()> {
+    let (api, _lab) = server()?;
+    let overlay = stored(&api, &kustomized(&api, "istio-cni")?)?;
+    let by_value = chart(&[
+        "xds.address=https://istiod.istio-system.svc:15012",
+        "istioCni.enabled=true",
+    ])?;
+    same(&overlay, &stored(&api, &by_value)?)?;
+    let template = &overlay[r#""DaemonSet" "culvert-agent""#]["spec"]["template"]["spec"];
+    known("agent", &template["containers"][0]["args"])?;
+    let text = template.to_string();
+    for part in [
+        r#"{"name":"INPOD_UDS","value":"/var/run/ztunnel/ztunnel.sock"}"#,
+        r#""hostPath":{"path":"/var/run/ztunnel","type":"DirectoryOrCreate"}"#,
+    ] {
+        ensure!(text.contains(part), "no {part} in {text}");
+    }
+    for own in ["cni-conf", "cni-bin", "/host/proc", "SYS_PTRACE"] {
+        ensure!(!text.contains(own), "{own} in {text}");
+    }
+    let elsewhere = chart(&["istioCni.enabled=true", "istioCni.socketDir=/run/z"])?;
+    ensure!(elsewhere.contains("path: /run/z"), "{elsewhere}");
+    // What removes an agent looks for all that any agent leaves.
+    let removal = chart(&["istioCni.enabled=true", "uninstall=true"])?;
+    let as_ever = stored(&api, &chart(&["uninstall=true"])?)?;
+    ensure!(stored(&api, &removal)? == as_ever, "{removal}");
+    Ok(())
+}
+
 #[test]
 fn values_of_the_chart_change_what_it_renders() -> Result<()> {
     let (api, _lab) = server()?;

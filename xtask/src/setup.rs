@@ -68,7 +68,7 @@ pub(crate) fn run() -> Result<Tools> {
         ("cc", "build-essential"),
         ("c++", "build-essential"),
         ("ip", "iproute2"),
-        ("iptables-restore", "iptables"),
+        ("iptables-nft-restore", "iptables"),
     ])?;
     Ok(Tools {
         compiler,

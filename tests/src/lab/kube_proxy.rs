@@ -25,7 +25,7 @@ impl Node {
     /// # Errors
     /// If iptables is missing or refuses.
     pub fn proxy_services(&self, services: &[ServicePort]) -> Result<()> {
-        let mut command = Command::new("iptables-restore");
+        let mut command = Command::new("iptables-nft-restore");
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

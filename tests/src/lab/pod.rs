@@ -20,6 +20,8 @@ pub struct PodSpec {
     pub namespace: String,
     /// Its name, unique in the lab.
     pub name: String,
+    /// The UID that an API server would give it; none as in a directory.
+    pub uid: Option<String>,
     /// Service account, which is its identity in the mesh.
     pub service_account: String,
     /// Its labels.
@@ -37,6 +39,7 @@ impl PodSpec {
             node: node.to_owned(),
             namespace: "app".to_owned(),
             name: name.to_owned(),
+            uid: None,
             service_account: name.to_owned(),
             labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
             ports: BTreeMap::new(),
@@ -48,6 +51,13 @@ impl PodSpec {
     #[must_use]
     pub fn in_namespace(mut self, namespace: &str) -> Self {
         namespace.clone_into(&mut self.namespace);
+        self
+    }
+
+    /// Known by a UID.
+    #[must_use]
+    pub fn with_uid(mut self, uid: &str) -> Self {
+        self.uid = Some(uid.to_owned());
         self
     }
 
@@ -162,14 +172,20 @@ impl Pod {
             node,
             namespace,
             name,
+            uid,
             service_account,
             labels,
             ports,
             ..
         } = &*self.spec;
         let mut text = format!(
-            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  labels:\n"
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n"
         );
+        if let Some(uid) = uid {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "  uid: {uid}");
+        }
+        text.push_str("  labels:\n");
         for (label, value) in labels {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "    {label}: \"{value}\"");
