@@ -189,7 +189,7 @@ pub(crate) async fn serve_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) -> Option
     };
     let admitted = async {
         let workload = hub.workload(&pod.uid).await?;
-        arrival.check(&workload)?;
+        arrival.check(&workload.addresses)?;
         let to = destination::of_plaintext(&workload, address, arrived_at)?;
         let snapshot = hub.snapshot();
         let service = claim::from_outside(&snapshot, &workload, to, |bound| hub.choose(bound));

@@ -134,7 +134,7 @@ mod tests {
 
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
     use nix::sys::socket::{
-        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair,
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
     };
 
     use super::{LONGEST, Socket, SocketError};
@@ -169,6 +169,9 @@ mod tests {
         let two = ours.receive().await.unwrap();
         assert_eq!((&two.bytes[..], two.descriptors.len()), (&b"two"[..], 0));
         ours.send(b"yes").await.unwrap();
+        let mut answer = [0; 8];
+        let length = recv(theirs.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();
+        assert_eq!(&answer[..length], b"yes");
         drop(theirs);
         assert!(matches!(ours.receive().await, Err(SocketError::Ended)));
     }

@@ -190,7 +190,7 @@ fn fronts(snapshot: &Snapshot, workload: &Workload, waypoint: Option<&WaypointRe
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::collections::BTreeMap;
     use std::net::{IpAddr, SocketAddr};
     use std::num::NonZeroU16;
@@ -204,7 +204,7 @@ pub(super) mod tests {
         TunnelProtocol, WaypointReference, Workload, WorkloadLabels, WorkloadUid,
     };
 
-    pub(in crate::inbound) fn workload() -> Workload {
+    fn workload() -> Workload {
         Workload {
             uid: WorkloadUid::new("k//Pod/app/server"),
             name: "server".into(),

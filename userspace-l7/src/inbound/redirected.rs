@@ -7,7 +7,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use super::destination::Misdirected;
-use crate::model::Workload;
 use crate::ring::Tcp;
 
 /// Where the rules lead to (istio `cni/pkg/config`: `ZtunnelInboundPlaintextPort`).
@@ -46,14 +45,14 @@ impl Arrival {
         }
     }
 
-    /// Whether the workload is whom the client dialled.
+    /// Whether a workload with these addresses is whom the client dialled.
     ///
     /// # Errors
     /// It is not: a rule redirects also what is only passing by, and a neighbour on the pod's link can make it. To dial that for
     /// him would make the pod a relay.
-    pub(super) fn check(&self, workload: &Workload) -> Result<(), Misdirected> {
+    pub(super) fn check(&self, addresses: &[IpAddr]) -> Result<(), Misdirected> {
         let dialled = self.dialled.ip();
-        if dialled == self.own || workload.addresses.contains(&dialled) {
+        if dialled == self.own || addresses.contains(&dialled) {
             Ok(())
         } else {
             Err(Misdirected::Elsewhere(self.dialled))
@@ -67,7 +66,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::Arrival;
-    use crate::inbound::destination::{Misdirected, tests::workload};
+    use crate::inbound::destination::Misdirected;
 
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()
@@ -97,7 +96,7 @@ mod tests {
 
     #[test]
     fn the_pod_is_nobodys_relay() {
-        let workload = workload();
+        let addresses = ["10.0.0.2", "fd00::2"].map(|text| text.parse().unwrap());
         for (original, is_own) in [
             ("10.0.0.2:80", true),
             ("192.168.7.2:80", true),
@@ -111,7 +110,7 @@ mod tests {
             } else {
                 Err(Misdirected::Elsewhere(at(original)))
             };
-            assert_eq!(arrival.check(&workload), expected, "{original}");
+            assert_eq!(arrival.check(&addresses), expected, "{original}");
         }
     }
 }
