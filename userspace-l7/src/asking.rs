@@ -123,6 +123,7 @@ impl Asker<'_> {
             source: None,
             service,
             claimed: None,
+            legs: None,
         };
         let mut failed = AskError::NoEndpoint;
         for target in &endpoints.targets {

@@ -130,16 +130,14 @@ impl<'a> Beginning<'a> {
         }
     }
 
-    /// Whether anything has to come first on the way to this target.
+    /// Whether anything has to come first on the way to a target; `is_open`: others can listen there.
     ///
     /// # Errors
     /// Nothing may be sent to it at all.
-    fn needs(&self, target: &Target) -> Result<bool, OriginationError> {
+    fn needs(&self, is_open: bool) -> Result<bool, OriginationError> {
         match &self.opening.encryption {
             Encryption::Unusable(why) => Err(OriginationError::Unusable(Arc::clone(why))),
-            Encryption::Mesh if target.transport == Transport::Plain => {
-                Err(OriginationError::OutsideTheMesh)
-            }
+            Encryption::Mesh if is_open => Err(OriginationError::OutsideTheMesh),
             Encryption::Tls(_) => Ok(true),
             Encryption::None | Encryption::Mesh => Ok(self.opening.proxy_protocol.is_some()),
         }
@@ -226,8 +224,9 @@ pub(crate) async fn reach_with(
 ) -> Result<(Far, SocketAddr), DialError> {
     let to = target.destination;
     let unbegun = |source| DialError::Begin { to, source };
+    let is_open = target.transport == Transport::Plain;
     let beginning = match beginning {
-        Some(one) if one.needs(target).map_err(unbegun)? => Some(one),
+        Some(one) if one.needs(is_open).map_err(unbegun)? => Some(one),
         _ => None,
     };
     let Some(beginning) = beginning else {
@@ -251,6 +250,37 @@ pub(crate) async fn reach_with(
         Ok((begun.map_err(unbegun)?, at))
     });
     begun.await
+}
+
+/// Reaches a port of the pod's own application, which sees `client` as its peer.
+///
+/// # Errors
+/// As [`reach`].
+///
+/// # Cancel safety
+/// As [`reach`].
+pub(crate) async fn reach_own(
+    hub: &Hub,
+    pod: &Pod,
+    (to, client): (SocketAddr, SocketAddr),
+    (beginning, patience): (Beginning<'_>, Duration),
+) -> Result<Far, DialError> {
+    let failed = |source| DialError::Connect {
+        to,
+        source: Rc::new(source),
+    };
+    let unbegun = |source| DialError::Begin { to, source };
+    // Nobody but the pod's own node is in between.
+    let is_begun = !beginning.needs(false).map_err(unbegun)?;
+    let socket = pod.sockets.leg(Family::of(to), client).map_err(failed)?;
+    let connected = Tcp::connect_within(socket, to, patience).await;
+    let far = Far::Plain(connected.map_err(failed)?);
+    if is_begun {
+        return Ok(far);
+    }
+    let what = (beginning.opening, beginning.speaks);
+    let begun = begin(hub, far, what, Ends::of(Some(client), to), patience);
+    Box::pin(begun).await.map_err(unbegun)
 }
 
 async fn reach_bare(

@@ -4,11 +4,12 @@ mod carriage;
 mod claim;
 mod demands;
 mod destination;
+mod error;
 mod front;
+mod ingress;
 mod redirected;
 mod requests;
 
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,26 +18,25 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use crate::connections::{Carriage, Direction, LiveConnection, Tracked, Via, WorkloadGone};
-use crate::dial::{self, DialError};
-use crate::hbone::{self, Baggage, Cause, ConnectResponse, Incoming, OpeningClaim};
-use crate::hub::{Hub, UnknownWorkload};
+use crate::connections::{Carriage, Direction, LiveConnection, Tracked, Via};
+use crate::dial;
+use crate::hbone::{self, Baggage, ConnectResponse, Incoming, OpeningClaim};
+use crate::hub::Hub;
 use crate::model::{AppProtocol, Opening, ProxyProtocol, SpiffeId, Workload};
 use crate::origination::{Ends, OriginationError};
 use crate::pod::{Family, Pod};
-use crate::policy::http::HttpDenial;
-use crate::policy::{Allowed, Denial, DryRun};
+use crate::policy::{Allowed, DryRun};
 use crate::relay::Far;
 use crate::ring::{RecvBuf, Tcp};
-use crate::route;
-use crate::telemetry::{Metrics, Reporter, ResponseFlags, WatchedAction};
+use crate::telemetry::{Metrics, Reporter, WatchedAction};
 use crate::tls;
-use crate::waypoint;
 
 pub(crate) use carriage::Fulfilment;
 use carriage::{carry, fulfil};
 use demands::{Demanded, Protocol};
 use destination::{Called, Destination};
+use error::InboundError;
+use ingress::Ingress;
 use redirected::Arrival;
 
 /// Time that the application has to accept. It is on this node, so no answer means a full backlog.
@@ -50,91 +50,6 @@ const POLICY_WAIT: Duration = Duration::from_secs(2);
 
 /// What is said when it stays unknown.
 const UNKNOWN_OPENING: &str = "the server's node knows no policy by which the connection would begin with TLS or a PROXY header";
-
-/// Why a connection did not reach the application.
-#[derive(Debug, thiserror::Error)]
-enum InboundError {
-    #[error(transparent)]
-    UnknownWorkload(#[from] UnknownWorkload),
-    #[error(transparent)]
-    WorkloadGone(#[from] WorkloadGone),
-    #[error(transparent)]
-    Misdirected(#[from] destination::Misdirected),
-    #[error(transparent)]
-    Unserved(#[from] waypoint::Unserved),
-    #[error("nothing behind the waypoint takes the connection: {0}")]
-    Beyond(#[from] route::Refusal),
-    #[error("nothing behind the waypoint takes the connection: {0}")]
-    Dial(DialError),
-    #[error("connection closed due to policy rejection: {0}")]
-    Denied(Denial),
-    #[error("connection closed due to policy rejection: {0}")]
-    Demanded(HttpDenial),
-    #[error("the application does not answer at {to}: {source}")]
-    Application { to: SocketAddr, source: io::Error },
-    #[error("the connection to {to} cannot begin: {source}")]
-    Begin {
-        to: SocketAddr,
-        source: OriginationError,
-    },
-    #[error("no certificate for {0} has been issued yet")]
-    NoIdentity(SpiffeId),
-    #[error("TLS handshake failed: {0}")]
-    Tls(#[from] tls::TlsError),
-}
-
-impl InboundError {
-    fn flags(&self) -> ResponseFlags {
-        match self {
-            Self::UnknownWorkload(_)
-            | Self::WorkloadGone(_)
-            | Self::Misdirected(_)
-            | Self::Beyond(_)
-            | Self::Unserved(_) => ResponseFlags::None,
-            Self::Dial(error) => error.flags(),
-            Self::Denied(_) | Self::Demanded(_) => ResponseFlags::Deny,
-            Self::Application { .. } => ResponseFlags::Connect,
-            Self::NoIdentity(_) => ResponseFlags::IdentityError,
-            Self::Tls(_) | Self::Begin { .. } => ResponseFlags::TlsFailure,
-        }
-    }
-
-    /// The status that tells the client's node (spec: ztunnel's table).
-    fn status(&self) -> u16 {
-        match self {
-            Self::Misdirected(misdirected) => misdirected.status(),
-            Self::Denied(_) | Self::Demanded(_) => 401,
-            Self::UnknownWorkload(_)
-            | Self::WorkloadGone(_)
-            | Self::Unserved(_)
-            | Self::Beyond(_)
-            | Self::Dial(_)
-            | Self::Application { .. }
-            | Self::Begin { .. }
-            | Self::NoIdentity(_)
-            | Self::Tls(_) => 503,
-        }
-    }
-}
-
-impl InboundError {
-    /// What the client's `connect` would have said.
-    fn cause(&self) -> Option<Cause> {
-        match self {
-            Self::Application { source, .. } => Cause::of(source),
-            _ => None,
-        }
-    }
-
-    /// What the client's node is answered.
-    fn answer(&self) -> ConnectResponse {
-        let refused = ConnectResponse::refused(self.status(), self.cause());
-        match self {
-            Self::Begin { source, .. } => refused.because(&source.to_string()),
-            _ => refused,
-        }
-    }
-}
 
 /// A caller, as far as it has proven itself.
 struct Caller {
@@ -156,6 +71,34 @@ struct Asked<'a> {
     opening: (Opening, AppProtocol),
     /// What was called, for an application that is told.
     called: Option<Called>,
+}
+
+impl Asked<'_> {
+    /// To the application as it is.
+    fn plain(to: SocketAddr) -> Self {
+        Self {
+            to,
+            demands: None,
+            opening: (Opening::default(), AppProtocol::Tcp),
+            called: None,
+        }
+    }
+}
+
+/// A connection that may be carried.
+struct Judged {
+    workload: Arc<Workload>,
+    pass: Allowed,
+    tracked: Tracked,
+}
+
+/// What is made of plaintext.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
+enum Arrived {
+    /// Its requests are routed.
+    AtWaypoint(Judged, Ingress),
+    /// It goes to the application.
+    AtApplication(Admitted),
 }
 
 /// A connection that may be carried, and its application's end.
@@ -187,7 +130,7 @@ pub(crate) async fn serve_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) -> Option
         arrived_at,
         service: None,
     };
-    let admitted = async {
+    let arrived = async {
         let workload = hub.workload(&pod.uid).await?;
         arrival.check(&workload.addresses)?;
         let to = destination::of_plaintext(&workload, address, arrived_at)?;
@@ -195,20 +138,21 @@ pub(crate) async fn serve_plain(hub: &Rc<Hub>, pod: &Pod, client: Tcp) -> Option
         let service = claim::from_outside(&snapshot, &workload, to, |bound| hub.choose(bound));
         let demands =
             service.map(|one| Demanded::of_outsider(&snapshot, &workload, to, (&caller, one)));
-        let asked = Asked {
-            to,
-            demands: demands.as_ref(),
-            opening: (Opening::default(), AppProtocol::Tcp),
-            called: None,
-        };
-        let admitted = admit(hub, pod, workload, &caller, asked).await?;
-        Ok::<_, InboundError>((admitted, demands))
+        let judged = judge(hub, workload, &caller, (to, demands.as_ref()))?;
+        let ingress = demands.and_then(|demands| Ingress::of(&snapshot, to, demands));
+        if let Some(ingress) = ingress {
+            // Where its requests go is not known before they are read.
+            return Ok(Arrived::AtWaypoint(judged, ingress));
+        }
+        let admitted = reach(hub, pod, &caller, judged, Asked::plain(to)).await?;
+        Ok::<_, InboundError>(Arrived::AtApplication(admitted))
     };
-    let far = Far::Plain(client.clone());
-    match admitted.await {
-        Ok((admitted, Some(demands))) => Some(fulfil(hub, pod, caller, (admitted, demands), far)),
-        Ok((admitted, None)) => {
-            let far = (far, RecvBuf::default());
+    match arrived.await {
+        Ok(Arrived::AtWaypoint(judged, ingress)) => {
+            Some(ingress.serve(hub, pod, (caller, judged), client))
+        }
+        Ok(Arrived::AtApplication(admitted)) => {
+            let far = (Far::Plain(client), RecvBuf::default());
             Some(carry(hub, &caller, admitted, far))
         }
         Err(error) => {
@@ -325,8 +269,7 @@ async fn open_stream(
     }
 }
 
-/// Judges the caller and reaches the application. The connection is registered before it is judged, so a
-/// policy that changes in between ends it.
+/// Judges the caller and reaches the application.
 async fn admit(
     hub: &Rc<Hub>,
     pod: &Pod,
@@ -334,12 +277,17 @@ async fn admit(
     caller: &Caller,
     asked: Asked<'_>,
 ) -> Result<Admitted, InboundError> {
-    let Asked {
-        to,
-        demands,
-        opening: (opening, speaks),
-        called,
-    } = asked;
+    let judged = judge(hub, workload, caller, (asked.to, asked.demands))?;
+    reach(hub, pod, caller, judged, asked).await
+}
+
+/// Judges the caller. The connection is registered before it is judged, so a policy that changes in between ends it.
+fn judge(
+    hub: &Hub,
+    workload: Arc<Workload>,
+    caller: &Caller,
+    (to, demands): (SocketAddr, Option<&Demanded>),
+) -> Result<Judged, InboundError> {
     let via = Via {
         waypoint: demands.and_then(Demanded::waypoint).cloned(),
         service: demands.and_then(Demanded::service).cloned(),
@@ -369,6 +317,32 @@ async fn admit(
         info!(workload = %workload.uid, source = %caller.address, policy = %observed, "dry run");
     }
     let pass = verdict.decision.map_err(InboundError::Denied)?;
+    Ok(Judged {
+        workload,
+        pass,
+        tracked,
+    })
+}
+
+/// Reaches the application for a connection that has been judged.
+async fn reach(
+    hub: &Rc<Hub>,
+    pod: &Pod,
+    caller: &Caller,
+    judged: Judged,
+    asked: Asked<'_>,
+) -> Result<Admitted, InboundError> {
+    let Judged {
+        workload,
+        pass,
+        tracked,
+    } = judged;
+    let Asked {
+        to,
+        opening: (opening, speaks),
+        called,
+        ..
+    } = asked;
     let unreachable = |source| InboundError::Application { to, source };
     let socket = pod
         .sockets

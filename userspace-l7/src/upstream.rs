@@ -1,6 +1,8 @@
 //! L6: connections from a local pod to the endpoints of a service that speaks HTTP, for its application's requests and
 //! for the agent's own questions on its behalf.
 
+mod legs;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
@@ -21,6 +23,8 @@ use crate::route::{Target, Transport};
 use crate::telemetry::{Flow, Reporter, Security};
 use crate::traffic::Place;
 
+pub(crate) use legs::Legs;
+
 /// Who sends requests, and in which service's name.
 #[derive(Clone, Copy)]
 pub(crate) struct Origin<'a> {
@@ -34,6 +38,15 @@ pub(crate) struct Origin<'a> {
     /// Its port, and which of its waypoints they go through, if the server's node is to judge them by what the service
     /// demands.
     pub(crate) claimed: Option<(u16, Side)>,
+    /// How the pod's own application is reached, where they came to it from outside the mesh.
+    pub(crate) legs: Option<&'a Legs>,
+}
+
+impl<'a> Origin<'a> {
+    /// How a target is reached that is the pod itself.
+    fn legs_to(&self, target: &Target) -> Option<&'a Legs> {
+        self.legs.filter(|legs| legs.lead_to(target))
+    }
 }
 
 /// Why there is no connection; nothing of the request has left.
@@ -105,41 +118,60 @@ async fn make(
         Room::Fresh(place) => place,
         Room::Waiting(taken) => return Ok(taken),
     };
-    let request = || {
-        let service = &origin.service.key;
-        let request = ConnectRequest::to_address(target.destination)
-            .from_workload(&Baggage::of(origin.workload))
-            .forwarded(origin.source, Some(&service.hostname));
-        match origin.claimed {
-            Some((port, side)) => request.for_service(ServiceClaim::of(service, port, side)),
-            None => request,
-        }
-    };
-    let limit = endpoints.policy.connect_timeout;
-    let target_in_time = (target, dial::patience(limit));
-    let Origin {
-        hub, pod, workload, ..
-    } = origin;
-    let beginning = Beginning::of(endpoints, version.into(), origin.source);
-    let request = (request, Some(beginning));
-    let reached = dial::reach(hub, pod, workload, target_in_time, request);
-    let (far, at) = match limit {
+    let reached = reach(origin, (endpoints, target), version);
+    let (far, at) = match endpoints.policy.connect_timeout {
         None => reached.await?,
         Some(limit) => tokio::time::timeout(limit, reached)
             .await
             .map_err(|_elapsed| NoConnection::Late)??,
     };
-    let wire = wire(far);
-    let flow = origin.hub.metrics.open(flow(origin, target, at));
-    let wire = wire.accounted(Rc::new(flow), Peer::Server).holding(place);
-    let sender = http::connect(wire, version).await?;
+    let wire = wire(far).holding(place);
     let key = Rc::new(key(origin, (endpoints, target), at));
+    let wire = if let Some(legs) = origin.legs_to(target) {
+        // What passes there has been counted when it came to the pod.
+        legs.made(&key);
+        wire
+    } else {
+        let flow = origin.hub.metrics.open(flow(origin, target, at));
+        wire.accounted(Rc::new(flow), Peer::Server)
+    };
+    let sender = http::connect(wire, version).await?;
     let pool = &origin.hub.requests;
     Ok(Taken {
         lease: pool.adopt(&key, sender, keeping(&endpoints.policy)),
         is_reused: false,
         at,
     })
+}
+
+/// Reaches a target, and tells at which of its addresses.
+async fn reach(
+    origin: &Origin<'_>,
+    (endpoints, target): (&Endpoints, &Target),
+    version: Version,
+) -> Result<(Far, SocketAddr), dial::DialError> {
+    let patience = dial::patience(endpoints.policy.connect_timeout);
+    let Origin {
+        hub, pod, workload, ..
+    } = origin;
+    let beginning = Beginning::of(endpoints, version.into(), origin.source);
+    if let Some(legs) = origin.legs_to(target) {
+        let to = target.destination;
+        let far = dial::reach_own(hub, pod, (to, legs.client()), (beginning, patience)).await?;
+        return Ok((far, to));
+    }
+    let request = || {
+        let service = &origin.service.key;
+        let request = ConnectRequest::to_address(target.destination)
+            .from_workload(&Baggage::of(workload))
+            .forwarded(origin.source, Some(&service.hostname));
+        match origin.claimed {
+            Some((port, side)) => request.for_service(ServiceClaim::of(service, port, side)),
+            None => request,
+        }
+    };
+    let request = (request, Some(beginning));
+    dial::reach(hub, pod, workload, (target, patience), request).await
 }
 
 /// What connections to a target are kept under, one for each of its addresses.
@@ -164,8 +196,10 @@ fn key(origin: &Origin<'_>, (endpoints, target): (&Endpoints, &Target), at: Sock
         is_tunnelled: target.transport != Transport::Plain,
         service: origin.claimed.map(claimed),
         group: Some(endpoints.key.clone()),
-        // A header names one client.
-        client: origin.source.filter(|_| opening.proxy_protocol.is_some()),
+        // A header names one client, and so does a connection to the pod's own application.
+        client: origin
+            .source
+            .filter(|_| opening.proxy_protocol.is_some() || origin.legs_to(target).is_some()),
         opening: opening.clone(),
     }
 }

@@ -3,7 +3,8 @@
 //! ```text
 //!  application ─► welcome ─ sniff ─┬─► not HTTP: back to outbound, as bytes
 //!                                  └─► serve: each request ─► phases ─► upstream ─► endpoint
-//!  client of another data plane ─► inbound (front) ────┘
+//!  client of another data plane ─► inbound (front) ────┤
+//!  client outside the mesh ─► inbound (ingress) ───────┘
 //! ```
 
 mod account;
@@ -18,6 +19,7 @@ mod grpc;
 mod judging;
 mod limits;
 mod mirror;
+mod outsider;
 mod phases;
 
 use std::convert::Infallible;
@@ -38,6 +40,7 @@ use crate::telemetry::{RequestClient, Security};
 
 use client::{Client, Requester};
 pub(crate) use fronted::{Another, Behind, Fronted, Unserved, fronted, serve_another};
+pub(crate) use outsider::{Outsider, serve_outsider};
 
 /// What became of a connection.
 pub(crate) enum Welcome {
@@ -89,7 +92,7 @@ pub(crate) async fn welcome(
         dialled,
         recorded,
     };
-    Box::pin(serve(client, version, Wire::tcp(app, early))).await;
+    Box::pin(serve_tracked(client, version, Wire::tcp(app, early))).await;
     Welcome::Served
 }
 
@@ -133,7 +136,8 @@ fn addressed(
     is_seen.then(|| (Arc::clone(service), protocol))
 }
 
-async fn serve(client: Client, version: Version, wire: Wire) {
+/// As [`serve`], for connections that are shown nowhere else.
+async fn serve_tracked(client: Client, version: Version, wire: Wire) {
     let tracked = client.hub.connections.track(LiveConnection {
         workload: client.pod.uid.clone(),
         direction: Direction::Outbound,
@@ -144,6 +148,12 @@ async fn serve(client: Client, version: Version, wire: Wire) {
         peer: None,
         carriage: Carriage::Hbone,
     });
+    serve(client, version, wire).await;
+    drop(tracked);
+}
+
+/// Serves the requests of a connection to its end.
+async fn serve(client: Client, version: Version, wire: Wire) {
     let parting = client.pod.outlook.parting();
     let handover = Rc::<Handover>::default();
     let client = Rc::new(client);
@@ -157,5 +167,4 @@ async fn serve(client: Client, version: Version, wire: Wire) {
     if let Err(error) = http::serve(wire, version, service, handover, parting).await {
         debug!(%error, "client's connection ended");
     }
-    drop(tracked);
 }

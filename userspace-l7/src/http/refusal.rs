@@ -12,6 +12,7 @@ use http::{Response, StatusCode};
 
 use super::body::Body;
 use super::target::Malformed;
+use crate::policy::Denial;
 use crate::policy::ext_authz::Rejection;
 use crate::policy::http::HttpDenial;
 use crate::policy::jwt::TokenError;
@@ -35,6 +36,8 @@ pub(crate) enum Refusal {
     Unbegun(Rc<str>),
     /// The name that the client asks a wildcard for leads nowhere that it may go, and why.
     Unresolved(Rc<str>),
+    /// Its client, who has proven nothing, could not reach any endpoint by itself, and why.
+    Barred(Denial),
     /// The server ended the connection without a response.
     UpstreamReset,
     /// What the server sent is no HTTP.
@@ -139,7 +142,8 @@ impl Refusal {
                 "no_healthy_upstream",
                 "no healthy upstream",
             ),
-            Self::ConnectFailure => told(
+            // Whose policy it is, and which, is nothing for a stranger.
+            Self::ConnectFailure | Self::Barred(_) => told(
                 StatusCode::SERVICE_UNAVAILABLE,
                 GrpcCode::Unavailable,
                 Some(RequestFlag::UpstreamConnectionFailure),
@@ -279,6 +283,9 @@ impl Refusal {
     pub(crate) fn details(&self) -> Cow<'static, str> {
         match self {
             Self::Denied(denial) => Cow::Owned(denial.to_string()),
+            Self::Barred(why) => Cow::Owned(format!(
+                "upstream_reset_before_response_started{{connection_failure|{why}}}"
+            )),
             Self::Unbegun(why) => Cow::Owned(format!(
                 "upstream_reset_before_response_started{{connection_failure|{why}}}"
             )),
@@ -427,69 +434,4 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use http::{HeaderMap, StatusCode};
-
-    use super::{HttpDenial, OverLimit, Refusal, Rejection, is_grpc, trailers_only};
-
-    #[test]
-    fn grpc_clients_get_a_status_that_they_understand() {
-        let refused = Refusal::Denied(HttpDenial::NotAllowed);
-        let (plain, grpc) = (refused.answer(false), refused.answer(true));
-        assert_eq!(
-            (plain.status().as_u16(), grpc.status().as_u16()),
-            (403, 200)
-        );
-        assert_eq!(grpc.headers()["grpc-status"], "7");
-        assert_eq!(grpc.headers()["grpc-message"], "RBAC: access denied");
-        assert_eq!(
-            trailers_only(2, "ü%").headers()["grpc-message"],
-            "%C3%BC%25"
-        );
-    }
-
-    #[test]
-    fn refusals_in_others_words_keep_their_form() {
-        let mut headers = HeaderMap::new();
-        headers.insert("content-type", "text/html".parse().unwrap());
-        headers.append("set-cookie", "a=1".parse().unwrap());
-        headers.append("set-cookie", "b=2".parse().unwrap());
-        let body = bytes::Bytes::from_static(b"log in");
-        let rejected = Refusal::Rejected(Box::new(Rejection {
-            status: StatusCode::UNAUTHORIZED,
-            headers: headers.clone(),
-            body: body.clone(),
-        }));
-        let over = Refusal::OverLimit(Box::new(OverLimit { headers, body }));
-        for (refusal, status, grpc_status) in [(rejected, 401, "16"), (over, 429, "14")] {
-            let (plain, grpc) = (refusal.answer(false), refusal.answer(true));
-            assert_eq!(
-                (plain.status().as_u16(), grpc.status().as_u16()),
-                (status, 200)
-            );
-            assert_eq!(plain.headers()["content-type"], "text/html");
-            assert_eq!(grpc.headers()["content-type"], "application/grpc");
-            assert_eq!(grpc.headers()["grpc-status"], grpc_status);
-            assert_eq!(grpc.headers()["grpc-message"], "log in");
-            for answer in [plain, grpc] {
-                assert_eq!(answer.headers().get_all("set-cookie").iter().count(), 2);
-            }
-        }
-    }
-
-    #[test]
-    fn grpc_is_known_by_its_content_type() {
-        for (kind, expected) in [
-            ("application/grpc", true),
-            ("application/grpc+proto", true),
-            ("application/grpc;x=y", true),
-            ("application/grpc-web", false),
-            ("application/json", false),
-        ] {
-            let headers: HeaderMap = [("content-type".parse().unwrap(), kind.parse().unwrap())]
-                .into_iter()
-                .collect();
-            assert_eq!(is_grpc(&headers), expected, "{kind}");
-        }
-    }
-}
+mod tests;

@@ -174,7 +174,13 @@ pub(super) fn carry(
 }
 
 /// As [`carry`], with bytes that the client has sent already.
-async fn carry_after(hub: &Rc<Hub>, caller: Caller, admitted: Admitted, early: RecvBuf, far: Far) {
+pub(super) async fn carry_after(
+    hub: &Rc<Hub>,
+    caller: Caller,
+    admitted: Admitted,
+    early: RecvBuf,
+    far: Far,
+) {
     let mut early = early;
     if let Far::Plain(app) = &admitted.app
         && !early.is_empty()
@@ -189,7 +195,13 @@ async fn carry_after(hub: &Rc<Hub>, caller: Caller, admitted: Admitted, early: R
     carry(hub, &caller, admitted, (far, early)).await;
 }
 
-fn flow_of(snapshot: &Snapshot, caller: &Caller, workload: Arc<Workload>, to: SocketAddr) -> Flow {
+/// The connection, for metrics and the access log.
+pub(super) fn flow_of(
+    snapshot: &Snapshot,
+    caller: &Caller,
+    workload: Arc<Workload>,
+    to: SocketAddr,
+) -> Flow {
     let authenticated = caller.identity.is_some();
     let named = caller.service.as_deref();
     let service = named.and_then(|name| snapshot.service_named(name, &workload.namespace));

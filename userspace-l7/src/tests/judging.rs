@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ::http::StatusCode;
+use ::http::{HeaderName, StatusCode};
 
 use super::application::Application;
 use super::mesh::{Mesh, forward, key, policy, routes, rule};
@@ -172,5 +172,32 @@ fn policies_see_what_was_asked_for() {
         let last = heard.last().unwrap();
         assert!(last.starts_with("GET /open HTTP/1.1"), "{last}");
         assert!(!heard.concat().contains("x-culvert"), "{heard:?}");
+    });
+}
+
+#[test]
+fn what_is_more_than_who_judges_can_be_told_is_refused() {
+    on_both_backends(|| async {
+        let mesh = Mesh::new();
+        let app = Application::named(mesh.server("one"), "one");
+        let web = mesh.service("web", &["one"]);
+        let mut removing = forward(&[("web", 1)]);
+        removing.request_headers.remove = vec![HeaderName::from_static("x-told")];
+        let table = routes(vec![(HttpMatch::default(), removing)]);
+        mesh.bind("web", AppProtocol::Http1, table);
+        let mut talk = mesh.dial(web).await;
+        for (name, length, expected) in [
+            ("x-told", 1000, "200"),
+            ("x-told", 13 * 1024, "431"),
+            // Only what a filter may change is told.
+            ("x-other", 13 * 1024, "200"),
+            ("x-told", 1000, "200"),
+        ] {
+            let value = "a".repeat(length);
+            let request = format!("GET / HTTP/1.1\r\nhost: web\r\n{name}: {value}\r\n\r\n");
+            let (status, _body) = answer(&mut talk, &request).await;
+            assert_eq!(status, expected, "{name}: {length} bytes");
+        }
+        assert_eq!(app.heard().len(), 3, "what is refused reaches nobody");
     });
 }

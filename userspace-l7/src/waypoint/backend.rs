@@ -14,6 +14,7 @@ use crate::route::http::Filters;
 
 use super::affinity::Affinity;
 use super::client::{Client, name_asked_for, version_towards};
+use super::outsider;
 
 /// A rule's backend, or the service that was dialled.
 pub(super) struct Backend<'s> {
@@ -38,9 +39,11 @@ impl Backend<'_> {
             return found.map_err(|_no_port| Refusal::NoHealthyUpstream);
         }
         let wish = affinity.wish(client, &policy, parts);
-        let regard = (policy, wish);
-        endpoints::choose(&client.hub, snapshot, &client.workload, &towards, regard)
-            .map_err(|_none| Refusal::NoHealthyUpstream)
+        let regard = (policy, outsider::wish(client, wish));
+        let chosen = endpoints::choose(&client.hub, snapshot, &client.workload, &towards, regard);
+        let mut chosen = chosen.map_err(|_none| Refusal::NoHealthyUpstream)?;
+        outsider::bar(client, snapshot, &mut chosen.targets)?;
+        Ok(chosen)
     }
 
     /// What a request that matched an entry passes on its way to it.

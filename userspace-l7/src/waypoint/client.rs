@@ -10,14 +10,14 @@ use crate::asking::Asker;
 use crate::http::{Refusal, Version};
 use crate::hub::Hub;
 use crate::model::{
-    LoadBalancerMode, PortLayer7, RequestHead, Service, ServiceLayer7, Side, Snapshot, SpiffeId,
-    Workload,
+    LoadBalancerMode, PortLayer7, PortRoutes, RequestHead, Service, ServiceLayer7, Side, Snapshot,
+    SpiffeId, Workload,
 };
 use crate::pod::Pod;
 use crate::route::named::Name;
 use crate::route::{Target, Towards};
 use crate::telemetry::RequestClient;
-use crate::upstream::{self, Origin};
+use crate::upstream::{self, Legs, Origin};
 
 /// A connection to a service with layer 7.
 pub(super) struct Client {
@@ -42,28 +42,50 @@ pub(super) enum Requester {
     Pod,
     /// Another's, who proved to be this and was told that the pod is the waypoint.
     Another(SpiffeId),
+    /// Another's, who has proven nothing, and whose connection came to the pod's own application.
+    Outsider(Legs),
 }
 
 impl Client {
     /// Who asks, as it is proven.
-    pub(super) fn identity(&self) -> SpiffeId {
+    pub(super) fn identity(&self) -> Option<SpiffeId> {
         match &self.requester {
-            Requester::Pod => self.workload.identity(),
-            Requester::Another(identity) => identity.clone(),
+            Requester::Pod => Some(self.workload.identity()),
+            Requester::Another(identity) => Some(identity.clone()),
+            Requester::Outsider(_) => None,
         }
     }
 
-    /// The Kubernetes namespace of who asks.
+    /// The Kubernetes namespace that names are looked up for: that of who asks, if it has one.
     pub(super) fn namespace(&self) -> &str {
         match &self.requester {
-            Requester::Pod => &self.workload.namespace,
+            Requester::Pod | Requester::Outsider(_) => &self.workload.namespace,
             Requester::Another(identity) => identity.namespace(),
+        }
+    }
+
+    /// The routes of a port that hold for who asks. Of no namespace are those that hold for everybody.
+    pub(super) fn routes<'s>(&self, port: &'s PortLayer7) -> &'s PortRoutes {
+        match &self.requester {
+            Requester::Pod | Requester::Another(_) => port.routes_for(self.namespace()),
+            Requester::Outsider(_) => &port.routes,
         }
     }
 
     /// Whether endpoints see another identity than that of who asks, so that only this node can judge it.
     pub(super) fn is_unknown_beyond(&self) -> bool {
-        matches!(self.requester, Requester::Another(_))
+        match self.requester {
+            Requester::Pod => false,
+            Requester::Another(_) | Requester::Outsider(_) => true,
+        }
+    }
+
+    /// The pod's own application, to which a client outside the mesh has come.
+    pub(super) fn legs(&self) -> Option<&Legs> {
+        match &self.requester {
+            Requester::Pod | Requester::Another(_) => None,
+            Requester::Outsider(legs) => Some(legs),
+        }
     }
 
     /// Whether a target's node judges what this client asks.
@@ -101,6 +123,7 @@ impl Client {
             source: Some(self.source),
             service: &self.service,
             claimed: (!self.is_unknown_beyond()).then(|| (self.dialled.port(), self.side)),
+            legs: self.legs(),
         }
     }
 

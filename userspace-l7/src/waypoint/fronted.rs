@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::client::{Client, Requester};
-use super::serve;
+use super::serve_tracked;
 use crate::hbone::Authority;
 use crate::http::{Version, Wire};
 use crate::hub::Hub;
@@ -167,7 +167,7 @@ pub(crate) async fn serve_another(
         dialled,
         recorded,
     };
-    serve(client, version, wire).await;
+    serve_tracked(client, version, wire).await;
 }
 
 #[cfg(test)]

@@ -36,7 +36,11 @@ fn parse(text: &str) -> Option<Duration> {
 mod tests {
     use std::time::Duration;
 
-    use super::parse;
+    use http::HeaderMap;
+    use proptest::prelude::*;
+
+    use super::{TIMEOUT, parse, timeout};
+    use crate::tests::any_head;
 
     #[test]
     fn a_timeout_is_a_number_and_a_unit() {
@@ -57,6 +61,24 @@ mod tests {
             ("1ü", None),
         ] {
             assert_eq!(parse(text), expected, "{text}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_a_client_says_no_more_is_granted_than_its_rule_does(
+            head in any_head(),
+            granted in proptest::option::of(0..100_000_u64),
+        ) {
+            let granted = granted.map(Duration::from_millis);
+            let found = timeout(&head.headers, granted);
+            if let Some(granted) = granted {
+                prop_assert!(found.is_some_and(|found| found <= granted));
+            }
+            let says_nothing = head.headers.get(TIMEOUT).is_none();
+            prop_assert!(!says_nothing || found == timeout(&HeaderMap::new(), granted));
         }
     }
 }

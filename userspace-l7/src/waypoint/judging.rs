@@ -152,7 +152,7 @@ pub(super) async fn judge_here(
     let workload = target.and_then(|target| target.workload.as_ref());
     let server = workload.map(|one| one.identity());
     let identity = client.identity();
-    let (demanded, call) = demanded(client, layer7, &identity);
+    let (demanded, call) = demanded(client, layer7, identity.as_ref());
     let call = Call {
         destination: target.map_or(call.destination, |target| target.destination),
         server: server.as_ref(),
@@ -176,7 +176,7 @@ pub(super) fn foresee(
         return Ok(());
     };
     let identity = client.identity();
-    let (demanded, call) = demanded(client, layer7, &identity);
+    let (demanded, call) = demanded(client, layer7, identity.as_ref());
     judgement::foresee(&client.hub, &demanded, &call, parts)
 }
 
@@ -184,18 +184,19 @@ pub(super) fn foresee(
 fn demanded<'a>(
     client: &Client,
     layer7: &'a ServiceLayer7,
-    identity: &'a SpiffeId,
+    identity: Option<&'a SpiffeId>,
 ) -> (Demanded<'a>, Call<'a>) {
     let demanded = Demanded {
         demands: &layer7.demands,
         port: client.dialled.port(),
     };
     let call = Call {
-        identity: Some(identity),
+        identity,
         source: client.source,
         destination: client.dialled,
         server: None,
-        waypoint: Some(&layer7.waypoint_identity),
+        // Who has proven nothing did not come through it.
+        waypoint: identity.map(|_| &layer7.waypoint_identity),
     };
     (demanded, call)
 }

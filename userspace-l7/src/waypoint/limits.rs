@@ -68,7 +68,7 @@ fn descriptor_of<'a>(
 ) -> Vec<(Cow<'a, str>, Cow<'a, str>)> {
     let identity = client.identity();
     let caller = Caller {
-        identity: Some(&identity),
+        identity: identity.as_ref(),
         address: client.source.ip(),
     };
     descriptor(&limit.per, caller, head)

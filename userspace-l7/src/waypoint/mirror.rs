@@ -19,6 +19,7 @@ use crate::upstream;
 
 use super::client::{Client, version_towards};
 use super::judging::Heads;
+use super::outsider;
 
 /// Time that a mirror has for its whole answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -60,9 +61,10 @@ pub(super) fn send(
             let towards = client.towards(service, port, subset.as_ref());
             let policy = endpoints::policy(&snapshot, &towards);
             let regard = (policy, Wish::default());
-            let endpoints =
-                endpoints::choose(&client.hub, &snapshot, &client.workload, &towards, regard)
-                    .ok()?;
+            let chosen =
+                endpoints::choose(&client.hub, &snapshot, &client.workload, &towards, regard);
+            let mut endpoints = chosen.ok()?;
+            outsider::bar(&client, &snapshot, &mut endpoints.targets).ok()?;
             let target = endpoints.targets.first()?;
             let _admitted = endpoints.admit_request()?;
             let _attended = endpoints.group.attend(target.destination);

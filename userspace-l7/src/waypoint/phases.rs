@@ -307,7 +307,7 @@ impl Exchange<'_> {
         let Some(port) = self.client.port(&self.snapshot) else {
             return Ok(None);
         };
-        match port.routes_for(self.client.namespace()) {
+        match self.client.routes(port) {
             PortRoutes::None | PortRoutes::Tcp(_) => Ok(None),
             PortRoutes::Http(table) => match route::select(table, &RequestHead::of(parts)) {
                 Some(entry) if entry.rule.is_usable => Ok(Some(entry)),
