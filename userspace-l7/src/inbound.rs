@@ -93,7 +93,6 @@ struct Judged {
 }
 
 /// What is made of plaintext.
-#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
 enum Arrived {
     /// Its requests are routed.
     AtWaypoint(Judged, Ingress),

@@ -76,7 +76,7 @@ fn mesh(policy: Option<AuthorizationPolicy>) -> Snapshot {
         );
         drop(mesh.workloads.insert(workload.uid.clone(), workload));
     }
-    for policy in policy {
+    if let Some(policy) = policy {
         drop(mesh.policies.insert(policy.key.clone(), Arc::new(policy)));
     }
     mesh
