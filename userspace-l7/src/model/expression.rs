@@ -117,13 +117,13 @@ fn stranger<'e>(expression: &'e Expr, bound: &mut Vec<&'e str>) -> Option<String
             Expr::Ident(root) => unknown_field(root, &select.field, bound),
             operand => stranger(operand, bound),
         },
-        Expr::Call(call) => match field_by_index(call) {
-            Some((root, field)) => unknown_field(root, field, bound),
-            None => {
-                let target = call.target.iter().map(|target| &target.expr);
-                first(target.chain(call.args.iter().map(|one| &one.expr)), bound)
+        Expr::Call(call) => {
+            if let Some((root, field)) = field_by_index(call) {
+                return unknown_field(root, field, bound);
             }
-        },
+            let target = call.target.iter().map(|target| &target.expr);
+            first(target.chain(call.args.iter().map(|one| &one.expr)), bound)
+        }
         Expr::List(list) => first(list.elements.iter().map(|one| &one.expr), bound),
         Expr::Map(map) => first(
             map.entries.iter().flat_map(|one| of_entry(&one.expr)),

@@ -1,6 +1,6 @@
 //! Clients outside the mesh whose connection came to a pod of a service that wants them at its waypoint. No node of theirs
 //! routes their requests, so the pod's does: as for a client that was told the pod were the waypoint, but that this one has
-//! proven nothing (ADR 0021).
+//! proven nothing (ADR 0022).
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;

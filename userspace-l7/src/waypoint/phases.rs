@@ -141,8 +141,7 @@ impl Exchange<'_> {
         };
         let limit = grpc::timeout(&parts.headers, rule.and_then(|rule| rule.timeout));
 
-        let filters = matched.map(|entry| backend.filters(entry));
-        let filters = self.change_first(filters, &mut parts)?;
+        let filters = self.change_first((&backend, matched), &mut parts)?;
         let (client, snapshot) = (self.client, &self.snapshot);
         let judged = ((rule, filters.as_ref()), &mut endpoints.targets);
         let judged = judging::judge(client, snapshot, judged, (parts, &mut body));
@@ -252,9 +251,10 @@ impl Exchange<'_> {
     /// make of it is what the client asks for. Those of other routes come back: policies are about what was asked of them.
     fn change_first<'f>(
         &self,
-        filters: Option<Filters<'f>>,
+        (backend, matched): (&'f Backend<'_>, Matched<'f>),
         parts: &mut request::Parts,
     ) -> Result<Option<Filters<'f>>, Refusal> {
+        let filters = matched.map(|entry| backend.filters(entry));
         if !self.has_consumer_routes() {
             return Ok(filters);
         }
