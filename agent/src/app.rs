@@ -197,7 +197,7 @@ impl Awaited {
     fn of(args: &AgentArgs) -> Self {
         Self {
             objects: true,
-            istiod: args.istiod().is_some(),
+            istiod: args.istiod.xds_address.is_some(),
         }
     }
 }
@@ -303,7 +303,7 @@ fn identities(
 ) -> Result<(Arc<Identities>, SvidKeeper)> {
     let identities = Arc::<Identities>::default();
     let published = Arc::clone(&identities);
-    let keeper = match args.authority() {
+    let keeper = match args.authority()? {
         Authority::Remote(settings) => {
             let seen = snapshot.subscribe();
             let mesh = Arc::new(move || Arc::clone(&seen.borrow()));
@@ -434,7 +434,7 @@ impl Mesh {
             let take = move |found| lock(&mesh).find(found);
             HostWatch::start(hosts, take).context("cannot look hosts up")?
         };
-        let istiod = match args.istiod() {
+        let istiod = match args.istiod()? {
             Some(settings) => {
                 let mesh = Arc::clone(&mesh);
                 let take = move |announcements| lock(&mesh).hear(announcements);

@@ -5,6 +5,7 @@ mod authority;
 mod control_plane;
 mod controller;
 mod istiod;
+mod variables;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -25,6 +26,7 @@ pub use self::authority::{Authority, AuthorityArgs};
 pub use self::control_plane::ControlPlaneArgs;
 pub use self::controller::{ControllerArgs, IstiodChoice};
 pub use self::istiod::IstiodArgs;
+pub use self::variables::InvalidVariable;
 
 /// The shortest pause between two fetches of one key set.
 const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
@@ -83,7 +85,7 @@ pub struct AgentArgs {
         long,
         default_value = "Kubernetes",
         value_name = "NAME",
-        env = "CLUSTER_ID"
+        env = variables::cluster()
     )]
     pub cluster: String,
 
@@ -219,7 +221,10 @@ impl From<LogFormat> for logging::LogFormat {
 
 impl AgentArgs {
     /// Who issues identities.
-    pub fn authority(&self) -> Authority {
+    ///
+    /// # Errors
+    /// [`InvalidVariable`]: a `CA_HEADER_` cannot be sent.
+    pub fn authority(&self) -> Result<Authority, InvalidVariable> {
         self.authority.authority(&self.run_dir, &self.cluster)
     }
 
@@ -232,7 +237,10 @@ impl AgentArgs {
     }
 
     /// How istiod is asked for layer 4, if it is.
-    pub fn istiod(&self) -> Option<IstiodSettings> {
+    ///
+    /// # Errors
+    /// [`InvalidVariable`]: an `XDS_HEADER_` or `ISTIO_META_` cannot be sent.
+    pub fn istiod(&self) -> Result<Option<IstiodSettings>, InvalidVariable> {
         self.istiod.settings(&self.node, &self.cluster)
     }
 

@@ -18,7 +18,7 @@ use crate::admin::{
     LiveConnection, ManifestProblem, PluginStatus, Released,
 };
 use crate::cni::Keeper;
-use crate::config::{AgentArgs, Authority};
+use crate::config::AgentArgs;
 use crate::direct::Direct;
 use crate::enrolment::{self, Enrolment, Ledger, Orders};
 use crate::identity::{SvidState, SvidStatus};
@@ -221,9 +221,10 @@ impl AdminState for State {
 
     fn config(&self) -> serde_json::Value {
         let args = &self.args;
-        let (ca_dir, ca_address) = match args.authority() {
-            Authority::Local(directory) => (Some(directory), None),
-            Authority::Remote(settings) => (None, Some(settings.address.to_string())),
+        let ca_address = args.authority.ca_address.as_ref().map(ToString::to_string);
+        let ca_dir = match &ca_address {
+            Some(_) => None,
+            None => Some(args.authority.directory(&args.run_dir)),
         };
         json!({
             "node": args.node,

@@ -1,11 +1,13 @@
 //! Who issues a node's identities: a CA in a directory, or one that is asked.
 
+use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use hyper::Uri;
 
+use super::variables::{self, CA_HEADER, InvalidVariable};
 use crate::identity::{RemoteSettings, RootSource};
 
 /// Who issues identities.
@@ -16,7 +18,8 @@ pub struct AuthorityArgs {
     #[arg(long, value_name = "DIR", conflicts_with = "ca_address")]
     pub ca_dir: Option<PathBuf>,
 
-    /// Asks this authority for identities rather than a local CA: istiod, istio-csr or `culvert controller`
+    /// Asks this authority for identities rather than a local CA: istiod, istio-csr or `culvert controller`. Variables
+    /// `CA_HEADER_<name>` are headers of these calls
     #[arg(long, value_name = "https://HOST:PORT", env = "CA_ADDRESS", value_parser = address)]
     pub ca_address: Option<Uri>,
 
@@ -64,19 +67,28 @@ pub enum Authority {
 
 impl AuthorityArgs {
     /// Who issues identities, for an agent with this run directory in this cluster.
-    pub fn authority(&self, run_dir: &Path, cluster: &str) -> Authority {
+    ///
+    /// # Errors
+    /// [`InvalidVariable`]: a `CA_HEADER_` cannot be sent.
+    pub fn authority(&self, run_dir: &Path, cluster: &str) -> Result<Authority, InvalidVariable> {
         let Some(address) = self.ca_address.clone() else {
-            let default = || run_dir.join("ca");
-            return Authority::Local(self.ca_dir.clone().unwrap_or_else(default));
+            return Ok(Authority::Local(self.directory(run_dir)));
         };
-        Authority::Remote(RemoteSettings {
+        Ok(Authority::Remote(RemoteSettings {
             address,
             server_name: self.ca_hostname.clone(),
             root: self.ca_root.clone(),
             token: self.ca_token.clone(),
             cluster: cluster.to_owned(),
             lifetime: self.lifetime(),
-        })
+            headers: variables::headers(CA_HEADER, env::vars_os())?,
+        }))
+    }
+
+    /// Directory of the local CA, for an agent with this run directory; not used where another is asked.
+    pub fn directory(&self, run_dir: &Path) -> PathBuf {
+        let default = || run_dir.join("ca");
+        self.ca_dir.clone().unwrap_or_else(default)
     }
 
     /// Lifetime of identities.

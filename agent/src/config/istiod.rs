@@ -1,9 +1,11 @@
 //! What the command line and the environment say of istiod, with ztunnel's names of variables.
 
+use std::env;
 use std::path::PathBuf;
 
 use clap::Args;
 
+use super::variables::{self, InvalidVariable, XDS_HEADER};
 use crate::sources::{Asking, IstiodSettings, XdsAddress};
 
 /// Where ztunnel's chart mounts what istiod is known by, and what we are.
@@ -14,7 +16,8 @@ const TOKEN: &str = "/var/run/secrets/tokens/istio-token";
 #[derive(Args, Clone, Debug)]
 pub struct IstiodArgs {
     /// Takes workloads, services and policies of layer 4 from istiod at this address, such as
-    /// `https://istiod.istio-system.svc:15012`; everything else stays with the other source
+    /// `https://istiod.istio-system.svc:15012`; everything else stays with the other source. Variables `XDS_HEADER_<name>`
+    /// are headers of these calls, `ISTIO_META_<key>` metadata of the node
     #[arg(long, value_name = "URL", env = "XDS_ADDRESS")]
     pub xds_address: Option<XdsAddress>,
 
@@ -60,9 +63,19 @@ pub struct IstiodArgs {
 
 impl IstiodArgs {
     /// How istiod is asked, if it is.
-    pub fn settings(&self, node: &str, cluster: &str) -> Option<IstiodSettings> {
-        Some(IstiodSettings {
-            address: self.xds_address.clone()?,
+    ///
+    /// # Errors
+    /// [`InvalidVariable`]: an `XDS_HEADER_` or `ISTIO_META_` cannot be sent.
+    pub fn settings(
+        &self,
+        node: &str,
+        cluster: &str,
+    ) -> Result<Option<IstiodSettings>, InvalidVariable> {
+        let Some(address) = self.xds_address.clone() else {
+            return Ok(None);
+        };
+        Ok(Some(IstiodSettings {
+            address,
             hostname: self.xds_hostname.clone(),
             root_ca: self.xds_root_ca.clone(),
             token: self.xds_token.clone(),
@@ -72,7 +85,9 @@ impl IstiodArgs {
                 address: self.instance_ip.to_string(),
                 node: node.to_owned(),
                 cluster: cluster.to_owned(),
+                metadata: variables::metadata(env::vars_os())?,
             },
-        })
+            headers: variables::headers(XDS_HEADER, env::vars_os())?,
+        }))
     }
 }

@@ -49,6 +49,8 @@ pub struct RemoteSettings {
     pub cluster: String,
     /// For how long certificates are asked.
     pub lifetime: Duration,
+    /// Headers of the operator's, for whoever passes the calls on. The agent's own go before them.
+    pub headers: HeaderMap,
 }
 
 /// Where the authorities of the authority's server are found, as ztunnel's `CA_ROOT_CA` says it.
@@ -239,18 +241,23 @@ impl RemoteCa {
             return Err(RemoteError::NoToken { path: path() });
         }
         bearer.set_sensitive(true);
-        let mut headers = HeaderMap::new();
-        headers.insert(AUTHORIZATION, bearer);
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static(signing::CONTENT_TYPE),
-        );
-        if let Ok(cluster) = HeaderValue::try_from(&self.settings.cluster) {
-            headers.insert(CLUSTER, cluster);
-        }
-        Ok(headers)
+        let said = self.settings.headers.clone();
+        Ok(with_own(said, bearer, &self.settings.cluster))
     }
+}
+
+/// The operator's headers and the agent's, which go before them.
+pub(super) fn with_own(mut headers: HeaderMap, bearer: HeaderValue, cluster: &str) -> HeaderMap {
+    headers.insert(AUTHORIZATION, bearer);
+    headers.insert(TE, HeaderValue::from_static("trailers"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static(signing::CONTENT_TYPE),
+    );
+    if let Ok(cluster) = HeaderValue::try_from(cluster) {
+        headers.insert(CLUSTER, cluster);
+    }
+    headers
 }
 
 /// A key, and a request with an empty subject that names the identity (ECDSA P-256, as ztunnel's).

@@ -16,12 +16,14 @@ mod messages;
 mod subscription;
 mod translate;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use hyper::header::HeaderMap;
 use jiff::Timestamp;
 use tokio::runtime;
 use tokio::sync::{oneshot, watch};
@@ -59,6 +61,8 @@ pub struct Settings {
     pub token: PathBuf,
     /// Who we are.
     pub node: Asking,
+    /// Headers of the operator's, for whoever passes the calls on. The agent's own go before them.
+    pub headers: HeaderMap,
 }
 
 /// Who asks istiod, as ztunnel would say it.
@@ -74,6 +78,9 @@ pub struct Asking {
     pub node: String,
     /// Cluster that the node is in.
     pub cluster: String,
+    /// What else the operator says of the node, by key; it goes before what the agent says under the same one, as in
+    /// ztunnel.
+    pub metadata: BTreeMap<String, String>,
 }
 
 impl Asking {
@@ -85,8 +92,9 @@ impl Asking {
             address,
             node,
             cluster,
+            metadata,
         } = self;
-        let metadata = [
+        let own = [
             ("NAME", pod),
             ("NAMESPACE", namespace),
             ("INSTANCE_IPS", address),
@@ -96,11 +104,14 @@ impl Asking {
         let text = |text: &String| Value {
             text: Some(text.clone()),
         };
-        let fields = metadata.map(|(key, value)| (key.to_owned(), text(value)));
+        let own = own.map(|(key, value)| (key.to_owned(), text(value)));
+        let said = metadata
+            .iter()
+            .map(|(key, value)| (key.clone(), text(value)));
         Node {
             id: format!("ztunnel~{address}~{pod}.{namespace}~{namespace}.svc.cluster.local"),
             metadata: Some(Struct {
-                fields: fields.into(),
+                fields: own.into_iter().chain(said).collect(),
             }),
         }
     }
@@ -285,5 +296,47 @@ impl<T: FnMut(Vec<Announcement>)> Desk<T> {
             refusals: self.refusals,
         };
         self.conditions.send_replace(Some(Arc::new(condition)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::Asking;
+
+    #[test]
+    fn what_the_operator_says_of_the_node_goes_before_what_the_agent_says() {
+        let said = [("NODE_NAME", "other"), ("ZONE", "b")];
+        let said = said.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let asking = Asking {
+            pod: "agent-1".to_owned(),
+            namespace: "culvert-system".to_owned(),
+            address: "10.0.0.1".to_owned(),
+            node: "n".to_owned(),
+            cluster: "c".to_owned(),
+            metadata: BTreeMap::from(said),
+        };
+        let node = asking.node();
+        assert_eq!(
+            node.id,
+            "ztunnel~10.0.0.1~agent-1.culvert-system~culvert-system.svc.cluster.local"
+        );
+        let fields = node.metadata.unwrap().fields;
+        let read: Vec<_> = fields
+            .iter()
+            .map(|(key, value)| (&**key, value.text.as_deref().unwrap_or_default()))
+            .collect();
+        assert_eq!(
+            read,
+            [
+                ("CLUSTER_ID", "c"),
+                ("INSTANCE_IPS", "10.0.0.1"),
+                ("NAME", "agent-1"),
+                ("NAMESPACE", "culvert-system"),
+                ("NODE_NAME", "other"),
+                ("ZONE", "b"),
+            ]
+        );
     }
 }

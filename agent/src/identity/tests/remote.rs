@@ -7,7 +7,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::*;
 use crate::fetch::Answer;
-use crate::identity::remote::{RemoteError, RootSource, assemble, chain, percent_decoded, request};
+use crate::identity::remote::{
+    RemoteError, RootSource, assemble, chain, percent_decoded, request, with_own,
+};
 use crate::sentence::sentence;
 use crate::signing;
 
@@ -34,6 +36,22 @@ fn made(
 ) -> Result<Identity, RemoteError> {
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
     assemble(answer, &key, own, &id("a"), SystemTime::now())
+}
+
+#[test]
+fn headers_of_the_operators_go_with_each_request() {
+    let mut said = HeaderMap::new();
+    said.insert("x-tenant", HeaderValue::from_static("blue"));
+    said.insert("authorization", HeaderValue::from_static("Bearer other"));
+    let headers = with_own(said, HeaderValue::from_static("Bearer own"), "c");
+    for (name, value) in [
+        ("x-tenant", "blue"),
+        ("authorization", "Bearer own"),
+        ("clusterid", "c"),
+    ] {
+        let all: Vec<_> = headers.get_all(name).iter().collect();
+        assert_eq!(all, [value], "{name}");
+    }
 }
 
 #[test]

@@ -262,15 +262,23 @@ fn headers(settings: &Settings) -> Result<HeaderMap, Ended> {
     bearer.set_sensitive(true);
     let cluster = HeaderValue::from_str(&settings.node.cluster)
         .map_err(|_invalid| Ended::fault("is not asked: --cluster is no header"))?;
+    Ok(with_own(settings.headers.clone(), bearer, cluster))
+}
+
+/// The operator's headers and the agent's, which go before them.
+fn with_own(mut headers: HeaderMap, bearer: HeaderValue, cluster: HeaderValue) -> HeaderMap {
     let product = concat!("culvert/", env!("CARGO_PKG_VERSION"));
-    let headers = [
+    let own = [
         (CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
         (TE, HeaderValue::from_static("trailers")),
         (USER_AGENT, HeaderValue::from_static(product)),
         (AUTHORIZATION, bearer),
         (hyper::header::HeaderName::from_static("clusterid"), cluster),
     ];
-    Ok(headers.into_iter().collect())
+    for (name, value) in own {
+        headers.insert(name, value);
+    }
+    headers
 }
 
 /// Whose certificates istiod may have.
@@ -342,8 +350,27 @@ mod tests {
     use bytes::BytesMut;
     use hyper::header::{HeaderMap, HeaderValue};
 
-    use super::{GRPC_MESSAGE, GRPC_STATUS, MAX_MESSAGE, ended, framed, unframed};
+    use super::{GRPC_MESSAGE, GRPC_STATUS, MAX_MESSAGE, ended, framed, unframed, with_own};
     use crate::sources::istiod::messages::DeltaRequest;
+
+    #[test]
+    fn headers_of_the_operators_go_with_the_call() {
+        let mut said = HeaderMap::new();
+        said.insert("x-tenant", HeaderValue::from_static("blue"));
+        said.insert("authorization", HeaderValue::from_static("Bearer other"));
+        let bearer = HeaderValue::from_static("Bearer own");
+        let headers = with_own(said, bearer, HeaderValue::from_static("c"));
+        for (name, value) in [
+            ("x-tenant", "blue"),
+            ("authorization", "Bearer own"),
+            ("clusterid", "c"),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+        ] {
+            let all: Vec<_> = headers.get_all(name).iter().collect();
+            assert_eq!(all, [value], "{name}");
+        }
+    }
 
     #[test]
     fn messages_come_out_as_they_went_in_however_they_are_cut() {
