@@ -307,7 +307,7 @@ fn identities(
         Authority::Remote(settings) => {
             let seen = snapshot.subscribe();
             let mesh = Arc::new(move || Arc::clone(&seen.borrow()));
-            SvidKeeper::ask(settings, mesh, published)
+            SvidKeeper::ask(*settings, mesh, published)
         }
         Authority::Local(directory) => SvidKeeper::open(
             directory,

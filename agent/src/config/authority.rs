@@ -62,7 +62,7 @@ pub enum Authority {
     /// A CA in this directory.
     Local(PathBuf),
     /// One that is asked.
-    Remote(RemoteSettings),
+    Remote(Box<RemoteSettings>),
 }
 
 impl AuthorityArgs {
@@ -74,7 +74,7 @@ impl AuthorityArgs {
         let Some(address) = self.ca_address.clone() else {
             return Ok(Authority::Local(self.directory(run_dir)));
         };
-        Ok(Authority::Remote(RemoteSettings {
+        Ok(Authority::Remote(Box::new(RemoteSettings {
             address,
             server_name: self.ca_hostname.clone(),
             root: self.ca_root.clone(),
@@ -82,7 +82,7 @@ impl AuthorityArgs {
             cluster: cluster.to_owned(),
             lifetime: self.lifetime(),
             headers: variables::headers(CA_HEADER, env::vars_os())?,
-        }))
+        })))
     }
 
     /// Directory of the local CA, for an agent with this run directory; not used where another is asked.
