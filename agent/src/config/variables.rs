@@ -74,7 +74,9 @@ pub(super) fn headers(
         if OWN.contains(&name.as_str()) || name.as_str().starts_with("grpc-") {
             return Err(InvalidVariable::Own(variable));
         }
-        let value = value.to_str().map(HeaderValue::from_str);
+        // `HeaderValue` takes bytes beyond ASCII as well, which gRPC does not.
+        let value = value.to_str().filter(|text| text.is_ascii());
+        let value = value.map(HeaderValue::from_str);
         let Some(Ok(mut value)) = value else {
             return Err(InvalidVariable::Value(variable));
         };
