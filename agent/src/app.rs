@@ -489,8 +489,8 @@ impl Mesh {
         self.publish(snapshot, None);
     }
 
-    /// Puts the mesh in force, once every source has told everything: identities first, so that a pod is not captured
-    /// before it can prove who it is.
+    /// Puts the mesh in force, once every source has told everything: identities are asked for first, since pods that are
+    /// captured cannot prove who they are before they have come.
     fn publish(&mut self, snapshot: Arc<Snapshot>, noticed: Option<Instant>) {
         if self.awaited.objects || self.awaited.istiod {
             return;
